@@ -1,0 +1,28 @@
+"""Fine-tune an image classifier on folders of photographs; the frozen part of the network runs once per image.
+
+The public names are loaded on first use, so that `import dogbreed` alone loads neither torch nor lightning.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dogbreed.data import DogImages
+    from dogbreed.model import DogBreedClassifier
+    from dogbreed.predictor import Predictor
+    from dogbreed.train import train
+
+__version__ = "0.1.0"
+__all__ = ["DogBreedClassifier", "DogImages", "Predictor", "train"]
+
+_HOME = {"DogBreedClassifier": "model", "DogImages": "data", "Predictor": "predictor", "train": "train"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'dogbreed' has no attribute {name!r}")
+    return getattr(import_module(f"dogbreed.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])
