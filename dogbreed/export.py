@@ -1,0 +1,152 @@
+"""The folder `model/`, the unit that travels: weights as safetensors and one JSON that says what they are.
+
+Nothing in it is executed when it is read, and nothing but it is needed: no download, no training configuration.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+import dogbreed
+from dogbreed import backbones
+from dogbreed.checkpoints import written_whole
+from dogbreed.errors import DogbreedError
+from dogbreed.images import Preprocessing
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+RECORD = "model.json"
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A network ready to answer, and what is known of it.
+
+    Attributes:
+        network: In evaluation mode, without gradients.
+        backbone: Its torchvision name.
+        class_names: By index of the output.
+        preprocessing: From an image to its input.
+        temperature: Logits are divided by it before the softmax.
+        config: The training configuration.
+        metrics: What the training reached.
+    """
+
+    network: nn.Module
+    backbone: str
+    class_names: list[str]
+    preprocessing: Preprocessing
+    temperature: float = 1.0
+    config: Mapping[str, Any] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+
+
+def save(folder: Path, model: Exported) -> Path:
+    """Writes the folder; it appears whole or not at all, and replaces an older export.
+
+    Raises:
+        DogbreedError: The disk is full or not writable, or `folder` holds something else.
+    """
+    if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
+        raise DogbreedError(f"{folder} exists and is no exported model; choose another folder.")
+    record = {
+        "format_version": FORMAT_VERSION,
+        "package_version": dogbreed.__version__,
+        "backbone": model.backbone,
+        "class_names": list(model.class_names),
+        "preprocessing": model.preprocessing.to_dict(),
+        "temperature": model.temperature,
+        "config": model.config,
+        "metrics": model.metrics,
+    }
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        # safetensors stores rows in plain order; channels_last is a matter of the machine, not of the model.
+        state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+        with written_whole(beside / WEIGHTS) as file:
+            save_file(state, file)
+        with written_whole(beside / RECORD) as file:
+            file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The checked content of `model.json`.
+
+    Raises:
+        DogbreedError: Missing, damaged, of a newer format, or without class names.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        raise DogbreedError(f"{folder} is no exported model: it has no {RECORD} (a run exports to its model/ folder).")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DogbreedError(f"{file} is not readable as JSON: {error}.") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise DogbreedError(
+            f"{file} has format version {version}; this is dogbreed {dogbreed.__version__}, which reads version "
+            f"{FORMAT_VERSION}."
+        )
+    names = record.get("class_names")
+    if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
+        raise DogbreedError(f"{file} has no list of class names.")
+    temperature = record.get("temperature")
+    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
+        raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
+    return record
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
+    """Reads an exported model; the weights are memory-mapped.
+
+    Args:
+        folder: As `save` wrote it.
+        device: Where the network goes.
+
+    Raises:
+        DogbreedError: Something is missing or damaged, or does not fit together.
+    """
+    folder = Path(folder)
+    record = read_record(folder)
+    backbone, names = record.get("backbone"), record["class_names"]
+    network = backbones.skeleton(str(backbone), len(names))
+    try:
+        with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as content:
+            state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    except FileNotFoundError as error:
+        raise DogbreedError(f"{folder} has no {WEIGHTS}; copy the whole folder.") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DogbreedError(f"{folder / WEIGHTS} is damaged ({error}); copy the folder again.") from error
+    try:
+        network.load_state_dict(state, assign=True)
+    except RuntimeError as error:
+        raise DogbreedError(
+            f"{folder / WEIGHTS} does not hold a {backbone} with {len(names)} classes, as {RECORD} says."
+        ) from error
+    network.requires_grad_(False).eval()
+    return Exported(
+        network=network.to(device=device, memory_format=torch.channels_last),
+        backbone=str(backbone),
+        class_names=names,
+        preprocessing=Preprocessing.from_dict(record.get("preprocessing", {})),
+        temperature=float(record["temperature"]),
+        config=record.get("config", {}),
+        metrics=record.get("metrics", {}),
+    )

@@ -1,0 +1,573 @@
+"""Features that are computed once: a content-keyed store on disk, how it is filled, and how a run uses it.
+
+A store belongs to one prefix (its operations, weights, preprocessing, precision, library versions); a row in it to one
+image's bytes and one view. So a changed image, weight or transform simply is not found, and nothing stale is served.
+
+On disk a store is a folder of blocks, each a safetensors file that is written beside and renamed: keys [N, 16],
+checksums [N] and features [N, ...], memory-mapped when read. A killed build has lost the block it was working on, a
+damaged row is missing, and several processes may write at once.
+
+    python -m dogbreed.features                 list the stores, the most recently used first
+    python -m dogbreed.features verify          check every row against its checksum
+    python -m dogbreed.features delete KEY ...  delete stores (a few characters of the key do); `all` deletes every one
+"""
+
+import argparse
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import sys
+import time
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import PIL
+import torch
+import torchvision
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, fx
+from torch.utils.data import DataLoader, Dataset
+
+from dogbreed.checkpoints import written_whole
+from dogbreed.cli import guard
+from dogbreed.data import DogImages, Indices, Samples
+from dogbreed.errors import DogbreedError
+from dogbreed.images import Preprocessing, View, decode, load, to_input
+from dogbreed.model import DogBreedClassifier
+from dogbreed.prefix import NoPrefix, fingerprint, split
+from dogbreed.progress import track
+
+MODES = ("auto", "off", "require")
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+BLOCK_BYTES = 64 << 20
+BLOCK_SECONDS = 15.0
+IMAGES_A_PASS = 32
+_META = "store.json"
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """`given`, or `dogbreed` in the user's cache folder."""
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
+
+
+# The store
+
+
+class Store:
+    """Features of one prefix on disk.
+
+    Args:
+        folder: Of this store; made when the first block is written.
+        shape: Of one image's features.
+        dtype: In which they are kept.
+    """
+
+    def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self._blocks: dict[str, Tensor] = {}
+        self._rows: dict[bytes, tuple[str, int]] = {}
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row on disk."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def refresh(self) -> int:
+        """Takes up blocks that have appeared; rows whose checksum does not fit are left out.
+
+        Returns:
+            How many rows were found damaged.
+        """
+        damaged = 0
+        for file in sorted(self.folder.glob("*.safetensors")):
+            if file.name not in self._blocks:
+                damaged += self._take_up(file)
+        return damaged
+
+    def _take_up(self, file: Path) -> int:
+        try:
+            with safe_open(file, framework="pt") as content:
+                index = content.get_tensor("keys").numpy()
+                checksums = content.get_tensor("checksums").numpy()
+                features = content.get_tensor("features")
+                sealed = (content.metadata() or {}).get("index")
+        except (OSError, SafetensorError, RuntimeError):
+            return 1  # half a file, or none any more
+        if sealed != _seal(index, checksums) or features.shape[1:] != self.shape or features.dtype != self.dtype:
+            return 1
+        self._blocks[file.name] = features
+        good = _checksums(features) == checksums
+        for row in np.flatnonzero(good):
+            self._rows[index[row].tobytes()] = (file.name, int(row))
+        return int((~good).sum())
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    def add(self, keys: Sequence[bytes], features: Tensor) -> None:
+        """Writes a block.
+
+        Args:
+            keys: Of the rows (`row_key`).
+            features: [N, *shape].
+
+        Raises:
+            DogbreedError: The disk is full or not writable.
+        """
+        features = features.to(self.dtype).contiguous()
+        index = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
+        checksums = _checksums(features)
+        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
+        content = {
+            "keys": torch.from_numpy(index.copy()),
+            "checksums": torch.from_numpy(checksums),
+            "features": features,
+        }
+        with written_whole(self.folder / name) as file:
+            save_file(content, file, metadata={"index": _seal(index, checksums)})
+
+    def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
+        """Rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
+        names = sorted({self._rows[key][0] for view in keys for key in view})
+        number = {name: position for position, name in enumerate(names)}
+        places = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
+        return Table([self._blocks[name] for name in names], np.array(places, dtype=np.int64), self.shape)
+
+
+class Table:
+    """Memory-mapped rows of a store, addressed as the data does: by position in a split and view."""
+
+    def __init__(self, blocks: list[Tensor], places: Indices, shape: tuple[int, ...]) -> None:
+        self.blocks = blocks
+        self.places = places  # [views, images, 2]: block and row
+        self.shape = shape
+
+    def __call__(self, indices: Indices, views: Indices) -> Tensor:
+        """Features [N, *shape] in float32 of images `indices` [N], each looked at as `views` [N] says."""
+        block, row = self.places[views, indices].T
+        result = torch.empty(len(indices), *self.shape)
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            rows = torch.from_numpy(row[here])
+            result[torch.from_numpy(here)] = self.blocks[number].index_select(0, rows).float()
+        return result
+
+
+def row_key(digest: str, view: View) -> bytes:
+    """Key of an image's bytes, seen in one way."""
+    return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
+
+
+def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: str) -> str:
+    """Key of all that turns an image's bytes into features."""
+    told = {
+        "prefix": fingerprint(prefix),
+        "preprocessing": preprocessing.to_dict(),
+        "precision": precision,
+        "device": device,
+        "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+    }
+    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=12).hexdigest()
+
+
+def _checksums(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    rows = features.reshape(len(features), -1).view(torch.uint8).numpy()
+    return np.array([zlib.crc32(row.data) for row in rows], dtype=np.int64)
+
+
+def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
+    return f"{zlib.crc32(checksums.tobytes(), zlib.crc32(index.tobytes())):08x}"
+
+
+# Filling it
+
+
+class Wanted(NamedTuple):
+    """One image and the views of it that are missing."""
+
+    path: Path
+    views: list[View]
+    keys: list[bytes]
+
+
+def missing(store: Store, splits: Mapping[str, Samples]) -> list[Wanted]:
+    """What has to be computed, one entry an image; equal images are computed once."""
+    wanted: dict[str, Wanted] = {}
+    for samples in splits.values():
+        for views in samples.views:
+            for path, digest, view in zip(samples.paths, samples.digests, views, strict=True):
+                key = row_key(digest, view)
+                if key not in store:
+                    entry = wanted.setdefault(digest, Wanted(path, [], []))
+                    if key not in entry.keys:
+                        entry.views.append(view)
+                        entry.keys.append(key)
+    return list(wanted.values())
+
+
+class _WantedImages(Dataset[tuple[int, Tensor]]):
+    """The missing views [V, 3, S, S] of one image."""
+
+    def __init__(self, wanted: list[Wanted], preprocessing: Preprocessing, max_pixels: int) -> None:
+        self.wanted, self.preprocessing, self.max_pixels = wanted, preprocessing, max_pixels
+
+    def __len__(self) -> int:
+        return len(self.wanted)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        path, views, _ = self.wanted[index]
+        if any(view.box for view in views):
+            inputs = [load(path, self.preprocessing, view, max_pixels=self.max_pixels) for view in views]
+        else:  # whole views differ in being mirrored only: one decoding serves all
+            image = decode(path, target=self.preprocessing.side, max_pixels=self.max_pixels)
+            inputs = [to_input(image, self.preprocessing, view) for view in views]
+        return index, torch.stack(inputs)
+
+
+def fill(
+    store: Store,
+    prefix: fx.GraphModule,
+    wanted: list[Wanted],
+    data: DogImages,
+    *,
+    device: torch.device,
+    precision: str,
+    quiet: bool = False,
+) -> None:
+    """Computes what is missing and adds it to the store, block by block.
+
+    Args:
+        store: Where the features go.
+        prefix: In evaluation mode, on `device`.
+        wanted: What is missing.
+        data: Says how images become inputs, and with how many workers.
+        device: Where the prefix runs.
+        precision: `bfloat16` computes in bfloat16 too; `float16` computes in float32 and keeps half.
+        quiet: No progress.
+
+    Raises:
+        DogbreedError: The disk is full.
+    """
+    keys: list[bytes] = []
+    rows: list[Tensor] = []
+    written = time.monotonic()
+
+    def write() -> None:
+        nonlocal written
+        if keys:
+            store.add(keys, torch.cat(rows))
+        keys.clear()
+        rows.clear()
+        written = time.monotonic()
+
+    total = sum(len(entry.keys) for entry in wanted)
+    with track(total, "Computing features", "views", quiet=quiet) as progress, torch.inference_mode():
+        for batch_keys, inputs in _passes(wanted, data):
+            features = _run(prefix, inputs, device, precision)[: len(batch_keys)]
+            keys.extend(batch_keys)
+            rows.append(features.to(store.dtype).cpu())
+            progress.advance(len(batch_keys))
+            if len(keys) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
+                write()
+        write()
+    store.refresh()
+
+
+def _passes(wanted: list[Wanted], data: DogImages) -> Iterator[tuple[list[bytes], Tensor]]:
+    """Batches of one fixed shape, the last filled up with zeros: a kernel is chosen by shape, and rounds its own way."""
+    images = _WantedImages(wanted, data.preprocessing, data.max_pixels)
+    workers = min(data.num_workers, len(wanted) // 16)
+    loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
+    keys: list[bytes] = []
+    inputs: list[Tensor] = []
+    for index, views in loader:
+        keys.extend(wanted[index].keys)
+        inputs.extend(views)
+        while len(inputs) >= IMAGES_A_PASS:
+            yield keys[:IMAGES_A_PASS], torch.stack(inputs[:IMAGES_A_PASS])
+            del keys[:IMAGES_A_PASS], inputs[:IMAGES_A_PASS]
+    if inputs:
+        padding = [torch.zeros_like(inputs[0])] * (IMAGES_A_PASS - len(inputs))
+        yield keys, torch.stack(inputs + padding)
+
+
+def _run(prefix: fx.GraphModule, inputs: Tensor, device: torch.device, precision: str) -> Tensor:
+    inputs = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+        features: Tensor = prefix(inputs)
+    return features
+
+
+# Using it
+
+
+class FeatureCache(Callback):
+    """Computes the frozen prefix once an image, and lets the run go on with its features.
+
+    Args:
+        mode: `auto` (used where it can be), `require` (an error where it cannot be), `off`.
+        folder: Where the stores lie; None takes the user's cache folder.
+        precision: `float32`, `bfloat16` (computed and kept so) or `float16` (kept so).
+        max_gb: What all stores together may take, in 10^9 bytes; the longest unused go first.
+        quiet: No progress.
+
+    Attributes:
+        state: `off`, `built` or `hit`, as in `metrics.json`.
+        reason: Why it is off.
+
+    Raises:
+        DogbreedError: In `require` mode, where the cache cannot be used.
+    """
+
+    def __init__(
+        self,
+        mode: str = "auto",
+        *,
+        folder: str | Path | None = None,
+        precision: str = "float32",
+        max_gb: float = 20.0,
+        quiet: bool = False,
+    ) -> None:
+        if mode not in MODES:
+            raise DogbreedError(f"cache.mode={mode} is unknown; it is one of {', '.join(MODES)}.")
+        if precision not in PRECISIONS:
+            raise DogbreedError(f"cache.precision={precision} is unknown; it is one of {', '.join(PRECISIONS)}.")
+        if not max_gb > 0:
+            raise DogbreedError(f"cache.max_gb={max_gb} is out of range; it is more than 0.")
+        self.mode, self.precision, self.max_gb, self.quiet = mode, precision, max_gb, quiet
+        self.folder = cache_folder(folder) / "features"
+        self.state = "off"
+        self.reason = "cache.mode=off" if mode == "off" else ""
+        self._ready = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Fills the store, each device its share, and hands tables to data and model."""
+        if self._ready or self.mode == "off":
+            return
+        self._ready = True
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        assert isinstance(pl_module, DogBreedClassifier)
+        assert isinstance(data, DogImages)
+        try:
+            self._use(trainer, pl_module, data)
+        except (NoPrefix, DogbreedError) as error:
+            self.state, self.reason = "off", str(error)
+            if self.mode == "require":
+                raise DogbreedError(f"cache.mode=require, but the cache cannot be used: {error}") from error
+            if not self.quiet:
+                print(f"Cache off: {self.reason}.".replace("..", "."), flush=True)
+
+    def _use(self, trainer: Trainer, model: DogBreedClassifier, data: DogImages) -> None:
+        device = trainer.strategy.root_device
+        model.to(device)
+        was_training = model.training
+        model.eval()
+        parts = split(model.network, data.preprocessing.size)
+        key = store_key(parts.prefix, data.preprocessing, self.precision, device.type)
+        store = Store(self.folder / key, parts.shape, PRECISIONS[self.precision])
+        damaged = store.refresh()
+        wanted = missing(store, data.samples)
+        if trainer.world_size > 1:  # all have to see the same before they share the work
+            trainer.strategy.barrier("features-seen")
+        if wanted:
+            self._announce(store, wanted, damaged, parts.cut)
+            with _locked(store.folder, leader=trainer.is_global_zero):
+                store.refresh()  # another run may have built it meanwhile
+                wanted = missing(store, data.samples)
+                if trainer.world_size > 1:
+                    trainer.strategy.barrier("features-locked")
+                if trainer.is_global_zero:
+                    self._prepare(store, model, parts.cut)
+                mine = wanted[trainer.global_rank :: trainer.world_size]
+                fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
+                if trainer.world_size > 1:
+                    trainer.strategy.barrier("features-filled")
+            store.refresh()
+        self.state = "built" if wanted else "hit"
+        (store.folder / _META).touch()  # its age says when it was last used
+        tables = {
+            name: store.table(
+                [[row_key(d, v) for d, v in zip(samples.digests, views, strict=True)] for views in samples.views]
+            )
+            for name, samples in data.samples.items()
+        }
+        data.use_features(tables)
+        model.use_features(parts)
+        model.train(was_training)
+
+    def _announce(self, store: Store, wanted: list[Wanted], damaged: int, cut: str) -> None:
+        """Says what is about to be done, and refuses what is too large, before anything is computed."""
+        views = sum(len(entry.keys) for entry in wanted)
+        size = views * store.row_bytes
+        if size > self.max_gb * 1e9:
+            raise DogbreedError(
+                f"the features would take {_amount(size)}, more than cache.max_gb={self.max_gb:g} allows"
+            )
+        free = shutil.disk_usage(_existing(store.folder)).free
+        if size > free:
+            raise DogbreedError(f"the features would take {_amount(size)}, and {store.folder} has {_amount(free)} left")
+        if not self.quiet:
+            again = f" ({damaged} damaged ones again)" if damaged else ""
+            print(
+                f"Features of {len(wanted):,} images up to {cut}, {views:,} views{again}: {_amount(size)} in "
+                f"{store.folder}",
+                flush=True,
+            )
+
+    def _prepare(self, store: Store, model: DogBreedClassifier, cut: str) -> None:
+        """Notes what the store holds, and makes room for it."""
+        store.folder.mkdir(parents=True, exist_ok=True)
+        told = {
+            "backbone": model.hparams["backbone"],
+            "cut": cut,
+            "shape": store.shape,
+            "precision": self.precision,
+            "preprocessing": model.preprocessing.to_dict(),
+        }
+        with written_whole(store.folder / _META) as file:
+            file.write_text(json.dumps(told, indent=2))
+        for damaged in store.folder.glob("*.safetensors"):
+            if damaged.name not in store._blocks:
+                damaged.unlink(missing_ok=True)
+        make_room(self.folder, self.max_gb, keep=store.folder)
+
+
+def make_room(folder: Path, max_gb: float, keep: Path) -> list[Path]:
+    """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
+
+    Returns:
+        The deleted stores.
+    """
+    found = stores(folder)
+    total = sum(size for _, size, _ in found)
+    deleted = []
+    for store, size, _ in sorted(found, key=lambda entry: entry[2]):
+        if total <= max_gb * 1e9:
+            break
+        if store != keep and _delete(store):
+            total -= size
+            deleted.append(store)
+    return deleted
+
+
+def stores(folder: Path) -> list[tuple[Path, int, float]]:
+    """Every store with its size in bytes and when it was last used (seconds since 1970)."""
+    found = []
+    for meta in folder.glob(f"*/{_META}"):
+        size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
+        found.append((meta.parent, size, meta.stat().st_mtime))
+    return found
+
+
+def _delete(store: Path) -> bool:
+    with (store / ".lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(store, ignore_errors=True)
+        return True
+
+
+@contextmanager
+def _locked(folder: Path, leader: bool) -> Iterator[None]:
+    """One build at a time; the others wait and find its result. The lock ends with the process that holds it."""
+    if not leader:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise DogbreedError(f"{folder} cannot be written ({error.strerror}); cache.dir= names another place") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _existing(folder: Path) -> Path:
+    return folder if folder.exists() else _existing(folder.parent)
+
+
+def _amount(size: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"
+
+
+# The command
+
+
+def _list(folder: Path) -> int:
+    found = sorted(stores(folder), key=lambda entry: -entry[2])
+    if not found:
+        print(f"No features in {folder}.")
+        return 0
+    print(f"{'key':24}  {'size':>8}  {'last used':16}  {'precision':9}  of")
+    for store, size, used in found:
+        told = json.loads((store / _META).read_text())
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        print(
+            f"{store.name:24}  {_amount(size):>8}  {when}  {told['precision']:9}  {told['backbone']} up to {told['cut']}"
+        )
+    print(f"{_amount(sum(size for _, size, _ in found))} in {folder}")
+    return 0
+
+
+def _verify(folder: Path) -> int:
+    bad = 0
+    for path, _, _ in stores(folder):
+        told = json.loads((path / _META).read_text())
+        store = Store(path, told["shape"], PRECISIONS[told["precision"]])
+        damaged = store.refresh()
+        bad += damaged
+        state = f"{damaged} damaged; the next run computes them again" if damaged else "all good"
+        print(f"{path.name}  {len(store._rows):,} rows, {state}")
+    return 1 if bad else 0
+
+
+def _delete_named(folder: Path, names: list[str]) -> int:
+    everything = [store for store, _, _ in stores(folder)]
+    for name in names:
+        chosen = everything if name == "all" else [store for store in everything if store.name.startswith(name)]
+        if not chosen and name != "all":
+            raise DogbreedError(f"No store in {folder} begins with {name}; python -m dogbreed.features lists them.")
+        for store in chosen:
+            print(f"{'deleted' if _delete(store) else 'in use, kept'}  {store.name}")
+    return 0
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command: lists, verifies or deletes what is on disk; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m dogbreed.features", description="The features kept on disk.")
+    parser.add_argument("--dir", help="cache folder (default: the user's, or $DOGBREED_CACHE)")
+    actions = parser.add_subparsers(dest="action")
+    actions.add_parser("list", help="what is there (default)")
+    actions.add_parser("verify", help="check every row")
+    actions.add_parser("delete", help="delete stores").add_argument("key", nargs="+")
+    given = parser.parse_args(argv)
+    folder = cache_folder(given.dir or os.environ.get("DOGBREED_CACHE")) / "features"
+    if given.action == "verify":
+        return guard(lambda: _verify(folder))
+    if given.action == "delete":
+        return guard(lambda: _delete_named(folder, given.key))
+    return guard(lambda: _list(folder))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,48 @@
+"""The help pages of the commands that are configured through Hydra."""
+
+TRAIN_HELP = """
+Fine-tunes an image classifier on folders of photographs, evaluates it, exports it and writes a report.
+The part of the network that stays frozen runs once per image; an epoch then takes seconds, on a CPU too.
+
+Settings are written key=value and come in groups (the files in conf/ say what each key means):
+  data        where the photographs lie, batches, augmentation    data=dogimages | data=sample
+  model       the network, what of it trains, learning rate, optimizer
+  trainer     every argument of lightning.Trainer
+  cache       the features of the frozen part: whether, where, how large
+  search      how many trials, and over which ranges (for dogbreed.tune and SageMaker's tuner)
+  sagemaker   instances, role, bucket, limits (for launch/)
+  experiment  a set of settings: experiment=quickstart | experiment=published | experiment=finetune
+
+What people change most, with the defaults:
+  data.root=data/dogImages     folder with train/ valid/ test/, one folder a breed in each
+  data.batch_size=512          --batch-size 512
+  trainer.max_epochs=5         --epochs 5
+  model.lr=0.0033              --lr 0.0033
+  model.backbone=vgg16         --backbone vgg16; any torchvision classification network
+  model.weights=imagenet       --weights imagenet; or none, or the path of a .pth or .safetensors file
+  model.trainable=head         --trainable head; block: also the last stage of the backbone; all
+  data.augment=flip            none, flip, crop
+  cache.mode=auto              auto, off, require
+  seed=0                       --seed 0
+
+Examples:
+  python -m dogbreed.train experiment=quickstart
+  python -m dogbreed.train data.root=my_dogs model.backbone=resnet50 --lr 0.001 --epochs 10
+  python -m dogbreed.train experiment=finetune trainer.devices=2 trainer.strategy=ddp trainer.precision=bf16-mixed
+
+Flags do the same as key=value: --lr --batch-size --epochs --weight-decay --label-smoothing --optimizer
+--schedule --backbone --weights --trainable --seed --experiment, and any key with __ for its dots,
+as in --data__num_workers 2. Loggers: loggers.csv={} adds one, 'loggers={csv: {}}' puts it in place of all others.
+
+Flags of Hydra:
+  --cfg job        print the configuration instead of running (with --resolve: what ${...} stands for)
+  --multirun, -m   one run for each of several values: -m model.lr=0.001,0.01
+  --config-dir X   take groups and experiments from folder X too
+  --info           how the configuration came about; --hydra-help lists the rest
+
+Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: config.yaml, metrics.json, metrics.csv,
+checkpoints/, model/ (what is deployed), report.html, predictions.csv.
+
+To go on with a run that was stopped: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT.
+resume=auto goes on if there is something to go on with, and starts anew otherwise.
+"""

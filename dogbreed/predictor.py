@@ -1,0 +1,121 @@
+"""`Predictor`: from photographs to breeds with an exported model, the same way in a script, a server or an endpoint."""
+
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from dogbreed import export
+from dogbreed.errors import DogbreedError
+from dogbreed.images import MAX_PIXELS, BadImage, load
+
+Source = str | os.PathLike[str] | bytes
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The answer for one photograph.
+
+    Attributes:
+        label: The most probable breed.
+        index: Its place among the class names.
+        probability: Calibrated with the exported temperature, from 0 to 1.
+        top: The most probable breeds with their probabilities, best first.
+    """
+
+    label: str
+    index: int
+    probability: float
+    top: tuple[tuple[str, float], ...]
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain values for JSON."""
+        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        return {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
+
+
+class Predictor:
+    """Answers for photographs with an exported model. Safe to share between threads.
+
+    Args:
+        model: Folder of an exported model (a run's `model/`).
+        device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
+        max_pixels: Larger images are refused before they are decoded.
+
+    Raises:
+        DogbreedError: The folder does not hold a model that can be read.
+    """
+
+    def __init__(
+        self, model: str | Path, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        if device is None:
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        self.device = torch.device(device)
+        self.model = export.load(model, self.device)
+        self.class_names = self.model.class_names
+        self.max_pixels = max_pixels
+
+    def predict(self, sources: Iterable[Source], *, top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
+        """Answers for all sources, in their order.
+
+        Args:
+            sources: Paths or the bytes of image files.
+            top_k: Breeds in `Prediction.top`; no more than there are classes.
+            batch_size: Images in one pass.
+
+        Raises:
+            BadImage: One of them cannot be used; `try_predict` answers the others.
+        """
+        answers = []
+        for answer in self.try_predict(sources, top_k=top_k, batch_size=batch_size):
+            if isinstance(answer, BadImage):
+                raise answer
+            answers.append(answer)
+        return answers
+
+    def try_predict(
+        self, sources: Iterable[Source], *, top_k: int = 5, batch_size: int = 32
+    ) -> Iterator[Prediction | BadImage]:
+        """As `predict`, one by one as they are ready, with the error in place of an answer for a bad image."""
+        if top_k < 1:
+            raise DogbreedError(f"top_k={top_k} is out of range; it is a whole number from 1.")
+        if batch_size < 1:
+            raise DogbreedError(f"batch_size={batch_size} is out of range; it is a whole number from 1.")
+        remaining = iter(sources)
+        while group := list(islice(remaining, batch_size)):
+            inputs = [self._input(source) for source in group]
+            good = [value for value in inputs if isinstance(value, Tensor)]
+            answers = iter(self._answers(self.logits(torch.stack(good)), top_k) if good else [])
+            for value in inputs:
+                yield value if isinstance(value, BadImage) else next(answers)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Logits [N, classes] in float32 of network inputs [N, 3, S, S], on the CPU and before the temperature."""
+        with torch.inference_mode():
+            images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
+            logits: Tensor = self.model.network(images).float().cpu()
+        return logits
+
+    def _input(self, source: Source) -> Tensor | BadImage:
+        try:
+            return load(source, self.model.preprocessing, max_pixels=self.max_pixels)
+        except BadImage as error:
+            return error
+
+    def _answers(self, logits: Tensor, top_k: int) -> Sequence[Prediction]:
+        probabilities = (logits.double() / self.model.temperature).softmax(1)
+        values, places = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
+        return [
+            Prediction(
+                label=self.class_names[row_places[0]],
+                index=row_places[0],
+                probability=row_values[0],
+                top=tuple((self.class_names[i], p) for i, p in zip(row_places, row_values, strict=True)),
+            )
+            for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True)
+        ]

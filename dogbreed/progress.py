@@ -1,0 +1,135 @@
+"""One way to show how far a long piece of work has come: how much, how fast, how long still."""
+
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+LINE_EVERY_SECONDS = 10.0
+LINE_EVERY_FRACTION = 0.25
+
+
+class Tracker(Protocol):
+    """What `track` hands out."""
+
+    def advance(self, n: int = 1) -> None:
+        """Say that `n` more units are done; any thread may call it."""
+
+
+@contextmanager
+def track(
+    total: int | None, description: str, unit: str = "images", *, done: int = 0, quiet: bool = False
+) -> Iterator[Tracker]:
+    """Show progress on standard error: a bar on a terminal, elsewhere a plain line now and then.
+
+    Args:
+        total: How many units there are, None when nobody knows.
+        description: What is going on, such as "Reading images".
+        unit: What is counted; "bytes" is shown as kB, MB and GB.
+        done: Units that were done before, as in a download that is resumed; they do not count into the rate.
+        quiet: Show nothing.
+    """
+    if quiet:
+        yield _Silent()
+    elif sys.stderr.isatty():
+        console = Console(file=sys.stderr)
+        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(unit), _Rate(unit), TimeRemainingColumn())
+        with Progress(*columns, console=console, speed_estimate_period=30) as bar:
+            task = bar.add_task(description, total=total, completed=done)
+            yield _Bar(bar, task)
+    else:
+        lines = _Lines(total, description, unit, done)
+        yield lines
+        lines.finish()
+
+
+class _Silent:
+    def advance(self, n: int = 1) -> None:
+        """Show nothing."""
+
+
+class _Bar:
+    def __init__(self, bar: Progress, task: int) -> None:
+        self.bar, self.task = bar, bar.task_ids[task]
+
+    def advance(self, n: int = 1) -> None:
+        self.bar.advance(self.task, n)
+
+
+class _Lines:
+    """Plain lines for log files: one per quarter of the work, and one when ten seconds went by without."""
+
+    def __init__(self, total: int | None, description: str, unit: str, done: int) -> None:
+        self.total, self.description, self.unit = total, description, unit
+        self.before = self.done = self.printed = done
+        self.start = self.last = time.monotonic()
+        self.lock = threading.Lock()
+
+    def advance(self, n: int = 1) -> None:
+        with self.lock:
+            self.done += n
+            quarter = bool(self.total) and self._quarter(self.done) > self._quarter(self.printed)
+            if quarter or time.monotonic() - self.last >= LINE_EVERY_SECONDS:
+                self._print()
+
+    def finish(self) -> None:
+        with self.lock:
+            if self.done > self.printed:
+                self._print()
+
+    def _quarter(self, done: int) -> int:
+        return int(done / (self.total or 1) / LINE_EVERY_FRACTION)
+
+    def _print(self) -> None:
+        self.printed, self.last = self.done, time.monotonic()
+        rate = (self.done - self.before) / max(self.last - self.start, 1e-9)
+        text = f"{self.description}: {_amount(self.done, self.total, self.unit)}, {_count(rate, self.unit)}/s"
+        if self.total and rate and self.done < self.total:
+            text += f", {_duration((self.total - self.done) / rate)} left"
+        print(text, file=sys.stderr, flush=True)
+
+
+class _Amount(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self.unit = unit
+
+    def render(self, task: Task) -> Text:
+        total = None if task.total is None else int(task.total)
+        return Text(_amount(int(task.completed), total, self.unit))
+
+
+class _Rate(_Amount):
+    def render(self, task: Task) -> Text:
+        speed = task.finished_speed or task.speed
+        return Text("" if speed is None else f"{_count(speed, self.unit)}/s")
+
+
+def _amount(done: int, total: int | None, unit: str) -> str:
+    if total is None:
+        return _count(done, unit)
+    if unit == "bytes":
+        return f"{_count(done, unit)} of {_count(total, unit)}"
+    return f"{done:,} of {total:,} {unit}"
+
+
+def _count(number: float, unit: str) -> str:
+    if unit != "bytes":
+        return f"{number:,.1f} {unit}" if number < 10 and number != int(number) else f"{number:,.0f} {unit}"
+    for name in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {name}" if name != "MB" else f"{number:.1f} {name}"
+        number /= 1000
+    return f"{number:.2f} GB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
