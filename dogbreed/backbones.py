@@ -94,7 +94,8 @@ def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: 
         backbone: Name of a torchvision classification network.
         num_classes: Outputs of the new head.
         weights: `imagenet` (torchvision's published file, downloaded into the hub's cache folder when missing),
-            `none`, or the path of a state_dict (.pth, .pt or .safetensors). A head of another size in a file is dropped.
+            `none`, or the path of a state_dict (.pth, .pt or .safetensors). A head
+            of another size in a file is dropped.
         seed: Of every random initial value; the global random state is left as it was.
 
     Raises:
@@ -147,9 +148,9 @@ def head_name(network: nn.Module) -> str:
 
 def last_stage(network: nn.Module, backbone: str) -> list[str]:
     """Dotted names of the modules that make up the last stage before the head (`trainable=block`)."""
-    for family, names in _LAST_STAGE.items():
+    for family, modules in _LAST_STAGE.items():
         if backbone.startswith(family):
-            return list(names)
+            return list(modules)
     if backbone.startswith("vit"):
         layers = network.get_submodule("encoder.layers")
         return [f"encoder.layers.{list(dict(layers.named_children()))[-1]}", "encoder.ln"]

@@ -150,8 +150,7 @@ class Bar(Callback):
     ) -> None:
         if self._bar is None:
             return
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
-        told = f"loss {float(loss):.3f} " if loss is not None else ""
+        told = f"loss {_loss(outputs):.3f} "
         told += f"{self._accuracy}{self._rate(_images_seen(pl_module)):,.0f} images/s"
         self._bar.update(self._task, advance=1, epoch=trainer.current_epoch + 1, told=told)
 
@@ -189,13 +188,12 @@ class PlainProgress(Callback):
         now = time.monotonic()
         if not trainer.is_global_zero or now - self._told < self.every_seconds:
             return
-        loss = outputs["loss"] if isinstance(outputs, dict) else outputs
         rate = self._rate(_images_seen(pl_module))
         steps = int(trainer.num_training_batches)
         left = (now - self._rate.started) / (batch_idx + 1) * (steps - batch_idx - 1)
         print(
             f"epoch {trainer.current_epoch + 1}: step {batch_idx + 1}/{steps}, "
-            f"loss {float(loss) if loss is not None else math.nan:.3f}, "
+            f"loss {_loss(outputs):.3f}, "
             f"{rate:,.1f} images/s, {left:.0f} s left in this epoch",
             flush=True,
         )
@@ -222,6 +220,11 @@ class _Rate:
 
     def __call__(self, seen: int) -> float:
         return (seen - self._first) / max(time.monotonic() - self.started, 1e-9)
+
+
+def _loss(outputs: Any) -> float:
+    """Of the step that has just ended, as Lightning passes it on."""
+    return float(outputs["loss"] if isinstance(outputs, dict) else outputs)
 
 
 def _images_seen(module: LightningModule) -> int:

@@ -41,20 +41,19 @@ def written_whole(path: Path) -> Iterator[Path]:
         beside.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
         beside.unlink(missing_ok=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
-        if full or isinstance(error, OSError):
-            cause = "the disk is full" if full else f"{error.strerror or error}"
-            raise DogbreedError(f"{path} could not be written: {cause}; the file that was there before is kept.") from (
-                error
-            )
-        if "PytorchStreamWriter" in str(error) or "write" in str(error):
-            raise DogbreedError(
-                f"{path} could not be written (is the disk full?); the file that was there before is kept."
-            ) from error
-        raise
+        raise DogbreedError(f"{path} could not be written ({_cause(error)}); what was there before is kept.") from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
+
+
+def _cause(error: Exception) -> str:
+    """Why writing failed; torch and safetensors hide the operating system's number in their text."""
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+        return "the disk is full"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return "is the disk full?" if "write" in str(error).lower() else str(error).strip().splitlines()[0]
 
 
 class RunCheckpointIO(CheckpointIO):

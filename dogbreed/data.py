@@ -5,6 +5,7 @@ generators keyed by (seed, epoch). They depend on nothing else: not on workers, 
 pixels or remembered features are delivered.
 """
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -304,12 +305,12 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-(-(-self.count // self.world)) // self.batch_size)
+        return math.ceil(math.ceil(self.count / self.world) / self.batch_size)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         order = keyed(self.seed, "order", self.epoch).permutation(self.count)
         views = keyed(self.seed, "view", self.epoch).integers(self.views, size=self.count)
-        mine = np.resize(order, -(-self.count // self.world) * self.world)[self.rank :: self.world]
+        mine = np.resize(order, math.ceil(self.count / self.world) * self.world)[self.rank :: self.world]
         places = np.stack([mine, views[mine]], axis=1).tolist()
         for start in range(0, len(places), self.batch_size):
             yield [(index, view) for index, view in places[start : start + self.batch_size]]
@@ -325,7 +326,7 @@ class EvaluationBatches(Sampler[list[tuple[int, int]]]):
         if count < world:
             raise DogbreedError(f"{count} images cannot be evaluated on {world} devices; use trainer.devices={count}.")
         self.mine = np.arange(rank, count, world)
-        self.batches = -(-(-(-count // world)) // batch_size)
+        self.batches = math.ceil(math.ceil(count / world) / batch_size)
         self.batch_size = batch_size
         self.world = world
 

@@ -142,7 +142,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         ) from error
     network.requires_grad_(False).eval()
     return Exported(
-        network=network.to(device=device, memory_format=torch.channels_last),
+        network=network.to(device).to(memory_format=torch.channels_last),
         backbone=str(backbone),
         class_names=names,
         preprocessing=Preprocessing.from_dict(record.get("preprocessing", {})),

@@ -287,7 +287,7 @@ def fill(
 
 
 def _passes(wanted: list[Wanted], data: DogImages) -> Iterator[tuple[list[bytes], Tensor]]:
-    """Batches of one fixed shape, the last filled up with zeros: a kernel is chosen by shape, and rounds its own way."""
+    """Batches of one fixed shape, the last filled up with zeros: kernels are chosen by shape, and round differently."""
     images = _WantedImages(wanted, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(wanted) // 16)
     loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
@@ -522,9 +522,8 @@ def _list(folder: Path) -> int:
     for store, size, used in found:
         told = json.loads((store / _META).read_text())
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
-        print(
-            f"{store.name:24}  {_amount(size):>8}  {when}  {told['precision']:9}  {told['backbone']} up to {told['cut']}"
-        )
+        what = f"{told['backbone']} up to {told['cut']}"
+        print(f"{store.name:24}  {_amount(size):>8}  {when}  {told['precision']:9}  {what}")
     print(f"{_amount(sum(size for _, size, _ in found))} in {folder}")
     return 0
 

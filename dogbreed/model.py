@@ -116,16 +116,13 @@ class DogBreedClassifier(LightningModule):
         self.network.to(memory_format=torch.channels_last)
         backbones.freeze(self.network, backbone, trainable)
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
-        self.metrics = nn.ModuleDict(
-            {
-                "train_loss": MeanMetric(),
-                "val_loss": MeanMetric(),
-                "val_acc": MulticlassAccuracy(num_classes, average="micro"),
-                "test_loss": MeanMetric(),
-                "test_acc": MulticlassAccuracy(num_classes, average="micro"),
-                "test_top5": MulticlassAccuracy(num_classes, top_k=min(5, num_classes), average="micro"),
-            }
-        )
+        accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
+        self.train_loss = MeanMetric()
+        self.val_loss = MeanMetric()
+        self.val_acc = MulticlassAccuracy(**accuracy)
+        self.test_loss = MeanMetric()
+        self.test_acc = MulticlassAccuracy(**accuracy)
+        self.test_top5 = MulticlassAccuracy(**accuracy, top_k=min(5, num_classes))
         self.split: Split | None = None
         self.images_seen = 0
         self.predictions: Predictions | None = None  # of the last evaluation
@@ -193,37 +190,38 @@ class DogBreedClassifier(LightningModule):
         # Waiting for the loss would stall a GPU at each step; there the check runs on every 16th and on epoch end.
         if (loss.device.type == "cpu" or batch_idx % 16 == 0) and not math.isfinite(loss.item()):
             raise self._diverged("train_loss", batch_idx)
-        self.metrics["train_loss"].update(loss.detach(), weight=len(batch.labels))
+        self.train_loss.update(loss.detach(), weight=len(batch.labels))
         self.images_seen += len(batch.labels) * self.trainer.world_size
         return loss
 
     def on_train_epoch_end(self) -> None:
-        loss = self.metrics["train_loss"].compute()
-        self.metrics["train_loss"].reset()
+        loss = self.train_loss.compute()
+        self.train_loss.reset()
         if not math.isfinite(loss.item()):
-            raise self._diverged("train_loss", self.trainer.num_training_batches - 1)
+            raise self._diverged("train_loss", int(self.trainer.num_training_batches) - 1)
         self.log("train_loss", loss)
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits, loss = self._evaluate(batch)
-        self.metrics["val_loss"].update(loss, weight=len(batch.labels))
-        self.metrics["val_acc"].update(logits, batch.labels)
-        self.log("val_loss", self.metrics["val_loss"], on_step=False, on_epoch=True)
-        self.log("val_acc", self.metrics["val_acc"], on_step=False, on_epoch=True)
+        self.val_loss.update(loss, weight=len(batch.labels))
+        self.val_acc.update(logits, batch.labels)
+        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True)
+        self.log("val_acc", self.val_acc, on_step=False, on_epoch=True)
 
     def on_validation_epoch_end(self) -> None:
         self._gather("valid")
-        loss = self.metrics["val_loss"].compute()
+        loss = self.val_loss.compute()
         if not math.isfinite(loss.item()):
-            raise self._diverged("val_loss", self.trainer.num_training_batches - 1)
+            raise self._diverged("val_loss", int(self.trainer.num_training_batches) - 1)
 
     def test_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits, loss = self._evaluate(batch)
-        self.metrics["test_loss"].update(loss, weight=len(batch.labels))
-        self.log("test_loss", self.metrics["test_loss"], on_step=False, on_epoch=True)
-        for name in ("test_acc", "test_top5"):
-            self.metrics[name].update(logits, batch.labels)
-            self.log(name, self.metrics[name], on_step=False, on_epoch=True)
+        self.test_loss.update(loss, weight=len(batch.labels))
+        self.log("test_loss", self.test_loss, on_step=False, on_epoch=True)
+        self.test_acc.update(logits, batch.labels)
+        self.test_top5.update(logits, batch.labels)
+        self.log("test_acc", self.test_acc, on_step=False, on_epoch=True)
+        self.log("test_top5", self.test_top5, on_step=False, on_epoch=True)
 
     def on_test_epoch_end(self) -> None:
         self._gather("test")

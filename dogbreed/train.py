@@ -99,7 +99,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     started = time.monotonic()
     settings = compose(overrides) if config is None else dict(config)
     _quiet_lightning()
-    main_process = rank_zero_only.rank == 0
+    main_process = getattr(rank_zero_only, "rank", 0) == 0
     say = _Say(main_process)
 
     checkpoint_path = _find_checkpoint(settings)
@@ -147,11 +147,11 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 def _data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
     backbone = settings["model"]["backbone"]
     given = dict(settings["data"])
-    resize = given.pop("resize")
+    resize, size = given.pop("resize"), given.pop("size")
     memory = cache_folder(settings["cache"]["dir"]) / "scan.json"
     return DogImages(
         **given,
-        preprocessing=backbones.preprocessing_of(backbone, resize=resize),
+        preprocessing=backbones.preprocessing_of(backbone, resize=resize, size=size),
         views=settings["cache"]["views"],
         scan_memory=memory,
         seed=settings["seed"],
