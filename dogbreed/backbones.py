@@ -257,7 +257,7 @@ def read_state(file: Path) -> dict[str, Tensor]:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)", str(error))
-        if code:
+        if code and (zipfile.is_zipfile(file) or _begins_as_pickle(file)):
             named = f" ({code.group(1)})" if code.group(1) else ""
             raise DogbreedError(
                 f"{file} is a pickle that would run code{named} when loaded, so it was not; save the plain "
@@ -272,6 +272,11 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DogbreedError(f"{file} holds no state_dict (a mapping of names to tensors).")
     return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
+
+
+def _begins_as_pickle(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(1) == pickle.PROTO
 
 
 def _reset_head(network: nn.Module) -> None:

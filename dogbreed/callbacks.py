@@ -49,6 +49,7 @@ class History(Checkpoint):
     Attributes:
         rows: One dict an epoch, with the columns of `metrics.csv`.
         best: The row of the best epoch; None before the first.
+        kept: Epochs that the last checkpoint holds; while an epoch is being saved, one less than there are rows.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -56,6 +57,7 @@ class History(Checkpoint):
         self.config = config
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
+        self.kept = 0
         self._started = time.monotonic()
         self._seen = 0
 
@@ -92,6 +94,7 @@ class History(Checkpoint):
         if better:
             trainer.save_checkpoint(self.best_path)
         trainer.save_checkpoint(self.last_path)
+        self.kept = len(self.rows)
         if trainer.is_global_zero:
             self._write_csv()
 
@@ -109,6 +112,7 @@ class History(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rows = [dict(row) for row in state_dict["rows"]]
         self.best = state_dict["best"]
+        self.kept = len(self.rows)
 
     @property
     def state_key(self) -> str:

@@ -9,7 +9,7 @@ import errno
 import os
 import pickle
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -32,15 +32,16 @@ def written_whole(path: Path) -> Iterator[Path]:
     Raises:
         DogbreedError: The disk is full or not writable; nothing is left behind.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):  # where there is no folder, there is no file
+            beside.unlink(missing_ok=True)
         raise DogbreedError(f"{path} could not be written ({_cause(error)}); what was there before is kept.") from error
     except BaseException:
         beside.unlink(missing_ok=True)
@@ -53,7 +54,8 @@ def _cause(error: Exception) -> str:
         return "the disk is full"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
-    return "is the disk full?" if "write" in str(error).lower() else str(error).strip().splitlines()[0]
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return "is the disk full?" if "write" in str(error).lower() else lines[0]
 
 
 class RunCheckpointIO(CheckpointIO):

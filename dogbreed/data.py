@@ -225,6 +225,10 @@ class DogImages(LightningDataModule):
         """Delivers features in place of images for the splits that have a reader."""
         self._readers = dict(readers)
 
+    def reader(self, split: str) -> FeatureReader:
+        """Features of a split by (positions, views)."""
+        return self._readers[split]
+
     def train_dataloader(self) -> DataLoader[Any]:
         rank, world = self._place()
         samples = self.samples["train"]
@@ -326,7 +330,8 @@ class EvaluationBatches(Sampler[list[tuple[int, int]]]):
         if count < world:
             raise DogbreedError(f"{count} images cannot be evaluated on {world} devices; use trainer.devices={count}.")
         self.mine = np.arange(rank, count, world)
-        self.batches = math.ceil(math.ceil(count / world) / batch_size)
+        # No more than the device with the fewest images can fill: with batch_size=1 one batch may hold two.
+        self.batches = min(math.ceil(math.ceil(count / world) / batch_size), count // world)
         self.batch_size = batch_size
         self.world = world
 

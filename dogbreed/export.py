@@ -4,6 +4,7 @@ Nothing in it is executed when it is read, and nothing but it is needed: no down
 """
 
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -56,7 +57,7 @@ def save(folder: Path, model: Exported) -> Path:
     Raises:
         DogbreedError: The disk is full or not writable, or `folder` holds something else.
     """
-    if folder.exists() and not (folder / RECORD).exists() and any(folder.iterdir()):
+    if folder.exists() and not (folder.is_dir() and ((folder / RECORD).exists() or not any(folder.iterdir()))):
         raise DogbreedError(f"{folder} exists and is no exported model; choose another folder.")
     record = {
         "format_version": FORMAT_VERSION,
@@ -71,7 +72,6 @@ def save(folder: Path, model: Exported) -> Path:
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        beside.mkdir(parents=True)
         # safetensors stores rows in plain order; channels_last is a matter of the machine, not of the model.
         state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
         with written_whole(beside / WEIGHTS) as file:
@@ -80,6 +80,8 @@ def save(folder: Path, model: Exported) -> Path:
             file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         beside.replace(folder)
+    except OSError as error:
+        raise DogbreedError(f"{folder} could not be replaced ({error.strerror}); choose another folder.") from error
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
@@ -108,8 +110,10 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
         raise DogbreedError(f"{file} has no list of class names.")
     temperature = record.get("temperature")
-    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not temperature > 0:
+    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
         raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
+    if not isinstance(record.get("preprocessing"), dict):
+        raise DogbreedError(f"{file} does not say its preprocessing.")
     return record
 
 
@@ -125,6 +129,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
     """
     folder = Path(folder)
     record = read_record(folder)
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DogbreedError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from error
     backbone, names = record.get("backbone"), record["class_names"]
     network = backbones.skeleton(str(backbone), len(names))
     try:
@@ -135,7 +143,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DogbreedError(f"{folder / WEIGHTS} is damaged ({error}); copy the folder again.") from error
     try:
+        wanted = network.state_dict()
         network.load_state_dict(state, assign=True)
+        if any(state[name].dtype != value.dtype for name, value in wanted.items()):
+            raise RuntimeError("values of another precision")
     except RuntimeError as error:
         raise DogbreedError(
             f"{folder / WEIGHTS} does not hold a {backbone} with {len(names)} classes, as {RECORD} says."
@@ -145,7 +156,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         network=network.to(device).to(memory_format=torch.channels_last),
         backbone=str(backbone),
         class_names=names,
-        preprocessing=Preprocessing.from_dict(record.get("preprocessing", {})),
+        preprocessing=Preprocessing.from_dict(record["preprocessing"]),
         temperature=float(record["temperature"]),
         config=record.get("config", {}),
         metrics=record.get("metrics", {}),

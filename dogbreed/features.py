@@ -22,7 +22,7 @@ import shutil
 import sys
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +34,7 @@ import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dogbreed.checkpoints import written_whole
@@ -50,7 +50,6 @@ MODES = ("auto", "off", "require")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK_BYTES = 64 << 20
 BLOCK_SECONDS = 15.0
-IMAGES_A_PASS = 32
 _META = "store.json"
 
 
@@ -171,13 +170,14 @@ def row_key(digest: str, view: View) -> bytes:
     return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
 
 
-def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: str) -> str:
+def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: torch.device) -> str:
     """Key of all that turns an image's bytes into features."""
     told = {
         "prefix": fingerprint(prefix),
         "preprocessing": preprocessing.to_dict(),
         "precision": precision,
-        "device": device,
+        "device": device.type,
+        "plan": str(plan(prefix, device, precision)),
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
     }
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -193,6 +193,11 @@ def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
 
 
 # Filling it
+
+
+def _keys(samples: Samples) -> list[list[bytes]]:
+    """Row keys of a split by view and image."""
+    return [[row_key(digest, view) for digest, view in zip(samples.digests, v, strict=True)] for v in samples.views]
 
 
 class Wanted(NamedTuple):
@@ -237,6 +242,44 @@ class _WantedImages(Dataset[tuple[int, Tensor]]):
         return index, torch.stack(inputs)
 
 
+class Plan(NamedTuple):
+    """How the prefix is run. It depends on the network and the machine's kind alone, never on a timing: kernels round
+    differently, and a build that goes on should come to the same numbers.
+
+    Attributes:
+        images: In one pass. On a CPU few, so that what one layer leaves for the next stays in reach of malloc and of
+            the processor's caches: MobileNetV2 runs twice as fast with 4 as with 32.
+        layout: Memory format of images and weights.
+        winograd: Whether convolutions run through NNPACK instead of oneDNN.
+    """
+
+    images: int
+    layout: torch.memory_format
+    winograd: bool
+
+
+def plan(prefix: fx.GraphModule, device: torch.device, precision: str) -> Plan:
+    """Chooses how to run a prefix.
+
+    NNPACK's Winograd transform takes 3x3 convolutions of stride 1 with a fraction of the multiplications, in float32 to
+    within 1e-5 of the direct ones; torch calls it for 16 images and more. oneDNN has a match for it on AVX-512 only.
+    VGG16 ran 1.7 times as fast with it on two cores with AVX2.
+    """
+    if device.type != "cpu":
+        return Plan(64, torch.channels_last, winograd=False)
+    convolutions = [module for module in prefix.modules() if isinstance(module, nn.Conv2d)]
+    total = sum(module.weight.numel() for module in convolutions)
+    small = sum(
+        module.weight.numel()
+        for module in convolutions
+        if (module.kernel_size, module.stride, module.dilation, module.groups) == ((3, 3), (1, 1), (1, 1), 1)
+    )
+    able = torch.backends.nnpack.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if able and precision != "bfloat16" and small > 0.8 * total:
+        return Plan(16, torch.contiguous_format, winograd=True)
+    return Plan(4, torch.channels_last, winograd=False)
+
+
 def fill(
     store: Store,
     prefix: fx.GraphModule,
@@ -274,9 +317,11 @@ def fill(
         written = time.monotonic()
 
     total = sum(len(entry.keys) for entry in wanted)
-    with track(total, "Computing features", "views", quiet=quiet) as progress, torch.inference_mode():
-        for batch_keys, inputs in _passes(wanted, data):
-            features = _run(prefix, inputs, device, precision)[: len(batch_keys)]
+    way = plan(prefix, device, precision)
+    with track(total, "Computing features", "views", quiet=quiet) as progress, _running(prefix, way, device, precision):
+        for batch_keys, inputs in _passes(wanted, data, way.images):
+            images = inputs.to(device, non_blocking=True).contiguous(memory_format=way.layout)
+            features: Tensor = prefix(images)[: len(batch_keys)]
             keys.extend(batch_keys)
             rows.append(features.to(store.dtype).cpu())
             progress.advance(len(batch_keys))
@@ -286,29 +331,37 @@ def fill(
     store.refresh()
 
 
-def _passes(wanted: list[Wanted], data: DogImages) -> Iterator[tuple[list[bytes], Tensor]]:
+def _passes(wanted: list[Wanted], data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
     """Batches of one fixed shape, the last filled up with zeros: kernels are chosen by shape, and round differently."""
-    images = _WantedImages(wanted, data.preprocessing, data.max_pixels)
+    source = _WantedImages(wanted, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(wanted) // 16)
-    loader = DataLoader(images, batch_size=None, num_workers=workers, generator=torch.Generator())
+    loader = DataLoader(source, batch_size=None, num_workers=workers, generator=torch.Generator())
     keys: list[bytes] = []
     inputs: list[Tensor] = []
     for index, views in loader:
         keys.extend(wanted[index].keys)
         inputs.extend(views)
-        while len(inputs) >= IMAGES_A_PASS:
-            yield keys[:IMAGES_A_PASS], torch.stack(inputs[:IMAGES_A_PASS])
-            del keys[:IMAGES_A_PASS], inputs[:IMAGES_A_PASS]
+        while len(inputs) >= images:
+            yield keys[:images], torch.stack(inputs[:images])
+            del keys[:images], inputs[:images]
     if inputs:
-        padding = [torch.zeros_like(inputs[0])] * (IMAGES_A_PASS - len(inputs))
+        padding = [torch.zeros_like(inputs[0])] * (images - len(inputs))
         yield keys, torch.stack(inputs + padding)
 
 
-def _run(prefix: fx.GraphModule, inputs: Tensor, device: torch.device, precision: str) -> Tensor:
-    inputs = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        features: Tensor = prefix(inputs)
-    return features
+@contextmanager
+def _running(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[None]:
+    """The prefix set up as planned; the network's own layout is put back afterwards."""
+    onednn = bool(torch.backends.mkldnn.enabled)
+    prefix.to(memory_format=way.layout)
+    torch.backends.mkldnn.enabled = onednn and not way.winograd  # type: ignore[assignment]
+    try:
+        bfloat16 = torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bfloat16")
+        with torch.inference_mode(), bfloat16:
+            yield
+    finally:
+        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
+        prefix.to(memory_format=torch.channels_last)
 
 
 # Using it
@@ -354,59 +407,84 @@ class FeatureCache(Callback):
         self._ready = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fills the store, each device its share, and hands tables to data and model."""
-        if self._ready or self.mode == "off":
-            return
-        self._ready = True
+        """Fills the store, each device its share, before Lightning asks for the first batch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, DogBreedClassifier)
         assert isinstance(data, DogImages)
-        try:
-            self._use(trainer, pl_module, data)
-        except (NoPrefix, DogbreedError) as error:
-            self.state, self.reason = "off", str(error)
-            if self.mode == "require":
-                raise DogbreedError(f"cache.mode=require, but the cache cannot be used: {error}") from error
-            if not self.quiet:
-                print(f"Cache off: {self.reason}.".replace("..", "."), flush=True)
+        strategy = trainer.strategy
+        barrier = strategy.barrier if trainer.world_size > 1 else lambda name: None
+        self.attach(pl_module, data, strategy.root_device, trainer.global_rank, trainer.world_size, barrier)
 
-    def _use(self, trainer: Trainer, model: DogBreedClassifier, data: DogImages) -> None:
-        device = trainer.strategy.root_device
-        model.to(device)
+    def attach(
+        self,
+        model: DogBreedClassifier,
+        data: DogImages,
+        device: torch.device,
+        rank: int = 0,
+        world: int = 1,
+        barrier: Callable[[str], Any] = lambda name: None,
+    ) -> None:
+        """Lets data deliver features and the model take them, computing first what is missing; once.
+
+        Args:
+            model: Frozen as it will be trained.
+            data: Set up.
+            device: Where the prefix runs.
+            rank: Of this process among `world` that share the work.
+            world: Number of processes.
+            barrier: Waits for the others.
+
+        Raises:
+            DogbreedError: In `require` mode, where the cache cannot be used.
+        """
+        if self._ready or self.mode == "off":
+            return
+        self._ready = True
         was_training = model.training
-        model.eval()
+        try:
+            self._attach(model, data, device, rank, world, barrier)
+        except (NoPrefix, DogbreedError) as error:
+            self.state, self.reason = "off", str(error).rstrip(".")
+            if self.mode == "require":
+                raise DogbreedError(f"cache.mode=require, but the cache cannot be used: {self.reason}.") from error
+            if not self.quiet:
+                print(f"Cache off: {self.reason}.", flush=True)
+        finally:
+            model.train(was_training)
+
+    def _attach(
+        self,
+        model: DogBreedClassifier,
+        data: DogImages,
+        device: torch.device,
+        rank: int,
+        world: int,
+        barrier: Callable[[str], Any],
+    ) -> None:
+        model.to(device).eval()
         parts = split(model.network, data.preprocessing.size)
-        key = store_key(parts.prefix, data.preprocessing, self.precision, device.type)
+        key = store_key(parts.prefix, data.preprocessing, self.precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[self.precision])
         damaged = store.refresh()
         wanted = missing(store, data.samples)
-        if trainer.world_size > 1:  # all have to see the same before they share the work
-            trainer.strategy.barrier("features-seen")
+        barrier("features-seen")  # all have to see the same before they share the work
         if wanted:
             self._announce(store, wanted, damaged, parts.cut)
-            with _locked(store.folder, leader=trainer.is_global_zero):
-                store.refresh()  # another run may have built it meanwhile
-                wanted = missing(store, data.samples)
-                if trainer.world_size > 1:
-                    trainer.strategy.barrier("features-locked")
-                if trainer.is_global_zero:
+            with _locked(store.folder, leader=rank == 0):
+                if world == 1:  # another run may have built it while this one waited for the lock
+                    store.refresh()
+                    wanted = missing(store, data.samples)
+                if rank == 0:
                     self._prepare(store, model, parts.cut)
-                mine = wanted[trainer.global_rank :: trainer.world_size]
+                barrier("features-locked")
+                mine = wanted[rank::world]
                 fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
-                if trainer.world_size > 1:
-                    trainer.strategy.barrier("features-filled")
+                barrier("features-filled")
             store.refresh()
         self.state = "built" if wanted else "hit"
         (store.folder / _META).touch()  # its age says when it was last used
-        tables = {
-            name: store.table(
-                [[row_key(d, v) for d, v in zip(samples.digests, views, strict=True)] for views in samples.views]
-            )
-            for name, samples in data.samples.items()
-        }
-        data.use_features(tables)
+        data.use_features({name: store.table(_keys(samples)) for name, samples in data.samples.items()})
         model.use_features(parts)
-        model.train(was_training)
 
     def _announce(self, store: Store, wanted: list[Wanted], damaged: int, cut: str) -> None:
         """Says what is about to be done, and refuses what is too large, before anything is computed."""

@@ -46,3 +46,27 @@ checkpoints/, model/ (what is deployed), report.html, predictions.csv.
 To go on with a run that was stopped: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT.
 resume=auto goes on if there is something to go on with, and starts anew otherwise.
 """
+
+TUNE_HELP = """
+Searches hyperparameters on this machine. Optuna proposes the trials; those that share a batch size train side by side
+on features that are computed once, so a search costs little more than one training.
+
+What people change most, with the defaults:
+  search.trials=20             settings to try
+  search.objective=val_loss    or val_acc with search.direction=maximize
+  search.parallel=10           trials proposed at a time; the next ones learn from their results
+  search.prune=true            stop a trial that is behind the median of the others at the same epoch
+  trainer.max_epochs=5         epochs a trial
+  search.space.model.lr.high=0.2                                            change a range
+  'search.space.model.weight_decay={low: 1e-6, high: 1e-2, log: true}'      add a range
+  '~search.space.data'                                                      take one out
+
+Examples:
+  python -m dogbreed.tune data=sample model.weights=none search.trials=10
+  python -m dogbreed.tune data.root=my_dogs model.backbone=resnet50 search.trials=50 --epochs 10
+
+All other settings and flags are those of python -m dogbreed.train (see its --help).
+
+Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: trials.csv, best.yaml, search.png, study.db.
+The same command with the same output_dir goes on with a search that was stopped.
+"""

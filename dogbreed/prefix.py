@@ -13,6 +13,7 @@ import hashlib
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -37,6 +38,10 @@ class Tail(nn.Module):
         super().__init__()
         # In a tuple, so that they are not registered: the network owns the parameters.
         self._graphs = (evaluation_graph, training_graph)
+
+    def graph(self, training: bool) -> fx.GraphModule:
+        """The graph of one mode."""
+        return self._graphs[training]
 
     def forward(self, features: Tensor, training: bool) -> Tensor:
         """Logits [N, classes] of features [N, ...] as the prefix gave them."""
@@ -75,7 +80,6 @@ def split(network: nn.Module, size: int) -> Split:
         NoPrefix: The network cannot be traced, or nothing before its first trainable or random operation can be
             passed on as one tensor.
     """
-    was_training = network.training
     with _restored(network):
         set_mode(network, training=False)
         evaluation = _trace(network)
@@ -85,7 +89,6 @@ def split(network: nn.Module, size: int) -> Split:
         cut = _deepest_cut(training, fixed, shapes)
         set_mode(network, training=False)
         _check_evaluation(evaluation, training.graph, cut, rows[cut], size)
-    set_mode(network, was_training)
     nodes = list(training.graph.nodes)
     index = nodes.index(cut)
     prefix, training_tail = _parts(network, training.graph, index)
@@ -100,11 +103,20 @@ def fingerprint(prefix: fx.GraphModule) -> str:
     digest.update(prefix.code.encode())
     for node in prefix.graph.nodes:
         if node.op == "call_module":
-            digest.update(f"{node.target}: {prefix.get_submodule(node.target)!r}".encode())
-    for name, value in sorted(prefix.state_dict().items()):
+            module = prefix.get_submodule(node.target)
+            # MultiheadAttention is one whose repr leaves settings out.
+            digest.update(f"{node.target}: {module!r} {[_settings(part) for part in module.modules()]}".encode())
+    for name, value in sorted([*prefix.named_parameters(), *prefix.named_buffers()]):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain attributes by name; the mode is none, since the prefix computes the same in both."""
+    plain = (bool, int, float, str, tuple, NoneType)
+    found = ((name, value) for name, value in vars(module).items() if isinstance(value, plain))
+    return sorted((name, value) for name, value in found if not name.startswith("_") and name != "training")
 
 
 class _Tracer(fx.Tracer):
@@ -114,11 +126,34 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(network: nn.Module) -> fx.GraphModule:
+    """The network's graph. What Python code does beside it is lost, and must be nothing that matters."""
+    buffers, state = _buffers(network), _random_state()
+    one, two = _trace_once(network), _trace_once(network)
+    quiet = _same_state(state, _random_state()) and _equal(buffers, _buffers(network))
+    if not (quiet and one.code == two.code and _equal(_constants(one), _constants(two))):
+        raise NoPrefix("it draws random numbers or changes a buffer while it is traced")
+    return one
+
+
+def _trace_once(network: nn.Module) -> fx.GraphModule:
     try:
         return fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # fx raises whatever the traced code raises
         reason = str(error).strip().splitlines()
         raise NoPrefix(f"torch.fx cannot trace it ({reason[0] if reason else type(error).__name__})") from error
+
+
+def _constants(traced: fx.GraphModule) -> dict[str, Tensor]:
+    """Tensors that the code made while it was traced."""
+    return {name: value for name, value in vars(traced).items() if isinstance(value, Tensor)} | _buffers(traced)
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
 
 
 class _Recorder(fx.Interpreter):
@@ -289,12 +324,15 @@ def _same_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
 
 @contextmanager
 def _restored(network: nn.Module) -> Iterator[None]:
-    """Puts the buffers and the random states back: the probe runs whatever the network does."""
-    buffers = {name: buffer.clone() for name, buffer in network.named_buffers()}
+    """Puts modes, buffers and random states back: the probe runs whatever the network does."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = _buffers(network)
     (cpu, *devices), python, numpy = _random_state()
     try:
         yield
     finally:
+        for module, mode in modes:
+            module.training = mode
         with torch.no_grad():
             for name, buffer in network.named_buffers():
                 buffer.copy_(buffers[name])

@@ -23,6 +23,7 @@ from typing import Any
 import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 import dogbreed
@@ -36,6 +37,7 @@ from dogbreed.errors import DogbreedError, Interrupted
 from dogbreed.features import FeatureCache, cache_folder
 from dogbreed.help import TRAIN_HELP
 from dogbreed.model import DogBreedClassifier, Predictions
+from dogbreed.results import Answers, Run
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
@@ -98,31 +100,33 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     """
     started = time.monotonic()
     settings = compose(overrides) if config is None else dict(config)
-    _quiet_lightning()
+    prepare_process()
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     say = _Say(main_process)
 
     checkpoint_path = _find_checkpoint(settings)
-    folder = _folder(settings, checkpoint_path)
+    folder = run_folder(settings, checkpoint_path)
     trainer_arguments = dict(settings["trainer"])
     callbacks = _callbacks(settings, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
-    data = _data(settings, quiet=not main_process)
+    data = build_data(settings, quiet=not main_process)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint is not None and checkpoint_path is not None:
         _check_same_run(checkpoint, settings, checkpoint_path)
     if main_process:
         data.prepare_data()
     data.setup()
-    model = _model(settings, data, checkpoint)
+    model = build_model(settings, data, checkpoint)
     say(f"dogbreed {dogbreed.__version__}: {' '.join(_facts(data, model, settings))}")
 
     history = History(folder, settings)
+    # Behind the cache's setup, which may still refuse.
+    starts = [LambdaCallback(on_fit_start=lambda *_: _start_folder(folder, settings, data))] if main_process else []
     io_plugin = RunCheckpointIO(backbones.changing_names(model.network))
     trainer = _trainer(
         {
             **trainer_arguments,
-            "callbacks": [*callbacks, history],
+            "callbacks": [*callbacks, history, *starts],
             "logger": _loggers(settings["loggers"], folder) if main_process else False,
             "plugins": [io_plugin],
             "default_root_dir": folder,
@@ -131,12 +135,15 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
             "enable_model_summary": False,
         }
     )
-    if main_process:
-        _start_folder(folder, settings, data)
     os.environ[_FOLDER_FOR_RANKS] = str(folder)  # for the processes that Lightning starts
     try:
-        _fit(trainer, model, data, checkpoint_path, history)
+        model.train()
+        trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path)
         return _finish(trainer, model, data, history, cache, settings, started, say)
+    except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes a SystemExit of a Ctrl-C
+        if isinstance(error, SystemExit) and not trainer.interrupted:
+            raise
+        raise _interrupted(history, checkpoint_path) from None
     finally:
         os.environ.pop(_FOLDER_FOR_RANKS, None)
 
@@ -144,7 +151,8 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 # Before training
 
 
-def _data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
+def build_data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
+    """The data group as DogImages, with the preprocessing that the network's weights expect."""
     backbone = settings["model"]["backbone"]
     given = dict(settings["data"])
     resize, size = given.pop("resize"), given.pop("size")
@@ -159,7 +167,10 @@ def _data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
     )
 
 
-def _model(settings: Mapping[str, Any], data: DogImages, checkpoint: Mapping[str, Any] | None) -> DogBreedClassifier:
+def build_model(
+    settings: Mapping[str, Any], data: DogImages, checkpoint: Mapping[str, Any] | None
+) -> DogBreedClassifier:
+    """The model group as a classifier of the data's classes; with a checkpoint, no weights are looked for."""
     arguments = dict(settings["model"])
     if checkpoint is not None:
         arguments["weights"] = None
@@ -177,22 +188,21 @@ def _model(settings: Mapping[str, Any], data: DogImages, checkpoint: Mapping[str
     return model
 
 
+def build_cache(settings: Mapping[str, Any], quiet: bool) -> FeatureCache:
+    """The cache group as a callback."""
+    given = settings["cache"]
+    return FeatureCache(
+        given["mode"], folder=given["dir"], precision=given["precision"], max_gb=given["max_gb"], quiet=quiet
+    )
+
+
 def _callbacks(settings: Mapping[str, Any], quiet: bool) -> list[Callback]:
     progress = settings["progress"]
     if progress not in ("auto", "bar", "plain", "none"):
         raise DogbreedError(f"progress={progress} is unknown; it is one of auto, bar, plain, none.")
     if progress == "auto":
         progress = "bar" if sys.stderr.isatty() else "plain"
-    given = settings["cache"]
-    callbacks: list[Callback] = [
-        FeatureCache(
-            given["mode"],
-            folder=given["dir"],
-            precision=given["precision"],
-            max_gb=given["max_gb"],
-            quiet=quiet or progress == "none",
-        )
-    ]
+    callbacks: list[Callback] = [build_cache(settings, quiet=quiet or progress == "none")]
     if settings["early_stopping"] is not None:
         callbacks.append(PatientStopping(settings["early_stopping"]))
     if progress != "none" and not quiet:
@@ -230,7 +240,8 @@ def _trainer(arguments: Mapping[str, Any]) -> Trainer:
         raise
 
 
-def _folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
+def run_folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
+    """Where a run writes; not made yet."""
     if os.environ.get(_FOLDER_FOR_RANKS):
         return Path(os.environ[_FOLDER_FOR_RANKS])
     if settings["output_dir"]:
@@ -310,26 +321,14 @@ def _facts(data: DogImages, model: DogBreedClassifier, settings: Mapping[str, An
 # Training
 
 
-def _fit(
-    trainer: Trainer, model: DogBreedClassifier, data: DogImages, checkpoint: Path | None, history: History
-) -> None:
-    model.train()
-    try:
-        trainer.fit(model, datamodule=data, ckpt_path=checkpoint)
-    except (KeyboardInterrupt, SystemExit) as error:
-        if isinstance(error, SystemExit) and not trainer.interrupted:
-            raise
-        raise _interrupted(history) from None
-    if trainer.interrupted:
-        raise _interrupted(history)
-
-
-def _interrupted(history: History) -> Interrupted:
-    if not history.last_path.exists():
-        return Interrupted("Stopped before the first epoch ended; there is nothing to resume from.")
-    return Interrupted(
-        f"Stopped after {len(history.rows)} epochs; go on with resume={history.folder} and the same settings."
-    )
+def _interrupted(history: History, checkpoint: Path | None) -> Interrupted:
+    if history.kept:
+        return Interrupted(
+            f"Stopped after {history.kept} epochs; go on with resume={history.folder} and the same settings."
+        )
+    if checkpoint is not None:
+        return Interrupted(f"Stopped before training went on; {checkpoint} is as it was.")
+    return Interrupted("Stopped before the first epoch ended; there is nothing to resume from.")
 
 
 # After training
@@ -391,7 +390,7 @@ def _finish(
             metrics=metrics,
         ),
     )
-    report.write(folder / "report.html", metrics, history.rows, settings, data)
+    _report(folder / "report.html", model, data, history, settings, metrics, test or valid)
     if test:
         correct = int((test.logits.argmax(1) == test.labels).sum())
         total = len(test.labels)
@@ -402,6 +401,33 @@ def _finish(
         )
     say(_summary(folder, metrics, data))
     return Result(metrics, folder, model)
+
+
+def _report(
+    file: Path,
+    model: DogBreedClassifier,
+    data: DogImages,
+    history: History,
+    settings: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    said: Predictions,
+) -> None:
+    split = "test" if settings["test"] else "valid"
+    paths = [data.samples[split].paths[place] for place in said.indices.tolist()]
+    run = Run(
+        class_names=data.classes,
+        backbone=model.hparams["backbone"],
+        preprocessing=model.preprocessing,
+        root=data.root,
+        photos=data.samples,
+        answers=Answers(split, said.logits, said.labels, paths, metrics["temperature"]),
+        metrics=metrics,
+        history=history.rows,
+        skipped=data.skipped,
+        config=settings,
+        network=model.network,
+    )
+    report.write_safely(file, run)
 
 
 def _predictions(model: DogBreedClassifier) -> Predictions:
@@ -488,8 +514,13 @@ class _Say:
             print(text, flush=True)
 
 
-def _quiet_lightning() -> None:
-    """Lightning's own chatter says in many lines what the run says in three."""
+def prepare_process() -> None:
+    """Settings of the whole process: no denormal numbers, and no chatter.
+
+    An optimizer's moments shrink until they are denormal, and a step then takes up to 20 times as long. Lightning says
+    in many lines what the run says in three.
+    """
+    torch.set_flush_denormal(True)
     for name in ("lightning.pytorch", "lightning.fabric", "lightning"):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
@@ -500,6 +531,7 @@ def _quiet_lightning() -> None:
         r".*GPU available but not used.*",
         r".*module\(s\) in eval mode at the start of training.*",  # frozen batch norm is meant to be
         r".*LeafSpec.*is deprecated.*",
+        r".*It is recommended to use `self.log\('train_loss'.*",  # it was added up over all devices before
     ):
         warnings.filterwarnings("ignore", message=message)
 
