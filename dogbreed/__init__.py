@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from dogbreed.predictor import Predictor
     from dogbreed.train import train
 
-# OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless told otherwise, and take the cores from
-# whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
+# OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless told otherwise, and take the cores
+# from whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
 # instead of 39 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 

@@ -5,6 +5,7 @@ than its right neighbour?) finds candidates among all pairs; the correlation of 
 throws out those that only have a like layout.
 """
 
+import filecmp
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,13 +63,24 @@ def find_duplicates(photos: Mapping[str, Samples], *, quiet: bool = False) -> li
             found += [Pair(split, index, other, twin, True) for index, twin in exact.items()]
             if looked:
                 near = same_pictures(pictures[split], pictures[other])
-                found += [Pair(split, index, other, twin, False) for index, twin in near.items() if index not in exact]
+                known = photos[split].digests and photos[other].digests
+                for index, twin in near.items():
+                    if index not in exact:
+                        same = not known and _same_bytes(photos[split].paths[index], photos[other].paths[twin])
+                        found.append(Pair(split, index, other, twin, same))
     return sorted(found, key=lambda pair: not pair.exact)
 
 
 def _same_files(one: Sequence[str], other: Sequence[str]) -> dict[int, int]:
     where = {digest: index for index, digest in reversed(list(enumerate(other)))}
     return {index: where[digest] for index, digest in enumerate(one) if digest in where}
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
 
 
 def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int, int]:

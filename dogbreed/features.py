@@ -318,7 +318,7 @@ def fill(
 
     total = sum(len(entry.keys) for entry in wanted)
     way = plan(prefix, device, precision)
-    with track(total, "Computing features", "views", quiet=quiet) as progress, _running(prefix, way, device, precision):
+    with track(total, "Computing features", "views", quiet=quiet) as progress, running(prefix, way, device, precision):
         for batch_keys, inputs in _passes(wanted, data, way.images):
             images = inputs.to(device, non_blocking=True).contiguous(memory_format=way.layout)
             features: Tensor = prefix(images)[: len(batch_keys)]
@@ -350,7 +350,7 @@ def _passes(wanted: list[Wanted], data: DogImages, images: int) -> Iterator[tupl
 
 
 @contextmanager
-def _running(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[None]:
+def running(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[None]:
     """The prefix set up as planned; the network's own layout is put back afterwards."""
     onednn = bool(torch.backends.mkldnn.enabled)
     prefix.to(memory_format=way.layout)
@@ -517,7 +517,7 @@ class FeatureCache(Callback):
         }
         with written_whole(store.folder / _META) as file:
             file.write_text(json.dumps(told, indent=2))
-        for damaged in store.folder.glob("*.safetensors"):
+        for damaged in (*store.folder.glob("*.safetensors"), *store.folder.glob(".*.tmp")):  # of killed runs
             if damaged.name not in store._blocks:
                 damaged.unlink(missing_ok=True)
         make_room(self.folder, self.max_gb, keep=store.folder)

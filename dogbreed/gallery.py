@@ -34,7 +34,7 @@ def mixed_up(run: Run) -> Markup | None:
         return tag("p", "Nothing: every photograph was named rightly.")
     wrong = int((run.answers.predicted != run.answers.labels).sum())
     inside = sum(pair.forth + pair.back for pair in pairs)
-    text = f"{inside} of {count(wrong, 'mistake')} lie between the breeds of {count(len(pairs), 'pair')}."
+    text = f"The pairs of breeds with the most mistakes between them: {inside} of all {wrong}."
     text += " Beside each photograph that was mistaken stands one of the breed it was taken for."
     return joined([tag("p", text), tag("div", *(_pair_card(run, run.answers, p) for p in pairs), class_="cards")])
 

@@ -167,7 +167,7 @@ class HeadTrainer:
             if on_epoch:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
-            stop = [not np.isfinite(head.history[-1]["val_loss"]) for head in stack.heads]
+            stop = [not np.isfinite(list(head.history[-1].values())).all() for head in stack.heads]
             if give_up and epoch + 1 < epochs:
                 stop = [one or other for one, other in zip(stop, give_up(epoch + 1, stack.heads), strict=True)]
             if any(stop):

@@ -6,9 +6,9 @@ from itertools import pairwise
 from typing import NamedTuple
 
 SETTLED = 0.01  # val_loss within 1 % of its best counts as settled
-STILL_FALLING = 0.01  # less than 1 % in the last epoch is no reason to train on
+STILL_FALLING = 0.01  # less than 1 % an epoch is no reason to train on
 OVERFITTED = 0.02  # val_loss 2 % above its best, with train_loss below what it was then
-WIDE_GAP = 0.5  # nats between train_loss and val_loss
+WIDE_GAP = 0.25  # nats; with a train_loss of less than half of val_loss, it has learnt by heart
 
 
 class Lesson(NamedTuple):
@@ -66,16 +66,21 @@ def lesson(history: Sequence[Mapping[str, float]], classes: int) -> Lesson:
             f"train_loss falls; the weights of epoch {epochs[best]} were kept, and what helps is data.augment=crop, "
             f"model.label_smoothing=0.1, more photographs, or simply trainer.max_epochs={epochs[best]}.",
         )
-    falling = (valid[-2] - valid[-1]) / valid[-2]
-    if best == len(rows) - 1 and falling > STILL_FALLING:
+    # What the last quarter has gained has to stand out from how far the loss jumps up by chance.
+    recent = max(1, len(valid) // 4)
+    before = min(valid[:-recent])
+    jump = max(0.0, *(later - earlier for earlier, later in pairwise(valid[len(valid) // 2 - 1 :])))
+    falling = (before - valid[best]) / before / recent
+    if falling > STILL_FALLING and before - valid[best] > jump:
         return Lesson(
             "improving",
-            f"Still improving: val_loss fell by {falling:.1%} in the last epoch, so train longer, "
+            f"Still improving: val_loss fell by {falling:.1%} an epoch at the end, so train longer, "
             f"with trainer.max_epochs={2 * epochs[-1]} and early_stopping=3.",
         )
-    settled = next(epoch for epoch, loss in zip(epochs, valid, strict=True) if loss <= (1 + SETTLED) * valid[best])
+    near = valid[best] + max(SETTLED * valid[best], jump)
+    settled = next(epoch for epoch, loss in zip(epochs, valid, strict=True) if loss <= near)
     text = f"Settled: val_loss has stayed near {valid[best]:.3f} since epoch {settled}, so more epochs will not help"
-    if valid[best] - train[best] > WIDE_GAP:
+    if valid[best] - train[best] > WIDE_GAP and 2 * train[best] < valid[best]:
         return Lesson(
             "settled",
             f"{text}; it fits what it has seen far better (train_loss {train[best]:.3f}), which more photographs, "

@@ -98,7 +98,7 @@ def facts(pairs: Iterable[tuple[object, object]]) -> Markup:
 def bar(low: float, value: float, high: float) -> Markup:
     """A share from 0 to 1 with its interval, on a line from 0 to 100 %."""
     interval = tag("span", style=f"left:{100 * low:.1f}%;width:{100 * (high - low):.1f}%")
-    mark = tag("i", style=f"left:{100 * value:.1f}%")
+    mark = tag("i", style=f"left:calc((100% - 4px)*{value:.3f})")
     return tag("div", interval, mark, class_="bar", aria_hidden="true")
 
 
@@ -186,7 +186,7 @@ dd { margin: 0; font-weight: 600; font-variant-numeric: tabular-nums; overflow-w
 .bar { position: relative; height: .6rem; min-width: 7rem; border-radius: .3rem; background: var(--line);
   overflow: hidden; }
 .bar span { position: absolute; top: 0; bottom: 0; background: var(--band); }
-.bar i { position: absolute; top: 0; bottom: 0; width: 4px; margin-left: -2px; background: var(--blue);
+.bar i { position: absolute; top: 0; bottom: 0; width: 4px; background: var(--blue);
   border-radius: 2px; }
 .result .bar { height: 1rem; border-radius: .5rem; }
 .ends { display: flex; justify-content: space-between; font-size: .78rem; color: var(--muted); }
@@ -213,7 +213,7 @@ figure img.whole { object-fit: contain; }
 figcaption { font-size: .82rem; line-height: 1.35; margin-top: .35rem; overflow-wrap: anywhere; }
 .gone { display: grid; place-items: center; aspect-ratio: 1; padding: .5rem; border: 1px dashed var(--line);
   border-radius: 5px; text-align: center; font-size: .8rem; color: var(--muted); }
-.matrix svg { display: block; width: 100%; min-width: 46rem; height: auto; }
+.matrix svg { display: block; width: 100%; height: auto; }
 pre { background: var(--raised); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem;
   line-height: 1.5; margin: .5rem 0 1rem; }
 pre.command { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }

@@ -19,6 +19,8 @@ from dogbreed.page import Markup, joined, shown, tag, text
 INK = "#010203"  # stands for the page's own colour of text until the drawing is in the page
 BLUE, ORANGE = "#3d85e0", "#e0762d"  # both readable on white and on black
 MOST_LABELS = 160  # classes whose names are written at a confusion matrix
+SMALLEST = 4.0  # thousandths of the width that a mistake takes up
+MOST_COUNTS = 30  # classes whose counts are written into it
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
     "svg.hashsalt": "dogbreed",  # equal data give equal files
@@ -97,40 +99,42 @@ def confusion_matrix(matrix: NDArray[np.int64], order: Sequence[int], names: Seq
     """Mistakes by class and by what was said, on a logarithmic scale of colour; the right answers stay pale.
 
     Each coloured cell says its count when pointed at. Drawn for any number of classes; names are written up to
-    `MOST_LABELS`.
+    `MOST_LABELS`, counts up to `MOST_COUNTS`.
     """
     count = len(order)
-    labelled = count <= MOST_LABELS
-    cell = 800 / count
-    font = min(cell * 0.95, 12.0)
+    cell = min(800 / count, 48.0)
+    side = cell * count
+    font = min(cell * 0.95, 13.0)
     longest = max((len(names[label]) for label in order), default=0)
-    margin = min(longest * font * 0.56 + 6, 280.0) if labelled else 0.0
+    margin = min(longest * font * 0.56 + 6, 280.0) if count <= MOST_LABELS else 0.0
     place = {label: position for position, label in enumerate(order)}
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    most = max(int(wrong.max(initial=0)), 1)
-    parts: list[Markup] = [
-        _element("rect", x=margin, y=0, width=800, height=800, fill="currentColor", fill_opacity=0.035),
-        _element("line", x1=margin, y1=0, x2=margin + 800, y2=800, stroke=BLUE, stroke_opacity=0.45, stroke_width=cell),
-    ]
-    for row, column in np.argwhere(wrong).tolist():
-        mistakes = int(wrong[row, column])
-        strength = 0.35 + 0.65 * math.log1p(mistakes) / math.log1p(most)
-        told = f"{shown(names[row])}, taken for {shown(names[column])}: {mistakes} of {int(matrix[row].sum())}"
-        box = {"x": margin + place[column] * cell, "y": place[row] * cell, "width": cell, "height": cell}
-        parts.append(_element("rect", tag("title", told), **box, fill=ORANGE, fill_opacity=round(strength, 2)))
-        if count <= 20:
-            centre = {"x": box["x"] + cell / 2, "y": box["y"] + cell / 2, "text_anchor": "middle"}
-            parts.append(_element("text", str(mistakes), **centre, **_lettering(font), pointer_events="none"))
-    if labelled:
-        for label in order:
-            middle = place[label] * cell + cell / 2
-            name, style = text(shown(names[label])), _lettering(font)
-            parts.append(_element("text", name, x=margin - 4, y=middle, text_anchor="end", **style))
-            turn = f"translate({margin + middle:.1f} 804) rotate(90)"
-            parts.append(_element("text", name, transform=turn, **style))
-    size = f"0 0 {margin + 800:.0f} {800 + margin:.0f}"
-    drawing = tag("svg", joined(parts), viewBox=size, role="img", aria_label="Confusion matrix")
+    most = max(int(np.where(np.eye(len(matrix), dtype=bool), 0, matrix).max(initial=0)), 1)
+    parts = [_element("rect", x=margin, y=0, width=side, height=side, fill="currentColor", fill_opacity=0.035)]
+    cells = sorted(np.argwhere(matrix).tolist(), key=lambda place: place[0] != place[1])  # mistakes lie on top
+    for row, column in cells:
+        images = int(matrix[row, column])
+        told = f"{shown(names[row])}, taken for {shown(names[column])}" if row != column else shown(names[row])
+        told += f": {images} of {int(matrix[row].sum())}"
+        strength = 0.35 + 0.65 * math.log1p(images) / math.log1p(most) if row != column else 0.35
+        # Of a thousand classes a cell is less than a pixel: a mistake has to be seen all the same.
+        extra = max(0.0, SMALLEST - cell) / 2 if row != column else 0.0
+        x, y = margin + place[column] * cell - extra, place[row] * cell - extra
+        size = cell + 2 * extra
+        paint = {"fill": BLUE if row == column else ORANGE, "fill_opacity": round(strength, 2)}
+        parts.append(_element("rect", tag("title", told), x=x, y=y, width=size, height=size, **paint))
+        if count <= MOST_COUNTS:
+            centre = {"x": x + cell / 2, "y": y + cell / 2, "text_anchor": "middle", "pointer_events": "none"}
+            parts.append(_element("text", str(images), **centre, **_lettering(font)))
+    for label in order if margin else ():
+        middle = place[label] * cell + cell / 2
+        name, style = text(shown(names[label])), _lettering(font)
+        parts.append(_element("text", name, x=margin - 5, y=middle, text_anchor="end", **style))
+        turn = f"translate({margin + middle:.1f} {side + 5:.1f}) rotate(90)"
+        parts.append(_element("text", name, transform=turn, **style))
+    # A small matrix keeps its size; a large one fills the page, and scrolls on a phone.
+    width = f"max-width:{margin + side:.0f}px" if side < 800 else "min-width:46rem"
+    box = f"0 0 {margin + side:.0f} {side + margin:.0f}"
+    drawing = tag("svg", joined(parts), viewBox=box, style=width, role="img", aria_label="Confusion matrix")
     return tag("div", drawing, class_="matrix scroll", tabindex="0", role="region", aria_label="Confusion matrix")
 
 

@@ -11,6 +11,7 @@ alone and gave the same image the same numbers both times, although its neighbou
 
 import hashlib
 import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import NoneType
@@ -22,6 +23,9 @@ from torch import Tensor, fx, nn
 from torchvision.ops import StochasticDepth
 
 from dogbreed.backbones import set_mode
+
+# While torch.fx traces, it has its own hands in nn.Module.__call__; two at once would leave them there.
+_TRACING = threading.Lock()
 
 
 class NoPrefix(Exception):
@@ -85,15 +89,15 @@ def split(network: nn.Module, size: int) -> Split:
         evaluation = _trace(network)
         set_mode(network, training=True)
         training = _trace(network)
-        fixed, shapes, rows = _probe(training, size)
-        cut = _deepest_cut(training, fixed, shapes)
+        fixed, seen = _probe(training, size)
+        cut = _deepest_cut(training, fixed, seen.shapes)
         set_mode(network, training=False)
-        _check_evaluation(evaluation, training.graph, cut, rows[cut], size)
+        _check_evaluation(evaluation, training.graph, cut, seen.first_rows[cut], size)
     nodes = list(training.graph.nodes)
     index = nodes.index(cut)
-    prefix, training_tail = _parts(network, training.graph, index)
-    _, evaluation_tail = _parts(network, evaluation.graph, index)
-    shape = tuple(shapes[cut][1:])
+    prefix, training_tail = _parts(network, training.graph, index, seen.orders[cut])
+    _, evaluation_tail = _parts(network, evaluation.graph, index, seen.orders[cut])
+    shape = tuple(seen.shapes[cut][1:])
     return Split(prefix, Tail(training_tail, evaluation_tail), _name(cut), shape, index, len(nodes) - 1)
 
 
@@ -137,7 +141,8 @@ def _trace(network: nn.Module) -> fx.GraphModule:
 
 def _trace_once(network: nn.Module) -> fx.GraphModule:
     try:
-        return fx.GraphModule(network, _Tracer().trace(network))
+        with _TRACING:
+            return fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # fx raises whatever the traced code raises
         reason = str(error).strip().splitlines()
         raise NoPrefix(f"torch.fx cannot trace it ({reason[0] if reason else type(error).__name__})") from error
@@ -163,6 +168,7 @@ class _Recorder(fx.Interpreter):
         super().__init__(graph_module)
         self.first_rows: dict[fx.Node, Tensor] = {}
         self.shapes: dict[fx.Node, torch.Size] = {}
+        self.orders: dict[fx.Node, tuple[int, ...]] = {}
         self.touched: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
@@ -175,6 +181,7 @@ class _Recorder(fx.Interpreter):
             self.touched.add(n)
         if isinstance(result, Tensor):
             self.shapes[n] = result.shape
+            self.orders[n] = tuple(sorted(range(result.dim()), key=result.stride().__getitem__, reverse=True))
             # Cloned: an operation in place further on would overwrite it.
             self.first_rows[n] = result[:1].detach().clone() if result.dim() else result.detach().clone()
         return result
@@ -191,6 +198,7 @@ def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
     images = [torch.rand(3, size, size, generator=generator) for _ in range(3)]
     parameter = next(traced.parameters(), images[0])
     batch = torch.stack([images[0], images[neighbour]]).to(parameter.device, parameter.dtype)
+    batch = batch.contiguous(memory_format=torch.channels_last)  # as the data gives them
     recorder = _Recorder(traced)
     try:
         with torch.no_grad():
@@ -200,8 +208,8 @@ def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
     return recorder
 
 
-def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], dict[fx.Node, torch.Size], dict[fx.Node, Tensor]]:
-    """The nodes that are frozen and deterministic; every node's shape for a batch of two; its numbers for one image."""
+def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], _Recorder]:
+    """The nodes that are frozen and deterministic, and what was seen of every node in a batch of two."""
     one, two = _record(traced, size, neighbour=1), _record(traced, size, neighbour=2)
     fixed = set()
     for node in traced.graph.nodes:
@@ -210,7 +218,7 @@ def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], dict[fx.Nod
         if node in one.first_rows and not torch.equal(one.first_rows[node], two.first_rows[node]):
             continue
         fixed.add(node)
-    return fixed, one.shapes, one.first_rows
+    return fixed, one
 
 
 def _has_trainable(traced: fx.GraphModule, node: fx.Node) -> bool:
@@ -272,8 +280,19 @@ def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.No
     return best
 
 
-def _parts(network: nn.Module, graph: fx.Graph, index: int) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Two graphs over the network's own modules: up to and including node `index`, and the rest."""
+def laid_out(features: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The same numbers with their dimensions in the given order in memory, along which dropout draws its mask."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return features.permute(order).contiguous().permute(back)
+
+
+def _parts(
+    network: nn.Module, graph: fx.Graph, index: int, order: tuple[int, ...]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Two graphs over the network's own modules: up to and including node `index`, and the rest.
+
+    The second lays the features out in memory as the network itself would have passed them on.
+    """
     nodes = list(graph.nodes)
     first, second = nodes[: index + 1], nodes[index + 1 :]
     attributes = [node for node in first if node.op == "get_attr"]
@@ -286,7 +305,8 @@ def _parts(network: nn.Module, graph: fx.Graph, index: int) -> tuple[fx.GraphMod
     _drop_unused_reads(prefix_graph)
 
     tail_graph = fx.Graph()
-    copies = {nodes[index]: tail_graph.placeholder("features")}
+    given = tail_graph.placeholder("features")
+    copies = {nodes[index]: tail_graph.call_function(laid_out, (given, order))}
     for node in attributes:
         copies[node] = tail_graph.node_copy(node, copies.__getitem__)
     for node in second:

@@ -148,7 +148,7 @@ def _leak_warning(run: Run, duplicates: Sequence[Pair]) -> Markup:
     kept = torch.ones(len(answers), dtype=torch.bool)
     kept[leaked] = False
     told = f"{count(len(leaked), 'photograph')} of the {_WHAT[answers.split]} split also "
-    told += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, which makes the result look better than it is"
+    told += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, so the result may look better than it is"
     if kept.any():
         right = (answers.predicted == answers.labels)[kept]
         told += f"; without {'it' if len(leaked) == 1 else 'them'} it is {float(right.double().mean()):.1%}"
@@ -232,9 +232,7 @@ def _matrix(run: Run) -> Markup | None:
         totals = torch.bincount(run.answers.labels, minlength=len(matrix)).tolist()
         rows = [(run.name(a), run.name(b), f"{matrix[a, b]} of {totals[a]}") for a, b in cells]
         listed = table(("Breed", "Taken for", "Photographs"), rows, "The most frequent mistakes", numeric=(2,))
-        parts.append(
-            tag("details", tag("summary", f"The {count(len(cells), 'most frequent mistake')} as a table"), listed)
-        )
+        parts.append(tag("details", tag("summary", "The mistakes as a table, the most frequent first"), listed))
     return joined(parts)
 
 

@@ -14,8 +14,9 @@ import shlex
 import statistics
 import sys
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from dogbreed.errors import DogbreedError
 from dogbreed.features import FeatureCache
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
+from dogbreed.model import NonFiniteLoss
 from dogbreed.train import build_cache, build_data, build_model, prepare_process, run_folder, train
 
 OBJECTIVES = ("val_loss", "val_acc")
@@ -111,9 +113,7 @@ class Search:
         """Proposes trials. What is proposed depends on the seed and on what has finished, not on interruptions."""
         optuna = self.optuna
         done = len(self.finished())
-        self.study.sampler = optuna.samplers.TPESampler(
-            seed=self.config["seed"] * 100_003 + done, multivariate=True, group=True, constant_liar=True
-        )
+        self.study.sampler = optuna.samplers.TPESampler(seed=self.config["seed"] * 100_003 + done, constant_liar=True)
         distributions = {key: _distribution(optuna, bounds) for key, bounds in self.space.items()}
         return [self.study.ask(distributions) for _ in range(count)]
 
@@ -122,14 +122,14 @@ class Search:
 
         Args:
             trial: As `ask` gave it.
-            curve: One row an epoch with `val_loss` and `val_acc`.
+            curve: One row an epoch with `train_loss`, `val_loss` and `val_acc`.
             stopped: Whether it was given up early.
             seconds: Its share of the time.
         """
         states = self.optuna.trial.TrialState
         for epoch, row in enumerate(curve):
             trial.report(row["val_loss"], epoch)
-        finite = [row for row in curve if math.isfinite(row["val_loss"])]
+        finite = [row for row in curve if all(map(math.isfinite, row.values()))]
         trial.set_user_attr("seconds", round(seconds, 3))
         trial.set_user_attr("epochs", len(curve))
         self.curves.append([row["val_loss"] for row in curve])
@@ -330,10 +330,11 @@ def _one_by_one(search: Search) -> Callable[[Sequence[Any]], None]:
             config = _with(search.config, trial.params)
             folder = search.folder / "trials" / f"{trial.number:03d}"
             config |= {"output_dir": str(folder), "resume": "auto", "test": False, "progress": "none", "loggers": {}}
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()), suppress(NonFiniteLoss):
                 train(config)
-            rows = list(csv.DictReader((folder / "metrics.csv").read_text().splitlines()))
-            curve = [{name: float(row[name]) for name in ("val_loss", "val_acc")} for row in rows]
+            written = folder / "metrics.csv"
+            rows = list(csv.DictReader(written.read_text().splitlines())) if written.exists() else []
+            curve = [{name: float(row[name]) for name in ("train_loss", "val_loss", "val_acc")} for row in rows]
             search.tell(trial, curve, stopped=False, seconds=time.monotonic() - started)
             _say(_so_far(search))
 
@@ -488,6 +489,8 @@ def _optuna() -> Any:
     except ModuleNotFoundError as error:
         raise DogbreedError("The search needs Optuna: pip install 'dogbreed[search]'.") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    # Trials of one round should not all be the same; the option that sees to it is marked experimental.
+    warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
     return optuna
 
 

@@ -1,0 +1,16 @@
+"""An exported model that took no training: for tests of what uses one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dogbreed import backbones, export
+from dogbreed.images import Preprocessing
+
+NAMES = ("Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier")  # as in conftest's folders
+
+
+def export_tiny(folder: Path, names: Sequence[str] = NAMES, temperature: float = 0.7) -> Path:
+    """A network of random weights for inputs of 64 pixels, in `folder`."""
+    network = backbones.create("squeezenet1_1", len(names), weights="none", seed=1)
+    model = export.Exported(network, "squeezenet1_1", list(names), Preprocessing(size=64), temperature)
+    return export.save(folder, model)

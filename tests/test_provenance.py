@@ -1,0 +1,42 @@
+"""The command that a report gives: it leads to the very same configuration."""
+
+import shlex
+
+import pytest
+
+from dogbreed.config import compose, diff
+from dogbreed.hyperparameters import to_overrides
+from dogbreed.provenance import command, machine, overrides, versions
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        [],
+        ["data.root=/data/my dogs", "model.lr=0.001", "trainer.max_epochs=20"],
+        ["experiment=quickstart"],
+        ["experiment=finetune", "trainer.devices=[0,1]", "trainer.precision='16'"],
+        ["loggers={csv: {name: 'a b'}}", "data.augment=none", "cache.dir=null", "model.weights='1e5'"],
+        ["loggers={}", "trainer.enable_model_summary=true"],
+        ["loggers=null"],
+        ["search.space={model: {weight_decay: {choices: [0, 0.1]}}}"],
+        ["data.root='/its=odd, {really} $HOME'"],
+    ],
+)
+def test_the_command_repeats_the_configuration(given):
+    config = compose(given)
+    line = command(config)
+    program, arguments = shlex.split(line)[:3], shlex.split(line)[3:]
+    assert program == ["python", "-m", "dogbreed.train"]
+    assert diff(config, compose(to_overrides(arguments))) == []
+
+
+def test_what_belongs_to_one_run_is_left_out():
+    config = compose(["output_dir=there", "resume=last", "seed=3"])
+    assert overrides(config) == ["data.root=data/dogImages", "seed=3"]
+
+
+def test_machine_and_versions():
+    assert {"cores", "GPU", "system"} <= machine().keys()
+    assert all(machine().values())
+    assert versions().keys() == {"dogbreed", "python", "torch", "torchvision", "lightning"}

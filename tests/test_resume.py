@@ -1,0 +1,121 @@
+"""A run that is killed again and again comes to the result of the run that was left alone, bit for bit."""
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import runs
+import torch
+
+from dogbreed import DogBreedClassifier
+
+EPOCHS = 12
+CONFIGS = {
+    "cached": ["cache.mode=require", "data.augment=flip", "model.optimizer=adam"],
+    "uncached, all at once": [
+        "cache.mode=off",
+        "data.augment=crop",
+        "model.trainable=block",
+        "model.schedule=cosine",
+        "trainer.accumulate_grad_batches=2",
+        "data.batch_size=5",
+    ],
+}
+
+
+@pytest.mark.slow
+def test_resumed_run_is_the_same_run(tmp_path: Path) -> None:
+    """Stopped after an epoch, and gone on with from another folder name, without and with the cache."""
+    shared = ["trainer.max_epochs=3", "data.batch_size=5", "cache.mode=off"]
+    runs.train_in(tmp_path / "whole", *shared)
+    runs.train_in(tmp_path / "half", *shared, "trainer.max_epochs=1")
+    runs.train_in(tmp_path / "half", *shared, f"resume={tmp_path / 'half'}", "output_dir=" + str(tmp_path / "rest"))
+    runs.assert_same_result(tmp_path / "whole", tmp_path / "rest")
+
+
+@pytest.mark.slow
+def test_folder_that_is_used_again(tmp_path: Path) -> None:
+    """A second run in the same folder, with other random weights: its checkpoints hold its own frozen part."""
+    folder = tmp_path / "run"
+    for seed in (0, 1):
+        runs.train_in(folder, f"seed={seed}", "test=false", "trainer.max_epochs=1")
+    model = DogBreedClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    for name, value in runs.weights(folder).items():
+        assert torch.equal(model.network.state_dict()[name], value), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CONFIGS)
+def test_killed_again_and_again(name: str, tmp_path: Path) -> None:
+    more = [*CONFIGS[name], f"trainer.max_epochs={EPOCHS}", "resume=auto", "model.lr=0.01"]
+    whole, killed = tmp_path / "whole" / "run", tmp_path / "killed" / "run"
+    for folder in (whole, killed):
+        folder.parent.mkdir()
+    began = time.monotonic()
+    runs.finish(runs.start(runs.overrides(whole, *more), tmp_path))
+    seconds = time.monotonic() - began
+
+    numbers = random.Random(name)
+    started = numbers.uniform(0.4, 0.8) * seconds  # while it starts up, or a little later
+    pause = [numbers.uniform(0, 0.2) for _ in range(3)]
+    moments: list[Callable[[], bool]] = [
+        _after(started),
+        _at(killed, lambda: _epochs(killed) >= 2, pause[0]),  # somewhere in the third epoch
+        _at(killed, lambda: _writing(killed, "best.ckpt", "last.ckpt"), 0),  # half a checkpoint is on the disk
+        _at(killed, lambda: _epochs(killed) >= 7, pause[1]),
+        _at(killed, lambda: _writing(killed, "last.ckpt"), 0),
+        _at(killed, lambda: _epochs(killed) >= EPOCHS, pause[2]),  # it validates, tests, exports
+    ]
+    kills = 0
+    for moment in moments:
+        process = runs.start(runs.overrides(killed, *more), tmp_path)
+        is_now = moment
+        while process.poll() is None and not is_now():
+            time.sleep(0.0005)
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += process.returncode == -signal.SIGKILL
+    assert kills >= 4, "the run was too quick to be killed"
+    runs.finish(runs.start(runs.overrides(killed, *more), tmp_path))
+    runs.assert_same_result(whole, killed)
+    assert runs.metrics(killed)["epochs"] == EPOCHS
+
+
+def _after(seconds: float) -> Callable[[], bool]:
+    began: list[float] = []
+
+    def now() -> bool:
+        began[:] = began or [time.monotonic()]
+        return time.monotonic() - began[0] > seconds
+
+    return now
+
+
+def _at(folder: Path, begins: Callable[[], bool], pause: float) -> Callable[[], bool]:
+    """True `pause` seconds after `begins` has become true."""
+    since: list[float] = []
+
+    def now() -> bool:
+        if not since and begins():
+            since.append(time.monotonic())
+        return bool(since) and time.monotonic() - since[0] >= pause
+
+    return now
+
+
+def _epochs(folder: Path) -> int:
+    try:
+        return len((folder / "metrics.csv").read_text().splitlines()) - 1
+    except OSError:
+        return 0
+
+
+def _writing(folder: Path, *names: str) -> bool:
+    """Whether one of the files is being written: it is, under another name, beside its place."""
+    try:
+        return any(file.name.startswith(f".{name}.") for name in names for file in (folder / "checkpoints").iterdir())
+    except OSError:
+        return False
