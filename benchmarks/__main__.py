@@ -2,7 +2,7 @@
 
 Four ways to train VGG16's last layer on dogImages are compared: the published loop (every image through the whole
 network in each epoch, `num_workers=0`, float32), a tuned Lightning loop without a cache, and this project on a cold and
-on a warm cache. The slow ways are measured on a few batches and scaled to dogImages' 6,680 / 835 / 836 images, which the
+on a warm cache. The slow ways are measured on a few batches and scaled to dogImages' 6,680 / 835 / 836 images, as the
 table says; the warm ways are measured at full size, on features of random values.
 
     python -m benchmarks                       everything; writes benchmarks/results/<machine>.json
@@ -29,15 +29,15 @@ from torch import nn
 from torchvision import transforms
 
 from dogbreed import backbones, images, provenance
-from dogbreed.data import DogImages, Samples
 from dogbreed.checkpoints import written_whole
+from dogbreed.data import DogImages, Samples
 from dogbreed.features import PRECISIONS, Store, fill, missing, plan, row_key, running
 from dogbreed.heads import Head, HeadTrainer
 from dogbreed.images import WHOLE, View
 from dogbreed.model import DogBreedClassifier
 from dogbreed.prefix import Split, split
+from dogbreed.run import prepare_process
 from dogbreed.sample import make_sample
-from dogbreed.train import prepare_process
 
 TRAIN, VALID, TEST, CLASSES = 6680, 835, 836, 133
 EPOCHS, BATCH = 5, 512
@@ -348,7 +348,7 @@ def main() -> None:
         return
     reached = table(bench.found)
     others = {
-        "one_more_trial": ("one more trial of 5 epochs at dogImages' size, seconds", "at most 1", bench.found["one_more_trial_seconds"]),
+        "one_more_trial": ("one more trial of 5 epochs, seconds", "at most 1", bench.found["one_more_trial_seconds"]),
         "head_share": (
             "head training alone, share of the matrix-product rate", "at least 0.6",
             bench.found["head_gflops"] / bench.found["matmul_gflops_float32"],

@@ -6,8 +6,10 @@ everything behind this room sees whole checkpoints.
 """
 
 import errno
+import hashlib
 import os
 import pickle
+import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,20 +42,24 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.fsync(file.fileno())
         beside.replace(path)
     except (OSError, RuntimeError, SafetensorError) as error:
+        cause = _cause(error, path)
         with suppress(OSError):  # where there is no folder, there is no file
             beside.unlink(missing_ok=True)
-        raise DogbreedError(f"{path} could not be written ({_cause(error)}); what was there before is kept.") from error
+        raise DogbreedError(f"{path} could not be written ({cause}); what was there before is kept.") from error
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
 
-def _cause(error: Exception) -> str:
+def _cause(error: Exception, path: Path) -> str:
     """Why writing failed; torch and safetensors hide the operating system's number in their text."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "the disk is full"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
+    with suppress(OSError):
+        if shutil.disk_usage(path.parent).free < 1 << 20:  # torch says no more than that it got stuck
+            return "the disk is full"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return "is the disk full?" if "write" in str(error).lower() else lines[0]
 
@@ -67,22 +73,26 @@ class RunCheckpointIO(CheckpointIO):
 
     def __init__(self, changing: set[str]) -> None:
         self.changing = {PREFIX + name for name in changing}
-        self._written: set[Path] = set()
+        self._frozen_digest: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         file = Path(path)
         state = checkpoint["state_dict"]
         frozen = {name: value for name, value in state.items() if name not in self.changing}
         beside = file.with_name(FROZEN)
-        if frozen and beside not in self._written:
-            # A resumed run has the very values that it read from there.
-            if not beside.exists():
+        if frozen and self._frozen_digest is None:
+            values = {name: value.cpu().contiguous() for name, value in frozen.items()}
+            self._frozen_digest = _digest(values)
+            # A resumed run has the very values that lie there; another run in the same folder has others.
+            if _digest_in(beside) != self._frozen_digest:
                 with written_whole(beside) as temporary:
-                    save_file({name: value.cpu().contiguous() for name, value in frozen.items()}, temporary)
-            self._written.add(beside)
+                    save_file(values, temporary, metadata={"digest": self._frozen_digest})
         kept = {name: value for name, value in state.items() if name in self.changing}
         with written_whole(file) as temporary:
-            torch.save({**checkpoint, "state_dict": kept, "frozen": sorted(frozen)}, temporary)
+            torch.save(
+                {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
+                temporary,
+            )
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path))
@@ -106,7 +116,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     if not isinstance(checkpoint, Mapping) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise DogbreedError(f"{file} is no checkpoint of this project; weights alone go into model.weights=PATH.")
     checkpoint = dict(checkpoint)
-    frozen = checkpoint.pop("frozen", [])
+    frozen, digest = checkpoint.pop("frozen", []), checkpoint.pop("frozen_digest", None)
     if frozen:
         beside = file.with_name(FROZEN)
         try:
@@ -117,8 +127,28 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
                 f"{file} needs the frozen weights that belong beside it, in {beside}; move both together, or use the "
                 "run's model/ folder, which is whole."
             ) from error
+        if _digest_in(beside) != digest:
+            raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
         checkpoint["state_dict"] = {**values, **checkpoint["state_dict"]}
     return checkpoint
+
+
+def _digest(values: Mapping[str, Tensor]) -> str:
+    """Of the values themselves, so that equal weights are known as such whichever run wrote them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(values.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_in(file: Path) -> str | None:
+    """The digest noted in a file of frozen weights; None where there is no such file."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            return (content.metadata() or {}).get("digest")
+    except (OSError, SafetensorError):
+        return None
 
 
 def changed_state(file: Path) -> dict[str, Tensor]:

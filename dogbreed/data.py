@@ -178,9 +178,9 @@ class DogImages(LightningDataModule):
         """
         if self.samples:
             return
-        folders = _class_folders(self.root)
+        folders = _checked_folders(self.root)
         names = sorted(folders[SPLITS[0]])
-        self.classes = [_plain(name) for name in names]
+        self.classes = [plain_name(name) for name in names]
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DogbreedError(f"{self.root} has two class folders that are both named {twice} but for their number.")
@@ -352,7 +352,7 @@ def keyed(seed: int, purpose: str, number: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), number])))
 
 
-def _class_folders(root: Path) -> dict[str, dict[str, Path]]:
+def _checked_folders(root: Path) -> dict[str, dict[str, Path]]:
     """Class folders by split and name, after checking that the splits agree."""
     if not root.is_dir():
         raise DogbreedError(
@@ -362,7 +362,7 @@ def _class_folders(root: Path) -> dict[str, dict[str, Path]]:
     missing = [split for split in SPLITS if not (root / split).is_dir()]
     if missing:
         raise DogbreedError(f"{root} has no folder {missing[0]}/; it should hold train/, valid/ and test/.")
-    folders = {split: _subfolders(root / split) for split in SPLITS}
+    folders = {split: class_folders(root / split) for split in SPLITS}
     if not any(folders.values()):
         raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder a class.")
     everywhere = set().union(*folders.values())
@@ -378,11 +378,12 @@ def _class_folders(root: Path) -> dict[str, dict[str, Path]]:
     return folders
 
 
-def _subfolders(folder: Path) -> dict[str, Path]:
+def class_folders(folder: Path) -> dict[str, Path]:
+    """The folders of one split by name."""
     return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))}
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """Class name without the number in front: `001.Affenpinscher` is Affenpinscher."""
     return re.sub(r"^\d+\.(?=.)", "", name)
 

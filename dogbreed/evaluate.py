@@ -29,7 +29,7 @@ from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
 from dogbreed.callbacks import TEST_LINE
 from dogbreed.checkpoints import written_whole
 from dogbreed.config import compose
-from dogbreed.data import SPLITS, Samples, Skipped, _plain, _subfolders
+from dogbreed.data import SPLITS, Samples, Skipped, class_folders, plain_name
 from dogbreed.errors import DogbreedError
 from dogbreed.hyperparameters import split as split_arguments
 from dogbreed.images import BadImage, load
@@ -191,8 +191,8 @@ def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     """Every file with the class that its folder names."""
     label_of = {name: label for label, name in enumerate(names)}
     found = []
-    for name, inside in sorted(_subfolders(folder).items()):
-        plain = name if name in label_of else _plain(name)
+    for name, inside in sorted(class_folders(folder).items()):
+        plain = name if name in label_of else plain_name(name)
         if plain not in label_of:
             near = difflib.get_close_matches(plain, names, 1)
             hint = f"; is it {near[0]}?" if near else "."

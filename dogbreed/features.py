@@ -1,173 +1,43 @@
-"""Features that are computed once: a content-keyed store on disk, how it is filled, and how a run uses it.
+"""Features that are computed once: how a store is filled, and how a run uses it.
 
-A store belongs to one prefix (its operations, weights, preprocessing, precision, library versions); a row in it to one
-image's bytes and one view. So a changed image, weight or transform simply is not found, and nothing stale is served.
-
-On disk a store is a folder of blocks, each a safetensors file that is written beside and renamed: keys [N, 16],
-checksums [N] and features [N, ...], memory-mapped when read. A killed build has lost the block it was working on, a
-damaged row is missing, and several processes may write at once.
-
-    python -m dogbreed.features                 list the stores, the most recently used first
-    python -m dogbreed.features verify          check every row against its checksum
-    python -m dogbreed.features delete KEY ...  delete stores (a few characters of the key do); `all` deletes every one
+python -m dogbreed.features                 list the stores, the most recently used first
+python -m dogbreed.features verify          check every row against its checksum
+python -m dogbreed.features delete KEY ...  delete stores (a few characters of the key do); `all` deletes every one
 """
 
 import argparse
-import fcntl
 import hashlib
 import json
 import os
-import secrets
 import shutil
 import sys
 import time
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import PIL
 import torch
 import torchvision
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dogbreed.checkpoints import written_whole
 from dogbreed.cli import guard
-from dogbreed.data import DogImages, Indices, Samples
+from dogbreed.data import DogImages, Samples
 from dogbreed.errors import DogbreedError
 from dogbreed.images import Preprocessing, View, decode, load, to_input
 from dogbreed.model import DogBreedClassifier
 from dogbreed.prefix import NoPrefix, fingerprint, split
 from dogbreed.progress import track
+from dogbreed.store import META, Store, amount, cache_folder, delete, existing, locked, make_room, row_key, stores
 
 MODES = ("auto", "off", "require")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK_BYTES = 64 << 20
 BLOCK_SECONDS = 15.0
-_META = "store.json"
-
-
-def cache_folder(given: str | Path | None = None) -> Path:
-    """`given`, or `dogbreed` in the user's cache folder."""
-    if given:
-        return Path(given).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
-
-
-# The store
-
-
-class Store:
-    """Features of one prefix on disk.
-
-    Args:
-        folder: Of this store; made when the first block is written.
-        shape: Of one image's features.
-        dtype: In which they are kept.
-    """
-
-    def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
-        self.folder = folder
-        self.shape = tuple(shape)
-        self.dtype = dtype
-        self._blocks: dict[str, Tensor] = {}
-        self._rows: dict[bytes, tuple[str, int]] = {}
-
-    @property
-    def row_bytes(self) -> int:
-        """Size of one row on disk."""
-        return int(np.prod(self.shape)) * self.dtype.itemsize
-
-    def refresh(self) -> int:
-        """Takes up blocks that have appeared; rows whose checksum does not fit are left out.
-
-        Returns:
-            How many rows were found damaged.
-        """
-        damaged = 0
-        for file in sorted(self.folder.glob("*.safetensors")):
-            if file.name not in self._blocks:
-                damaged += self._take_up(file)
-        return damaged
-
-    def _take_up(self, file: Path) -> int:
-        try:
-            with safe_open(file, framework="pt") as content:
-                index = content.get_tensor("keys").numpy()
-                checksums = content.get_tensor("checksums").numpy()
-                features = content.get_tensor("features")
-                sealed = (content.metadata() or {}).get("index")
-        except (OSError, SafetensorError, RuntimeError):
-            return 1  # half a file, or none any more
-        if sealed != _seal(index, checksums) or features.shape[1:] != self.shape or features.dtype != self.dtype:
-            return 1
-        self._blocks[file.name] = features
-        good = _checksums(features) == checksums
-        for row in np.flatnonzero(good):
-            self._rows[index[row].tobytes()] = (file.name, int(row))
-        return int((~good).sum())
-
-    def __contains__(self, key: bytes) -> bool:
-        return key in self._rows
-
-    def add(self, keys: Sequence[bytes], features: Tensor) -> None:
-        """Writes a block.
-
-        Args:
-            keys: Of the rows (`row_key`).
-            features: [N, *shape].
-
-        Raises:
-            DogbreedError: The disk is full or not writable.
-        """
-        features = features.to(self.dtype).contiguous()
-        index = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
-        checksums = _checksums(features)
-        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
-        content = {
-            "keys": torch.from_numpy(index.copy()),
-            "checksums": torch.from_numpy(checksums),
-            "features": features,
-        }
-        with written_whole(self.folder / name) as file:
-            save_file(content, file, metadata={"index": _seal(index, checksums)})
-
-    def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
-        """Rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
-        names = sorted({self._rows[key][0] for view in keys for key in view})
-        number = {name: position for position, name in enumerate(names)}
-        places = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
-        return Table([self._blocks[name] for name in names], np.array(places, dtype=np.int64), self.shape)
-
-
-class Table:
-    """Memory-mapped rows of a store, addressed as the data does: by position in a split and view."""
-
-    def __init__(self, blocks: list[Tensor], places: Indices, shape: tuple[int, ...]) -> None:
-        self.blocks = blocks
-        self.places = places  # [views, images, 2]: block and row
-        self.shape = shape
-
-    def __call__(self, indices: Indices, views: Indices) -> Tensor:
-        """Features [N, *shape] in float32 of images `indices` [N], each looked at as `views` [N] says."""
-        block, row = self.places[views, indices].T
-        result = torch.empty(len(indices), *self.shape)
-        for number in np.unique(block):
-            here = np.flatnonzero(block == number)
-            rows = torch.from_numpy(row[here])
-            result[torch.from_numpy(here)] = self.blocks[number].index_select(0, rows).float()
-        return result
-
-
-def row_key(digest: str, view: View) -> bytes:
-    """Key of an image's bytes, seen in one way."""
-    return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
 
 
 def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: torch.device) -> str:
@@ -181,15 +51,6 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
     }
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=12).hexdigest()
-
-
-def _checksums(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
-    rows = features.reshape(len(features), -1).view(torch.uint8).numpy()
-    return np.array([zlib.crc32(row.data) for row in rows], dtype=np.int64)
-
-
-def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
-    return f"{zlib.crc32(checksums.tobytes(), zlib.crc32(index.tobytes())):08x}"
 
 
 # Filling it
@@ -470,7 +331,7 @@ class FeatureCache(Callback):
         barrier("features-seen")  # all have to see the same before they share the work
         if wanted:
             self._announce(store, wanted, damaged, parts.cut)
-            with _locked(store.folder, leader=rank == 0):
+            with locked(store.folder, leader=rank == 0):
                 if world == 1:  # another run may have built it while this one waited for the lock
                     store.refresh()
                     wanted = missing(store, data.samples)
@@ -482,7 +343,7 @@ class FeatureCache(Callback):
                 barrier("features-filled")
             store.refresh()
         self.state = "built" if wanted else "hit"
-        (store.folder / _META).touch()  # its age says when it was last used
+        (store.folder / META).touch()  # its age says when it was last used
         data.use_features({name: store.table(_keys(samples)) for name, samples in data.samples.items()})
         model.use_features(parts)
 
@@ -492,15 +353,15 @@ class FeatureCache(Callback):
         size = views * store.row_bytes
         if size > self.max_gb * 1e9:
             raise DogbreedError(
-                f"the features would take {_amount(size)}, more than cache.max_gb={self.max_gb:g} allows"
+                f"the features would take {amount(size)}, more than cache.max_gb={self.max_gb:g} allows"
             )
-        free = shutil.disk_usage(_existing(store.folder)).free
+        free = shutil.disk_usage(existing(store.folder)).free
         if size > free:
-            raise DogbreedError(f"the features would take {_amount(size)}, and {store.folder} has {_amount(free)} left")
+            raise DogbreedError(f"the features would take {amount(size)}, and {store.folder} has {amount(free)} left")
         if not self.quiet:
             again = f" ({damaged} damaged ones again)" if damaged else ""
             print(
-                f"Features of {len(wanted):,} images up to {cut}, {views:,} views{again}: {_amount(size)} in "
+                f"Features of {len(wanted):,} images up to {cut}, {views:,} views{again}: {amount(size)} in "
                 f"{store.folder}",
                 flush=True,
             )
@@ -515,77 +376,12 @@ class FeatureCache(Callback):
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_dict(),
         }
-        with written_whole(store.folder / _META) as file:
+        with written_whole(store.folder / META) as file:
             file.write_text(json.dumps(told, indent=2))
         for damaged in (*store.folder.glob("*.safetensors"), *store.folder.glob(".*.tmp")):  # of killed runs
             if damaged.name not in store._blocks:
                 damaged.unlink(missing_ok=True)
         make_room(self.folder, self.max_gb, keep=store.folder)
-
-
-def make_room(folder: Path, max_gb: float, keep: Path) -> list[Path]:
-    """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
-
-    Returns:
-        The deleted stores.
-    """
-    found = stores(folder)
-    total = sum(size for _, size, _ in found)
-    deleted = []
-    for store, size, _ in sorted(found, key=lambda entry: entry[2]):
-        if total <= max_gb * 1e9:
-            break
-        if store != keep and _delete(store):
-            total -= size
-            deleted.append(store)
-    return deleted
-
-
-def stores(folder: Path) -> list[tuple[Path, int, float]]:
-    """Every store with its size in bytes and when it was last used (seconds since 1970)."""
-    found = []
-    for meta in folder.glob(f"*/{_META}"):
-        size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
-        found.append((meta.parent, size, meta.stat().st_mtime))
-    return found
-
-
-def _delete(store: Path) -> bool:
-    with (store / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(store, ignore_errors=True)
-        return True
-
-
-@contextmanager
-def _locked(folder: Path, leader: bool) -> Iterator[None]:
-    """One build at a time; the others wait and find its result. The lock ends with the process that holds it."""
-    if not leader:
-        yield
-        return
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
-    except OSError as error:
-        raise DogbreedError(f"{folder} cannot be written ({error.strerror}); cache.dir= names another place") from error
-    with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _existing(folder: Path) -> Path:
-    return folder if folder.exists() else _existing(folder.parent)
-
-
-def _amount(size: float) -> str:
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"
 
 
 # The command
@@ -598,18 +394,18 @@ def _list(folder: Path) -> int:
         return 0
     print(f"{'key':24}  {'size':>8}  {'last used':16}  {'precision':9}  of")
     for store, size, used in found:
-        told = json.loads((store / _META).read_text())
+        told = json.loads((store / META).read_text())
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
         what = f"{told['backbone']} up to {told['cut']}"
-        print(f"{store.name:24}  {_amount(size):>8}  {when}  {told['precision']:9}  {what}")
-    print(f"{_amount(sum(size for _, size, _ in found))} in {folder}")
+        print(f"{store.name:24}  {amount(size):>8}  {when}  {told['precision']:9}  {what}")
+    print(f"{amount(sum(size for _, size, _ in found))} in {folder}")
     return 0
 
 
 def _verify(folder: Path) -> int:
     bad = 0
     for path, _, _ in stores(folder):
-        told = json.loads((path / _META).read_text())
+        told = json.loads((path / META).read_text())
         store = Store(path, told["shape"], PRECISIONS[told["precision"]])
         damaged = store.refresh()
         bad += damaged
@@ -625,7 +421,7 @@ def _delete_named(folder: Path, names: list[str]) -> int:
         if not chosen and name != "all":
             raise DogbreedError(f"No store in {folder} begins with {name}; python -m dogbreed.features lists them.")
         for store in chosen:
-            print(f"{'deleted' if _delete(store) else 'in use, kept'}  {store.name}")
+            print(f"{'deleted' if delete(store) else 'in use, kept'}  {store.name}")
     return 0
 
 

@@ -29,7 +29,8 @@ from dogbreed.features import FeatureCache
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
 from dogbreed.model import NonFiniteLoss
-from dogbreed.train import build_cache, build_data, build_model, prepare_process, run_folder, train
+from dogbreed.run import build_cache, build_data, build_model, prepare_process, run_folder
+from dogbreed.train import train
 
 OBJECTIVES = ("val_loss", "val_acc")
 # What may differ between heads that train side by side; the batch size makes groups of them.

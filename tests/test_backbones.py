@@ -122,10 +122,11 @@ def test_every_network_has_a_head_and_a_last_stage(backbone):
     assert 7 in (getattr(head, "out_features", None), getattr(head, "out_channels", None))
     order = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     freeze(network, backbone, "block")
-    trained = [name for name in order if network.get_submodule(name).weight.requires_grad]
-    assert trained == order[-len(trained) :], "the block is what comes last"
-    assert 2 <= len(trained) < len(order) / 2
-    assert head_name(network) == order[-1]
+    trained = [place for place, name in enumerate(order) if network.get_submodule(name).weight.requires_grad]
+    *stage, last = trained
+    assert head_name(network) == order[last] == order[-1]
+    assert stage == list(range(stage[0], stage[0] + len(stage))), "in one piece; VGG's hidden linear layers follow it"
+    assert 1 <= len(stage) < len(order) / 2 <= stage[-1]
     assert all(
         any(True for _ in network.get_submodule(name).parameters()) for name in last_stage(network, backbone)[-1:]
     )

@@ -13,7 +13,8 @@ from dogbreed.config import compose
 from dogbreed.data import DogImages
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.model import DogBreedClassifier
-from dogbreed.train import build_cache, build_data, build_model, train
+from dogbreed.run import build_cache, build_data, build_model
+from dogbreed.train import train
 
 # A hidden layer and a dropout lie between MobileNetV3's features and its last layer.
 SMALL = (

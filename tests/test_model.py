@@ -301,7 +301,7 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
         ("squeezenet1_1", "block", 120),
         ("squeezenet1_1", "all", 60),
         ("resnet18", "block", 20),
-        ("resnet18", "all", 50),
+        ("resnet18", "all", 40),
     ],
 )
 def test_a_handful_of_images_is_learnt_by_heart(tmp_path, write_tree, backbone, trainable, epochs):
@@ -314,7 +314,9 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path, write_tree, backbone, 
         for path in (tmp_path / "dogs" / "train").glob("*/*.jpg"):
             copy = tmp_path / "dogs" / split / path.parent.name / path.name
             copy.write_bytes(path.read_bytes())
-    model = DogBreedClassifier(2, backbone=backbone, weights="none", trainable=trainable, lr=0.003, backbone_lr=0.0003)
+    model = DogBreedClassifier(
+        2, backbone=backbone, weights="none", trainable=trainable, lr=0.003, backbone_lr=0.0003, schedule="cosine"
+    )
     data = dogs(tmp_path / "dogs", augment="none")
     lightning = trainer(tmp_path, max_epochs=epochs, check_val_every_n_epoch=epochs)
     lightning.fit(model, datamodule=data)

@@ -48,7 +48,7 @@ def frozen(backbone: str, trainable: str) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def parts_equal_whole(network: nn.Module, parts: Split, size: int) -> None:
+def parts_equal_whole(network: nn.Module, parts: Split, size: int, atol: float = 0.0) -> None:
     """In both modes, from features that were computed in evaluation mode, as the cache does."""
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -66,7 +66,7 @@ def parts_equal_whole(network: nn.Module, parts: Split, size: int) -> None:
                 value.copy_(buffers[name])
         torch.manual_seed(3)
         given = features.contiguous()  # as it comes from the disk
-        assert torch.equal(parts.tail(given.clone(), training), whole), "training" if training else "evaluation"
+        torch.testing.assert_close(parts.tail(given.clone(), training), whole, rtol=0, atol=atol)
         if training and any(isinstance(module, nn.Dropout) and module.p for module in network.modules()):
             assert not torch.equal(parts.tail(features.clone(), False), whole), "the modes differ"
 
@@ -76,7 +76,8 @@ def check(backbone, size, trainable, cut, shape):
     parts = split(network, size)
     assert (parts.cut, parts.shape) == (cut, shape)
     assert 0 < parts.before < parts.total
-    parts_equal_whole(network, parts, size)
+    # Attention takes another way through torch in training than in evaluation, which rounds differently.
+    parts_equal_whole(network, parts, size, atol=2e-6 if backbone.startswith("vit") else 0.0)
 
 
 @pytest.mark.parametrize(("backbone", "size", "trainable", "cut", "shape"), FAST)
