@@ -74,19 +74,21 @@ class RunCheckpointIO(CheckpointIO):
     def __init__(self, changing: set[str]) -> None:
         self.changing = {PREFIX + name for name in changing}
         self._frozen_digest: str | None = None
+        self._written: set[Path] = set()
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
         file = Path(path)
         state = checkpoint["state_dict"]
         frozen = {name: value for name, value in state.items() if name not in self.changing}
         beside = file.with_name(FROZEN)
-        if frozen and self._frozen_digest is None:
+        if frozen and beside not in self._written:  # a callback may save into another folder
             values = {name: value.cpu().contiguous() for name, value in frozen.items()}
             self._frozen_digest = _digest(values)
             # A resumed run has the very values that lie there; another run in the same folder has others.
             if _digest_in(beside) != self._frozen_digest:
                 with written_whole(beside) as temporary:
                     save_file(values, temporary, metadata={"digest": self._frozen_digest})
+            self._written.add(beside)
         kept = {name: value for name, value in state.items() if name in self.changing}
         with written_whole(file) as temporary:
             torch.save(

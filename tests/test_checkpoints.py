@@ -193,6 +193,16 @@ def test_beside_the_frozen_values_of_another_run(tmp_path):
         read_checkpoint(file)
 
 
+def test_where_another_run_has_written_its_own(tmp_path):
+    older = saved(tmp_path, 1, "older.ckpt")
+    other = checkpoint(2)
+    other["state_dict"]["network.body.weight"] = torch.zeros(100, 100)
+    RunCheckpointIO({"head.weight"}).save_checkpoint(other, tmp_path / "newer.ckpt")
+    assert same(read_checkpoint(tmp_path / "newer.ckpt")["state_dict"], other["state_dict"])
+    with pytest.raises(DogbreedError, match=r"belongs to another run than .*older\.ckpt"):
+        read_checkpoint(older)
+
+
 @pytest.mark.parametrize("share", [0.0, 0.3, 0.99])
 @pytest.mark.parametrize("name", ["last.ckpt", FROZEN])
 def test_truncated(tmp_path, name, share):

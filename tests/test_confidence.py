@@ -36,7 +36,7 @@ def test_wilson_solves_its_equation(counts):
         tuple(1 - end for end in reversed(wilson_interval(total - correct, total, 1.96)))
     )
     for end in (low, high):
-        if 0 < end < 1 - 1e-12:
+        if 1e-12 < end < 1 - 1e-12:
             assert abs(end - correct / total) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / total), abs=1e-9)
 
 

@@ -19,8 +19,8 @@ FLOORS = {
     0: {"errors", "hyperparameters", "config", "help", "progress"},
     1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
     2: {"data", "prefix", "export", "predictor"},
-    3: {"features", "model"},
-    4: {"heads", "rules", "callbacks", "report"},
+    3: {"store", "features", "model"},
+    4: {"heads", "rules", "callbacks", "report", "run"},
     5: {"train", "tune", "evaluate", "predict", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

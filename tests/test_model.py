@@ -301,7 +301,6 @@ def test_a_damaged_checkpoint_is_a_sentence(tmp_path):
         ("squeezenet1_1", "block", 120),
         ("squeezenet1_1", "all", 60),
         ("resnet18", "block", 20),
-        ("resnet18", "all", 40),
     ],
 )
 def test_a_handful_of_images_is_learnt_by_heart(tmp_path, write_tree, backbone, trainable, epochs):
