@@ -9,7 +9,9 @@ import csv
 import io
 import json
 import os
+import signal
 import sys
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -111,6 +113,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
         }
     )
     os.environ[FOLDER_FOR_RANKS] = str(folder)  # for the processes that Lightning starts
+    on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         model.train()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path)
@@ -121,6 +124,10 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
         raise _interrupted(history, checkpoint_path) from None
     finally:
         os.environ.pop(FOLDER_FOR_RANKS, None)
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(
+                signal.SIGINT, on_interrupt
+            )  # Lightning leaves it ignored, which would end Ctrl-C in a notebook
 
 
 # Before training
