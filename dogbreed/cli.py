@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something 
 """
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -101,13 +102,19 @@ def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, arg
 
 @contextmanager
 def _hydra_reads(arguments: list[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, and raises its errors instead of printing them where HYDRA_FULL_ERROR is 1."""
+    """Hydra reads sys.argv, raises its errors instead of printing them where HYDRA_FULL_ERROR is 1, and sets up logging
+    for flags such as --info; the process is left as it was."""
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    loggers = [logging.getLogger(), logging.getLogger("hydra")]
+    kept = [(logger, logger.handlers[:], logger.level) for logger in loggers]
     sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
     try:
         yield
     finally:
         sys.argv = argv
+        for logger, handlers, level in kept:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
         else:

@@ -78,7 +78,13 @@ def download(url: str, file: Path, *, quiet: bool = False) -> Path:
         with part.open("ab") as stream, _locked(stream, part):
             # Whoever held the lock until now may have finished, and renamed what we have opened.
             if not file.exists():
-                _attempts(url, part, stream, quiet)
+                try:
+                    _attempts(url, part, stream, quiet)
+                except BaseException:
+                    if _size(stream) == 0:
+                        part.unlink(missing_ok=True)  # nothing came that could be continued
+                        _notes(part).unlink(missing_ok=True)
+                    raise
                 os.fsync(stream.fileno())
                 os.replace(part, file)
                 _notes(part).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 import os
 import resource
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +47,14 @@ def _write_tree(
                 file = folder / f"{breed.partition('.')[2]}_{number:05d}.jpg"
                 _picture(BREEDS.get(breed, (128, 128, 128)), rng).save(file, quality=92)
     return root
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Commands switch denormal numbers off for their process; the next test has them again."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 @pytest.fixture(scope="session")

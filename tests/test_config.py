@@ -113,10 +113,10 @@ def test_every_file_of_conf_composes_to_known_keys(path):
 
 
 def test_an_experiment_is_a_diff_and_the_command_line_wins():
-    changed = ["data.batch_size", "data.root", "data.source", "model.weights"]
+    changed = ["data.batch_size", "data.root", "data.source", "model.lr", "model.weights", "trainer.max_epochs"]
     assert diff(compose(), compose(["experiment=quickstart"])) == changed
     config = compose(["data=dogimages", "experiment=quickstart", "model.weights=imagenet", "data.batch_size=8"])
-    assert diff(compose(), config) == ["data.batch_size"]
+    assert diff(compose(), config) == ["data.batch_size", "model.lr", "trainer.max_epochs"]
     assert diff(compose(), compose(["experiment=published"])) == []
 
 
