@@ -336,7 +336,7 @@ class FeatureCache(Callback):
                     store.refresh()
                     wanted = missing(store, data.samples)
                 if rank == 0:
-                    self._prepare(store, model, parts.cut)
+                    self._prepare(store, model, parts.cut, wanted)
                 barrier("features-locked")
                 mine = wanted[rank::world]
                 fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
@@ -366,7 +366,7 @@ class FeatureCache(Callback):
                 flush=True,
             )
 
-    def _prepare(self, store: Store, model: DogBreedClassifier, cut: str) -> None:
+    def _prepare(self, store: Store, model: DogBreedClassifier, cut: str, wanted: list[Wanted]) -> None:
         """Notes what the store holds, and makes room for it."""
         store.folder.mkdir(parents=True, exist_ok=True)
         told = {
@@ -381,7 +381,8 @@ class FeatureCache(Callback):
         for damaged in (*store.folder.glob("*.safetensors"), *store.folder.glob(".*.tmp")):  # of killed runs
             if damaged.name not in store._blocks:
                 damaged.unlink(missing_ok=True)
-        make_room(self.folder, self.max_gb, keep=store.folder)
+        coming = store.row_bytes * sum(len(entry.keys) for entry in wanted)
+        make_room(self.folder, self.max_gb, keep=store.folder, coming=coming)
 
 
 # The command

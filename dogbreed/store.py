@@ -56,6 +56,7 @@ class Store:
         self.dtype = dtype
         self._blocks: dict[str, Tensor] = {}
         self._rows: dict[bytes, tuple[str, int]] = {}
+        self._damaged: set[bytes] = set()
 
     @property
     def row_bytes(self) -> int:
@@ -66,15 +67,15 @@ class Store:
         """Takes up blocks that have appeared; rows whose checksum does not fit are left out.
 
         Returns:
-            How many rows were found damaged.
+            How many rows are damaged and have no good copy, and how many blocks cannot be read at all.
         """
-        damaged = 0
+        unreadable = 0
         for file in sorted(self.folder.glob("*.safetensors")):
             if file.name not in self._blocks:
-                damaged += self._take_up(file)
-        return damaged
+                unreadable += not self._take_up(file)
+        return unreadable + len(self._damaged - self._rows.keys())
 
-    def _take_up(self, file: Path) -> int:
+    def _take_up(self, file: Path) -> bool:
         try:
             with safe_open(file, framework="pt") as content:
                 index = content.get_tensor("keys").numpy()
@@ -82,14 +83,15 @@ class Store:
                 features = content.get_tensor("features")
                 sealed = (content.metadata() or {}).get("index")
         except (OSError, SafetensorError, RuntimeError):
-            return 1  # half a file, or none any more
+            return False  # half a file, or none any more
         if sealed != _seal(index, checksums) or features.shape[1:] != self.shape or features.dtype != self.dtype:
-            return 1
+            return False
         self._blocks[file.name] = features
         good = _checksums(features) == checksums
         for row in np.flatnonzero(good):
             self._rows[index[row].tobytes()] = (file.name, int(row))
-        return int((~good).sum())
+        self._damaged.update(index[row].tobytes() for row in np.flatnonzero(~good))
+        return True
 
     def __contains__(self, key: bytes) -> bool:
         return key in self._rows
@@ -157,14 +159,20 @@ def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
     return f"{zlib.crc32(checksums.tobytes(), zlib.crc32(index.tobytes())):08x}"
 
 
-def make_room(folder: Path, max_gb: float, keep: Path) -> list[Path]:
+def make_room(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
     """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
+
+    Args:
+        folder: Of all stores.
+        max_gb: The limit in 10^9 bytes.
+        keep: The store that is being filled.
+        coming: Bytes that will be added to it.
 
     Returns:
         The deleted stores.
     """
     found = stores(folder)
-    total = sum(size for _, size, _ in found)
+    total = coming + sum(size for _, size, _ in found)
     deleted = []
     for store, size, _ in sorted(found, key=lambda entry: entry[2]):
         if total <= max_gb * 1e9:
