@@ -16,15 +16,15 @@ LAUNCH = HOUSE.parent / "launch"
 ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 FLOORS = {
-    0: {"errors", "hyperparameters", "config", "help", "progress"},
+    0: {"errors", "hyperparameters", "config", "help", "progress", "rules", "machine_rules"},
     1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
     2: {"data", "prefix", "export", "predictor"},
     3: {"store", "features", "model"},
-    4: {"heads", "rules", "callbacks", "report", "run"},
+    4: {"heads", "callbacks", "report", "run"},
     5: {"train", "tune", "evaluate", "predict", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-WITHOUT_TORCH = ("config", "hyperparameters", "cli", "errors", "download", "sample", "progress", "help")
+WITHOUT_TORCH = ("config", "hyperparameters", "cli", "errors", "download", "sample", "progress", "help", "rules")
 READS_HYDRA = {"config", "cli"}
 
 
