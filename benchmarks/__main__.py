@@ -30,9 +30,9 @@ from torch import nn
 from torchvision import transforms
 
 from dogbreed import backbones, images, provenance
-from dogbreed.checkpoints import written_whole
 from dogbreed.data import DogImages, Samples
 from dogbreed.features import PRECISIONS, Store, fill, missing, plan, row_key, running
+from dogbreed.files import written_whole
 from dogbreed.heads import Head, HeadTrainer
 from dogbreed.images import WHOLE, View
 from dogbreed.model import DogBreedClassifier

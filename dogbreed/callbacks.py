@@ -14,8 +14,8 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dogbreed.checkpoints import written_whole
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.model import DogBreedClassifier
 
 # The two lines that tools read, SageMaker's tuner among them; hyperparameter searches register the expressions.

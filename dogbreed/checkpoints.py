@@ -5,13 +5,9 @@ checkpoint of a run is saved, and each checkpoint then takes milliseconds. Readi
 everything behind this room sees whole checkpoints.
 """
 
-import errno
 import hashlib
-import os
 import pickle
-import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +18,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 
 FROZEN = "frozen.safetensors"
 PREFIX = "network."
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and renames it when all is on disk: never a half-written file.
-
-    Raises:
-        DogbreedError: The disk is full or not writable; nothing is left behind.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-        with beside.open("rb+") as file:
-            os.fsync(file.fileno())
-        beside.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        cause = _cause(error, path)
-        with suppress(OSError):  # where there is no folder, there is no file
-            beside.unlink(missing_ok=True)
-        raise DogbreedError(f"{path} could not be written ({cause}); what was there before is kept.") from error
-    except BaseException:
-        beside.unlink(missing_ok=True)
-        raise
-
-
-def _cause(error: Exception, path: Path) -> str:
-    """Why writing failed; torch and safetensors hide the operating system's number in their text."""
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
-        return "the disk is full"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    with suppress(OSError):
-        if shutil.disk_usage(path.parent).free < 1 << 20:  # torch says no more than that it got stuck
-            return "the disk is full"
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return "is the disk full?" if "write" in str(error).lower() else lines[0]
 
 
 class RunCheckpointIO(CheckpointIO):

@@ -27,15 +27,16 @@ import dogbreed
 from dogbreed import cli, report
 from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
 from dogbreed.callbacks import TEST_LINE
-from dogbreed.checkpoints import written_whole
 from dogbreed.config import compose
 from dogbreed.data import SPLITS, Samples, Skipped, class_folders, plain_name
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.hyperparameters import split as split_arguments
 from dogbreed.images import BadImage, load
-from dogbreed.predict import find_device, find_model
+from dogbreed.predict import find_device
 from dogbreed.predictor import Predictor
 from dogbreed.progress import track
+from dogbreed.record import find_model
 from dogbreed.results import Answers, Run
 from dogbreed.scan import list_images
 

@@ -4,7 +4,6 @@ Nothing in it is executed when it is read, and nothing but it is needed: no down
 """
 
 import json
-import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -19,13 +18,10 @@ from torch import nn
 
 import dogbreed
 from dogbreed import backbones
-from dogbreed.checkpoints import written_whole
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.images import Preprocessing
-
-FORMAT_VERSION = 1
-WEIGHTS = "model.safetensors"
-RECORD = "model.json"
+from dogbreed.record import FORMAT_VERSION, RECORD, WEIGHTS, read_record
 
 
 @dataclass(frozen=True)
@@ -85,36 +81,6 @@ def save(folder: Path, model: Exported) -> Path:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     return folder
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """The checked content of `model.json`.
-
-    Raises:
-        DogbreedError: Missing, damaged, of a newer format, or without class names.
-    """
-    file = folder / RECORD
-    if not file.is_file():
-        raise DogbreedError(f"{folder} is no exported model: it has no {RECORD} (a run exports to its model/ folder).")
-    try:
-        record = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DogbreedError(f"{file} is not readable as JSON: {error}.") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
-    if version != FORMAT_VERSION:
-        raise DogbreedError(
-            f"{file} has format version {version}; this is dogbreed {dogbreed.__version__}, which reads version "
-            f"{FORMAT_VERSION}."
-        )
-    names = record.get("class_names")
-    if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
-        raise DogbreedError(f"{file} has no list of class names.")
-    temperature = record.get("temperature")
-    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
-        raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
-    if not isinstance(record.get("preprocessing"), dict):
-        raise DogbreedError(f"{file} does not say its preprocessing.")
-    return record
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:

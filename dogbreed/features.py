@@ -24,10 +24,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
-from dogbreed.checkpoints import written_whole
 from dogbreed.cli import guard
 from dogbreed.data import DogImages, Samples
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.images import Preprocessing, View, decode, load, to_input
 from dogbreed.model import DogBreedClassifier
 from dogbreed.prefix import NoPrefix, fingerprint, split

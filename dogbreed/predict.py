@@ -14,10 +14,10 @@ from rich.text import Text
 
 from dogbreed import cli
 from dogbreed.errors import DogbreedError
-from dogbreed.export import RECORD
 from dogbreed.images import IMAGE_SUFFIXES, BadImage
 from dogbreed.predictor import Prediction, Predictor, Source
 from dogbreed.progress import track
+from dogbreed.record import find_model
 from dogbreed.scan import list_images
 
 STDIN = "-"
@@ -79,12 +79,6 @@ def _run(given: argparse.Namespace) -> int:
             lines.write(name, answer)
             progress.advance()
     return 1 if failed else 0
-
-
-def find_model(folder: Path) -> Path:
-    """The folder of an exported model; that of a run stands for the `model/` in it."""
-    inside = folder / "model"
-    return inside if not (folder / RECORD).is_file() and (inside / RECORD).is_file() else folder
 
 
 def find_device(name: str | None) -> torch.device | None:

@@ -17,11 +17,11 @@ import torch
 
 from dogbreed import analysis, gallery, plots, provenance
 from dogbreed.analysis import Breed
-from dogbreed.checkpoints import written_whole
 from dogbreed.config import to_yaml
 from dogbreed.data import SPLITS
 from dogbreed.duplicates import Pair, find_duplicates
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.lesson import lesson
 from dogbreed.page import Markup, bar, count, document, facts, joined, table, tag
 from dogbreed.results import Answers, Run

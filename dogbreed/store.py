@@ -26,9 +26,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from dogbreed.checkpoints import written_whole
 from dogbreed.data import Indices
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 from dogbreed.images import View
 
 META = "store.json"

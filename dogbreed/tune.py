@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from dogbreed import cli, provenance
-from dogbreed.checkpoints import written_whole
 from dogbreed.config import compose, diff, ranges, to_yaml
 from dogbreed.errors import DogbreedError
 from dogbreed.features import FeatureCache
+from dogbreed.files import written_whole
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
 from dogbreed.model import NonFiniteLoss

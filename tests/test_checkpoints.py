@@ -7,8 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from dogbreed.checkpoints import FROZEN, RunCheckpointIO, changed_state, network_state, read_checkpoint, written_whole
+from dogbreed.checkpoints import FROZEN, RunCheckpointIO, changed_state, network_state, read_checkpoint
 from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
 
 
 def checkpoint(step: int = 1) -> dict:

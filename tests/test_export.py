@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 import dogbreed
 from dogbreed import backbones, export
 from dogbreed.errors import DogbreedError
-from dogbreed.export import RECORD, WEIGHTS, Exported
+from dogbreed.export import Exported
 from dogbreed.images import Preprocessing
+from dogbreed.record import RECORD, WEIGHTS
 
 NAMES = ["Affenpinscher", "Löwchen", "Xoloitzcuintli"]
 

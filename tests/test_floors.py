@@ -16,7 +16,7 @@ LAUNCH = HOUSE.parent / "launch"
 ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 FLOORS = {
-    0: {"errors", "hyperparameters", "config", "help", "progress", "rules", "machine_rules"},
+    0: {"errors", "hyperparameters", "config", "help", "progress", "files", "record", "rules", "machine_rules"},
     1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
     2: {"data", "prefix", "export", "predictor"},
     3: {"store", "features", "model"},
@@ -24,7 +24,7 @@ FLOORS = {
     5: {"train", "tune", "evaluate", "predict", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-WITHOUT_TORCH = ("config", "hyperparameters", "cli", "errors", "download", "sample", "progress", "help", "rules")
+WITHOUT_TORCH = (*sorted(FLOORS[0]), "cli", "download", "sample")
 READS_HYDRA = {"config", "cli"}
 
 
