@@ -153,7 +153,7 @@ class _Table:
         else:
             row.append(f"{answer.label:<{self.label_width}}", style="bold")
             row.append(f"  {answer.probability:>11.1%}  ")
-            row.append(", ".join(f"{label} {p:.1%}" for label, p in answer.top[1:]), style=MUTED)
+            row.append(", ".join(f"{guess.label} {guess.probability:.1%}" for guess in answer.top[1:]), style=MUTED)
         self._print(row)
 
     def _print(self, row: Text) -> None:

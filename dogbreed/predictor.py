@@ -1,7 +1,7 @@
 """`Predictor`: from photographs to breeds with an exported model, the same way in a script, a server or an endpoint."""
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dogbreed import export
+from dogbreed.contract import TOP_K, Answered, Asked, Guess
 from dogbreed.errors import DogbreedError
 from dogbreed.images import MAX_PIXELS, BadImage, load
 
@@ -24,17 +25,17 @@ class Prediction:
         label: The most probable breed.
         index: Its place among the class names.
         probability: Calibrated with the exported temperature, from 0 to 1.
-        top: The most probable breeds with their probabilities, best first.
+        top: The most probable breeds, best first: each a `label`, an `index` and a `probability`.
     """
 
     label: str
     index: int
     probability: float
-    top: tuple[tuple[str, float], ...]
+    top: tuple[Guess, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
-        top = [{"label": label, "probability": probability} for label, probability in self.top]
+        top = [guess.to_dict() for guess in self.top]
         return {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
 
 
@@ -60,7 +61,7 @@ class Predictor:
         self.class_names = self.model.class_names
         self.max_pixels = max_pixels
 
-    def predict(self, sources: Iterable[Source], *, top_k: int = 5, batch_size: int = 32) -> list[Prediction]:
+    def predict(self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32) -> list[Prediction]:
         """Answers for all sources, in their order.
 
         Args:
@@ -79,7 +80,7 @@ class Predictor:
         return answers
 
     def try_predict(
-        self, sources: Iterable[Source], *, top_k: int = 5, batch_size: int = 32
+        self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32
     ) -> Iterator[Prediction | BadImage]:
         """As `predict`, one by one as they are ready, with the error in place of an answer for a bad image."""
         if top_k < 1:
@@ -88,11 +89,19 @@ class Predictor:
             raise DogbreedError(f"batch_size={batch_size} is out of range; it is a whole number from 1.")
         remaining = iter(sources)
         while group := list(islice(remaining, batch_size)):
-            inputs = [self._input(source) for source in group]
+            inputs = [self._try_read(source) for source in group]
             good = [value for value in inputs if isinstance(value, Tensor)]
-            answers = iter(self._answers(self.logits(torch.stack(good)), top_k) if good else [])
+            answers = iter(self.answers(self.logits(torch.stack(good)), top_k) if good else [])
             for value in inputs:
                 yield value if isinstance(value, BadImage) else next(answers)
+
+    def read(self, source: Source) -> Tensor:
+        """The network's input [3, S, S] of one photograph.
+
+        Raises:
+            BadImage: It cannot be used.
+        """
+        return load(source, self.model.preprocessing, max_pixels=self.max_pixels)
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits [N, classes] in float32 of network inputs [N, 3, S, S], on the CPU and before the temperature."""
@@ -101,21 +110,31 @@ class Predictor:
             logits: Tensor = self.model.network(images).float().cpu()
         return logits
 
-    def _input(self, source: Source) -> Tensor | BadImage:
-        try:
-            return load(source, self.model.preprocessing, max_pixels=self.max_pixels)
-        except BadImage as error:
-            return error
-
-    def _answers(self, logits: Tensor, top_k: int) -> Sequence[Prediction]:
+    def answers(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
+        """What logits [N, classes] say: the `top_k` most probable breeds of each row."""
         probabilities = (logits.double() / self.model.temperature).softmax(1)
         values, places = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
-        return [
-            Prediction(
-                label=self.class_names[row_places[0]],
-                index=row_places[0],
-                probability=row_values[0],
-                top=tuple((self.class_names[i], p) for i, p in zip(row_places, row_values, strict=True)),
-            )
-            for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True)
-        ]
+        predictions = []
+        for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True):
+            top = tuple(Guess(self.class_names[i], i, p) for i, p in zip(row_places, row_values, strict=True))
+            best = top[0]
+            predictions.append(Prediction(best.label, best.index, best.probability, top))
+        return predictions
+
+    def answer(self, asked: Asked) -> list[Answered | BadImage]:
+        """Answers a request of `dogbreed.contract` in the order of its images, a bad one with its error."""
+        inputs = [self._try_read(image) for image in asked.images]
+        good = [value for value in inputs if isinstance(value, Tensor)]
+        told = iter(self.told(self.logits(torch.stack(good)), asked.options.top_k) if good else [])
+        return [value if isinstance(value, BadImage) else next(told) for value in inputs]
+
+    def told(self, logits: Tensor, top_k: int = TOP_K) -> list[Answered]:
+        """What `dogbreed.contract` writes of logits [N, classes]."""
+        rows = zip(self.answers(logits, top_k), logits.tolist(), strict=True)
+        return [Answered(prediction.top, row) for prediction, row in rows]
+
+    def _try_read(self, source: Source) -> Tensor | BadImage:
+        try:
+            return self.read(source)
+        except BadImage as error:
+            return error

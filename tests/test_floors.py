@@ -16,11 +16,11 @@ LAUNCH = HOUSE.parent / "launch"
 ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 FLOORS = {
-    0: {"errors", "hyperparameters", "config", "help", "progress", "files", "record", "rules", "machine_rules"},
+    0: {"errors", "hyperparameters", "config", "help", "progress", "files", "record", "rules", "machine_rules", "contract"},
     1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
-    2: {"data", "prefix", "export", "predictor"},
-    3: {"store", "features", "model"},
-    4: {"heads", "callbacks", "report", "run"},
+    2: {"data", "prefix", "export", "fast", "predictor"},
+    3: {"store", "features", "model", "batching"},
+    4: {"heads", "callbacks", "report", "run", "server"},
     5: {"train", "tune", "evaluate", "predict", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from dogbreed import backbones, export
+from dogbreed.contract import Guess
 from dogbreed.errors import DogbreedError
 from dogbreed.images import BadImage, Preprocessing
 from dogbreed.predictor import Predictor
@@ -52,12 +53,12 @@ def test_answers_are_those_of_a_computation_by_hand(predictor, photos):
         expected = np.exp(logits - logits.max())
         expected /= expected.sum()
         order = np.argsort(-expected)
-        assert [label for label, _ in answer.top] == [NAMES[i] for i in order]
+        assert [guess.label for guess in answer.top] == [NAMES[i] for i in order]
         # torchvision and Pillow resize to within one level.
-        np.testing.assert_allclose([p for _, p in answer.top], expected[order], atol=0.02)
-        assert (answer.label, answer.probability) == answer.top[0]
+        np.testing.assert_allclose([guess.probability for guess in answer.top], expected[order], atol=0.02)
+        assert Guess(answer.label, answer.index, answer.probability) == answer.top[0]
         assert NAMES[answer.index] == answer.label
-        assert sum(p for _, p in answer.top) == pytest.approx(1)
+        assert sum(guess.probability for guess in answer.top) == pytest.approx(1)
     assert len({answer.probability for answer in answers}) == 12
 
 
@@ -101,7 +102,7 @@ def test_top_k(predictor, photos, top_k, length):
     answer = predictor.predict(photos[:1], top_k=top_k)[0]
     assert len(answer.top) == length
     assert answer.top == predictor.predict(photos[:1], top_k=4)[0].top[:length]
-    probabilities = [p for _, p in answer.top]
+    probabilities = [guess.probability for guess in answer.top]
     assert probabilities == sorted(probabilities, reverse=True)
 
 
@@ -118,7 +119,7 @@ def test_nothing_asked_nothing_answered(predictor):
 def test_answers_are_plain_values(predictor, photos):
     told = json.loads(json.dumps(predictor.predict(photos[:1], top_k=2)[0].to_dict()))
     assert told.keys() == {"label", "index", "probability", "top"}
-    assert told["top"][0] == {"label": told["label"], "probability": told["probability"]}
+    assert told["top"][0] == {name: told[name] for name in ("label", "index", "probability")}
     assert len(told["top"]) == 2
 
 
