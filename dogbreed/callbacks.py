@@ -16,22 +16,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
+from dogbreed.lines import EPOCH_LINE
 from dogbreed.model import DogBreedClassifier
-
-# The two lines that tools read, SageMaker's tuner among them; hyperparameter searches register the expressions.
-EPOCH_LINE = (
-    "epoch={epoch} train_loss={train_loss:.6f} val_loss={val_loss:.6f} val_acc={val_acc:.4f} "
-    "best_val_loss={best_val_loss:.6f}"
-)
-TEST_LINE = "Test set: Average loss: {loss:.6f}, Accuracy: {correct}/{total} ({percent:.1f}%)"
-METRIC_REGEXES = {
-    "train_loss": r"(?:^|\s)train_loss=([0-9.eE+-]+)",
-    # With the blank in front it does not match inside best_val_loss=.
-    "val_loss": r"(?:^|\s)val_loss=([0-9.eE+-]+)",
-    "val_acc": r"(?:^|\s)val_acc=([0-9.eE+-]+)",
-    "best_val_loss": r"best_val_loss=([0-9.eE+-]+)",
-    "average test loss": r"Test set: Average loss: ([0-9\.]+)",
-}
 
 HISTORY = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "images_per_second")
 

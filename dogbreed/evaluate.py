@@ -26,13 +26,13 @@ from torch import Tensor
 import dogbreed
 from dogbreed import cli, report
 from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
-from dogbreed.callbacks import TEST_LINE
 from dogbreed.config import compose
 from dogbreed.data import SPLITS, Samples, Skipped, class_folders, plain_name
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
 from dogbreed.hyperparameters import split as split_arguments
 from dogbreed.images import BadImage, load
+from dogbreed.lines import TEST_LINE
 from dogbreed.predict import find_device
 from dogbreed.predictor import Predictor
 from dogbreed.progress import track

@@ -162,7 +162,7 @@ def _wire_name(key: str) -> str:
 def _wire_value(key: str, value: Scalar) -> str:
     reason = None
     if value is None:
-        text = "null"
+        text = "NULL"  # Hydra's null too; the containers read values as JSON first, and pass on null as nothing at all
     elif isinstance(value, bool | int | float):
         text = repr(value)
     elif not isinstance(value, str):
@@ -173,7 +173,7 @@ def _wire_value(key: str, value: Scalar) -> str:
             reason = "SageMaker passes letters, digits and _ . + - only"
         elif text.startswith("-"):
             reason = "text that begins with a dash would arrive as a flag"
-        elif _NUMBER.fullmatch(text) or text.lower() in ("true", "false", "null"):
+        elif _NUMBER.fullmatch(text) or text.lower() in ("true", "false", "null", "infinity"):
             reason = "this text would arrive as a number, true, false or null; give it as that"
     if reason:
         raise DogbreedError(f"{key}={value!r} cannot travel as a hyperparameter: {reason}")

@@ -26,7 +26,7 @@ from lightning.pytorch.utilities import rank_zero_only
 import dogbreed
 from dogbreed import backbones, cli, export, report
 from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
-from dogbreed.callbacks import TEST_LINE, History
+from dogbreed.callbacks import History
 from dogbreed.checkpoints import RunCheckpointIO, changed_state, read_checkpoint
 from dogbreed.confidence import fit_temperature
 from dogbreed.config import compose, to_yaml
@@ -35,6 +35,7 @@ from dogbreed.errors import Interrupted
 from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
 from dogbreed.help import TRAIN_HELP
+from dogbreed.lines import TEST_LINE
 from dogbreed.model import DogBreedClassifier, Predictions
 from dogbreed.results import Answers, Run
 from dogbreed.run import (

@@ -10,9 +10,9 @@ import pytest
 import runs
 from exports import NAMES, export_tiny
 
-from dogbreed.callbacks import METRIC_REGEXES
 from dogbreed.data import DogImages
 from dogbreed.evaluate import HELP, evaluate, known_settings, main
+from dogbreed.lines import METRIC_REGEXES
 
 
 @pytest.fixture(scope="module")

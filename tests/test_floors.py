@@ -16,7 +16,10 @@ LAUNCH = HOUSE.parent / "launch"
 ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__init__", "__main__"))
 
 FLOORS = {
-    0: {"errors", "hyperparameters", "config", "help", "progress", "files", "record", "rules", "machine_rules", "contract"},
+    0: {
+        *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record"),
+        *("rules", "machine_rules", "contract"),
+    },
     1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
     2: {"data", "prefix", "export", "fast", "predictor"},
     3: {"store", "features", "model", "batching"},

@@ -14,8 +14,8 @@ import yaml
 
 import dogbreed
 from dogbreed import Predictor
-from dogbreed.callbacks import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.images import load
+from dogbreed.lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.train import Result
 
 EPOCHS = 3
