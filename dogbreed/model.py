@@ -115,7 +115,9 @@ class DogBreedClassifier(LightningModule):
             self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed)
         self.network.to(memory_format=torch.channels_last)
         backbones.freeze(self.network, backbone, trainable)
+        # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
+        self.eval_criterion = nn.CrossEntropyLoss()
         accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -228,7 +230,7 @@ class DogBreedClassifier(LightningModule):
     def _evaluate(self, batch: Batch | FeatureBatch) -> tuple[Tensor, Tensor]:
         logits = self.logits(batch).float()
         self._collected.append((logits.cpu(), batch.labels.cpu(), batch.indices.cpu()))
-        return logits, nn.functional.cross_entropy(logits, batch.labels)
+        return logits, self.eval_criterion(logits, batch.labels)
 
     def _gather(self, split: str) -> None:
         """Brings the predictions of all devices together, in the order of the split."""

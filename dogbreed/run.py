@@ -20,6 +20,7 @@ from dogbreed.config import diff, flatten
 from dogbreed.data import DogImages
 from dogbreed.errors import DogbreedError
 from dogbreed.features import FeatureCache, cache_folder
+from dogbreed.hook import TensorHook, wanted
 from dogbreed.model import DogBreedClassifier
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
@@ -39,6 +40,7 @@ MAY_DIFFER = (
     "search.",
     "sagemaker.",
     "rules.",
+    "debugger.",
     "trainer.max_epochs",
     "trainer.max_time",
     "trainer.enable_model_summary",
@@ -197,6 +199,11 @@ def build_callbacks(settings: Mapping[str, Any], quiet: bool) -> list[Callback]:
     if progress != "none" and not quiet:
         callbacks.append(Bar() if progress == "bar" else PlainProgress())
     return callbacks
+
+
+def build_hook(settings: Mapping[str, Any], folder: Path, quiet: bool) -> list[Callback]:
+    """The debugger group as a callback, where it is asked for."""
+    return [TensorHook(settings["debugger"], folder, quiet=quiet)] if wanted(settings["debugger"]) else []
 
 
 def build_loggers(wanted: Mapping[str, Any] | None, folder: Path) -> list[Any]:

@@ -42,6 +42,7 @@ from dogbreed.run import (
     FOLDER_FOR_RANKS,
     build_callbacks,
     build_data,
+    build_hook,
     build_loggers,
     build_model,
     build_trainer,
@@ -87,6 +88,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     folder = run_folder(settings, checkpoint_path)
     trainer_arguments = dict(settings["trainer"])
     callbacks = build_callbacks(settings, quiet=not main_process)
+    callbacks += build_hook(settings, folder, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
     data = build_data(settings, quiet=not main_process)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None

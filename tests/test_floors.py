@@ -20,11 +20,11 @@ FLOORS = {
         *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record"),
         *("rules", "machine_rules", "contract"),
     },
-    1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints"},
+    1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"},
     2: {"data", "prefix", "export", "fast", "predictor"},
     3: {"store", "features", "model", "batching"},
-    4: {"heads", "callbacks", "report", "run", "server"},
-    5: {"train", "tune", "evaluate", "predict", "serve"},
+    4: {"heads", "callbacks", "hook", "report", "run", "server"},
+    5: {"train", "tune", "evaluate", "predict", "debug", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 WITHOUT_TORCH = (*sorted(FLOORS[0]), "cli", "download", "sample")
