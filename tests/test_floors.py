@@ -20,10 +20,13 @@ FLOORS = {
         *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record"),
         *("rules", "machine_rules", "contract"),
     },
-    1: {"cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"},
+    1: {
+        *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
+        *("metrics", "listening"),
+    },
     2: {"data", "prefix", "export", "fast", "predictor"},
-    3: {"store", "features", "model", "batching"},
-    4: {"heads", "callbacks", "hook", "report", "run", "server"},
+    3: {"store", "features", "model", "batching", "attribution"},
+    4: {"heads", "callbacks", "hook", "report", "run", "server", "service"},
     5: {"train", "tune", "evaluate", "predict", "debug", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}

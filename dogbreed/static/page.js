@@ -1,0 +1,220 @@
+// Sends the photograph's own bytes, shows the answer, and paints where the network looked. Nothing is kept.
+"use strict";
+
+const $ = (id) => document.getElementById(id);
+const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif"];
+let about = {};
+let asking = null; // the request under way; a new photograph ends it
+let answer = null;
+let address = null;
+
+// What the network is
+
+fetch("/model").then((response) => response.json()).then((told) => {
+  about = told;
+  const parts = [told.backbone, told.class_names.length === 1 ? "1 breed" : `${told.class_names.length} breeds`];
+  if (told.test_acc) parts.push(`${(100 * told.test_acc).toFixed(1)} % right on its test photographs`);
+  $("model").textContent = parts.join(" · ");
+}).catch(() => {});
+
+// Ways in
+
+$("choose").addEventListener("click", () => $("file").click());
+$("take").addEventListener("click", () => $("camera").click());
+for (const input of [$("file"), $("camera")]) {
+  input.addEventListener("change", () => {
+    if (input.files.length) ask(input.files[0]);
+    input.value = ""; // the same file may be chosen again
+  });
+}
+
+let depth = 0; // of elements that a dragged file has entered and not left
+const over = (on) => document.body.classList.toggle("over", on);
+const holdsFile = (event) => event.dataTransfer && [...event.dataTransfer.types].includes("Files");
+document.addEventListener("dragenter", (event) => { if (holdsFile(event)) { depth += 1; over(true); } });
+document.addEventListener("dragleave", (event) => { if (holdsFile(event) && (depth -= 1) <= 0) { depth = 0; over(false); } });
+document.addEventListener("dragover", (event) => event.preventDefault());
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  depth = 0;
+  over(false);
+  const file = event.dataTransfer.files[0];
+  if (file) ask(file);
+  else fail("That was no file; save the photograph first, then drop the file here.");
+});
+document.addEventListener("paste", (event) => {
+  const file = event.clipboardData.files[0];
+  if (file) ask(file);
+  else if (event.clipboardData.types.length) fail("There is no photograph in the clipboard; copy an image, then paste it here.");
+});
+
+// Asking
+
+async function ask(file) {
+  asking?.abort();
+  const mine = asking = new AbortController();
+  answer = null;
+  for (const id of ["error", "breeds", "switch", "note"]) $(id).hidden = true;
+  clear();
+  show(file);
+  if (about.max_body_bytes && file.size > about.max_body_bytes) {
+    return fail(`The file has ${megabytes(file.size)}; up to ${megabytes(about.max_body_bytes)} are taken.`);
+  }
+  say("Looking", true);
+  try {
+    const response = await fetch("/explain?top_k=5", {
+      method: "POST",
+      body: file,
+      headers: { "content-type": TYPES.includes(file.type) ? file.type : "application/octet-stream" },
+      signal: mine.signal,
+    });
+    const told = await response.json();
+    if (mine !== asking) return;
+    if (response.ok) present(told);
+    else fail(told.error);
+  } catch (error) {
+    if (error.name !== "AbortError") fail("The server does not answer; is it still running?");
+  }
+}
+
+function show(file) {
+  if (address) URL.revokeObjectURL(address);
+  address = URL.createObjectURL(file);
+  $("shown").src = address;
+  visible(true);
+}
+
+function visible(on) {
+  $("frame").hidden = !on;
+  $("empty").hidden = on;
+  $("drop").classList.toggle("full", on);
+  $("choose").textContent = on ? "Choose another" : "Choose a photograph";
+}
+
+// Some files that the network reads (TIFF) are not shown by browsers, and some files are no pictures at all.
+$("shown").addEventListener("error", () => visible(false));
+$("shown").addEventListener("load", paint);
+
+function say(text, busy = false) {
+  $("status").textContent = text;
+  $("status").classList.toggle("busy", busy);
+}
+
+function fail(sentence) {
+  say("");
+  $("error").textContent = sentence;
+  $("error").hidden = false;
+}
+
+const shown = (label) => label.replaceAll("_", " ");
+const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
+const percent = (p) => (p >= 0.9995 ? "> 99.9 %" : p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
+
+// Answering
+
+function present(told) {
+  answer = told;
+  const best = told.predictions[0];
+  say("");
+  const name = document.createElement("strong");
+  name.textContent = shown(best.label);
+  $("status").append(name, `${percent(best.probability)} sure`);
+  $("rows").replaceChildren(...told.predictions.map(row));
+  $("breeds").hidden = false;
+  const mapped = Boolean(best.heat_map);
+  $("legend").textContent = mapped ? "Choose a breed to see what spoke for it" : "The likeliest breeds";
+  $("switch").hidden = !mapped;
+  $("note").hidden = mapped && told.seen === 1;
+  $("note").textContent = mapped
+    ? "The network looks at the middle of the photograph."
+    : "This network has no map of where it looked.";
+  paint();
+}
+
+function row(guess, place) {
+  const label = document.createElement("label");
+  label.className = "breed";
+  const radio = Object.assign(document.createElement("input"), { type: "radio", name: "breed", value: place, checked: place === 0 });
+  radio.addEventListener("change", paint);
+  const part = (kind, text) => Object.assign(document.createElement("span"), { className: kind, textContent: text });
+  const bar = Object.assign(document.createElement("span"), { className: "bar" });
+  bar.setAttribute("aria-hidden", "true");
+  const fill = document.createElement("i");
+  fill.style.width = `${100 * guess.probability}%`;
+  bar.append(fill);
+  label.append(radio, part("name", shown(guess.label)), part("share", percent(guess.probability)), bar);
+  return label;
+}
+
+// Where it looked
+
+$("lit").addEventListener("change", () => $("heat").classList.toggle("off", !$("lit").checked));
+
+function clear() {
+  const canvas = $("heat");
+  canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+}
+
+function paint() {
+  clear();
+  const image = $("shown");
+  const chosen = document.querySelector("input[name=breed]:checked");
+  const map = answer && chosen && answer.predictions[chosen.value].heat_map;
+  if (!map || !image.naturalWidth) return;
+  const canvas = $("heat");
+  const scale = 320 / Math.max(image.naturalWidth, image.naturalHeight);
+  canvas.width = Math.max(1, Math.round(image.naturalWidth * scale));
+  canvas.height = Math.max(1, Math.round(image.naturalHeight * scale));
+  // The whole photograph, or the square in its middle.
+  let width = canvas.width;
+  let height = canvas.height;
+  if (answer.resize === "crop") width = height = Math.max(1, Math.round(answer.seen * Math.min(width, height)));
+  const left = Math.round((canvas.width - width) / 2);
+  const top = Math.round((canvas.height - height) / 2);
+  const pixels = new ImageData(width, height);
+  for (let y = 0; y < height; y += 1) {
+    for (let x = 0; x < width; x += 1) {
+      pixels.data.set(colour(value(map, (x + 0.5) / width, (y + 0.5) / height)), 4 * (y * width + x));
+    }
+  }
+  const context = canvas.getContext("2d");
+  if (answer.resize === "crop") {
+    context.fillStyle = "rgb(0 0 0 / 55%)";
+    context.fillRect(0, 0, canvas.width, canvas.height);
+  }
+  context.putImageData(pixels, left, top);
+}
+
+// Between the map's cells a cubic B-spline, which is smooth and never above the largest cell.
+function value(map, u, v) {
+  const rows = map.length;
+  const columns = map[0].length;
+  const x = u * columns - 0.5;
+  const y = v * rows - 0.5;
+  const within = (i, n) => Math.min(Math.max(i, 0), n - 1);
+  let sum = 0;
+  for (let j = -1; j <= 2; j += 1) {
+    for (let i = -1; i <= 2; i += 1) {
+      const cell = map[within(Math.floor(y) + j, rows)][within(Math.floor(x) + i, columns)];
+      sum += cell * spline(Math.floor(x) + i - x) * spline(Math.floor(y) + j - y);
+    }
+  }
+  return sum;
+}
+
+function spline(t) {
+  const a = Math.abs(t);
+  if (a < 1) return (4 - 6 * a * a + 3 * a * a * a) / 6;
+  return a < 2 ? (2 - a) ** 3 / 6 : 0;
+}
+
+// From a veil of dark blue over what was passed by, through clear, to a warm light on what was looked at.
+const STOPS = [[0, 12, 16, 60, 150], [0.35, 40, 20, 90, 90], [0.6, 200, 60, 40, 70], [0.85, 255, 150, 20, 110], [1, 255, 225, 60, 130]];
+
+function colour(v) {
+  let k = 1;
+  while (k < STOPS.length - 1 && STOPS[k][0] < v) k += 1;
+  const [from, to] = [STOPS[k - 1], STOPS[k]];
+  const share = Math.min(Math.max((v - from[0]) / (to[0] - from[0]), 0), 1);
+  return [1, 2, 3, 4].map((i) => from[i] + share * (to[i] - from[i]));
+}
