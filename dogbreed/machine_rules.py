@@ -3,8 +3,8 @@
 As in `rules`, each is a pure function. Those for the GPU follow the built-in profiler rules of Amazon SageMaker
 Debugger ("List of Debugger Built-in Profiler Rules"). The page and AWS's own code for these rules, which is public
 (awslabs/sagemaker-debugger on GitHub, smdebug/profiler/analysis/rules), disagree on some defaults; those of the code
-are used, since they are what its reports show: CPUBottleneck's patience is 1000 (the page says 100), IOBottleneck's gpu_threshold
-10 (70), GPUMemoryIncrease's increase, patience and window 5, 1000 and 10 (10, 100 and 500).
+are used, since they are what its reports show: CPUBottleneck's patience is 1000 (the page says 100), IOBottleneck's
+gpu_threshold 10 (70), GPUMemoryIncrease's increase, patience and window 5, 1000 and 10 (10, 100 and 500).
 
 Utilisation is in percent, one value a sample; samples are taken every 500 ms, so that a patience of 1000 is 8 minutes.
 """
