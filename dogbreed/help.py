@@ -9,6 +9,7 @@ Settings are written key=value and come in groups (the files in conf/ say what e
   model       the network, what of it trains, learning rate, optimizer
   trainer     every argument of lightning.Trainer
   cache       the features of the frozen part: whether, where, how large
+  rules       what is watched while it trains: overfitting, vanishing gradients, waiting for data ...
   search      how many trials, and over which ranges (for dogbreed.tune and SageMaker's tuner)
   sagemaker   instances, role, bucket, limits (for launch/)
   experiment  a set of settings: experiment=quickstart | experiment=published | experiment=finetune
@@ -24,6 +25,9 @@ What people change most, with the defaults:
   data.augment=flip            none, flip, crop
   cache.mode=auto              auto, off, require
   seed=0                       --seed 0
+
+Rules speak once, with the figure and the remedy: rules.on_trigger=stop ends training then, rules.enabled=false silences
+them. profile=true says where the time goes, in profile/report.html.
 
 Examples:
   python -m dogbreed.train experiment=quickstart
@@ -41,7 +45,7 @@ Flags of Hydra:
   --info           how the configuration came about; --hydra-help lists the rest
 
 Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: config.yaml, metrics.json, metrics.csv,
-checkpoints/, model/ (what is deployed), report.html, predictions.csv.
+rules.json, checkpoints/, model/ (what is deployed), report.html, predictions.csv.
 
 To go on with a run that was stopped: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT.
 resume=auto goes on if there is something to go on with, and starts anew otherwise.

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from dogbreed import analysis, gallery, plots, provenance
+from dogbreed import analysis, gallery, plots, provenance, verdicts
 from dogbreed.analysis import Breed
 from dogbreed.config import to_yaml
 from dogbreed.data import SPLITS
@@ -52,6 +52,7 @@ def write(file: Path, run: Run) -> None:
     duplicates, gap = _attempt(lambda: find_duplicates(run.photos), none)
     sections: list[tuple[str, str, Callable[[], Markup | None]]] = [
         ("curves", "Learning curves", lambda: _curves(run)),
+        ("rules", "What the rules found", lambda: verdicts.verdicts(run.findings)),
         ("breeds", "Breed by breed", lambda: _breeds(run)),
         ("mixed-up", "What is mixed up", lambda: gallery.mixed_up(run)),
         ("matrix", "Confusion matrix", lambda: _matrix(run)),

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dogbreed.data import Samples, Skipped
 from dogbreed.images import Preprocessing
 from dogbreed.page import shown
+from dogbreed.rules import Finding
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,7 @@ class Run:
         config: The training configuration.
         command: What repeats it; empty for a training run, whose command follows from the configuration.
         network: For the heat maps.
+        findings: What the rules found while it trained.
     """
 
     class_names: Sequence[str]
@@ -75,6 +77,7 @@ class Run:
     config: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""
     network: nn.Module | None = None
+    findings: Sequence[Finding] = ()
 
     def shown_path(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

@@ -135,7 +135,7 @@ def overfit(
         if in_a_row < patience:
             continue
         figures = {"train_loss": train, "val_loss": val, "ratio": ratio}
-        more = f"{ratio:.0%} above" if ratio < 10 else f"{ratio + 1:.0f} times"
+        more = f"{100 * ratio:.0f} % above" if ratio < 10 else f"{ratio + 1:.0f} times"
         lowest = min(row[2] for row in rows[: place + 1])
         if val > lowest:
             state = f"and has risen from {lowest:.4f}: stop earlier (early_stopping=2)"
@@ -148,7 +148,8 @@ def overfit(
         return Finding(name, True, told, step, figures, parameters)
     if math.isnan(ratio):
         return Finding(name, False, "No training and validation loss to compare.", parameters=parameters)
-    told = f"The validation loss stayed within {ratio_threshold:.0%} of the training loss (now {ratio:+.0%})."
+    limit, now = f"{100 * ratio_threshold:g}", f"{100 * ratio:+.0f}"
+    told = f"The validation loss stayed within {limit} % of the training loss (now {now} %)."
     return Finding(name, False, told, figures={"ratio": ratio}, parameters=parameters)
 
 

@@ -39,6 +39,7 @@ MAY_DIFFER = (
     "cache.",
     "search.",
     "sagemaker.",
+    "profile",
     "rules.",
     "debugger.",
     "trainer.max_epochs",

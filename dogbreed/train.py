@@ -36,6 +36,7 @@ from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
 from dogbreed.help import TRAIN_HELP
 from dogbreed.lines import TEST_LINE
+from dogbreed.live_rules import LiveRules
 from dogbreed.model import DogBreedClassifier, Predictions
 from dogbreed.results import Answers, Run
 from dogbreed.run import (
@@ -90,6 +91,8 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     callbacks = build_callbacks(settings, quiet=not main_process)
     callbacks += build_hook(settings, folder, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
+    history = History(folder, settings)
+    live_rules = LiveRules(settings["rules"], history)
     data = build_data(settings, quiet=not main_process)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint is not None and checkpoint_path is not None:
@@ -100,14 +103,13 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     model = build_model(settings, data, checkpoint)
     say("\n".join([f"dogbreed {dogbreed.__version__}", *_facts(data, model, settings)]))
 
-    history = History(folder, settings)
     # Behind the cache's setup, which may still refuse.
     starts = [LambdaCallback(on_fit_start=lambda *_: _start_folder(folder, settings, data))] if main_process else []
     io_plugin = RunCheckpointIO(backbones.changing_names(model.network))
     trainer = build_trainer(
         {
             **trainer_arguments,
-            "callbacks": [*callbacks, history, *starts],
+            "callbacks": [*callbacks, history, live_rules, *starts],
             "logger": build_loggers(settings["loggers"], folder) if main_process else False,
             "plugins": [io_plugin],
             "default_root_dir": folder,
@@ -121,7 +123,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     try:
         model.train()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path)
-        return _finish(trainer, model, data, history, cache, settings, started, say)
+        return _finish(trainer, model, data, history, cache, live_rules, settings, started, say)
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes a SystemExit of a Ctrl-C
         if isinstance(error, SystemExit) and not trainer.interrupted:
             raise
@@ -179,6 +181,7 @@ def _finish(
     data: DogImages,
     history: History,
     cache: FeatureCache,
+    live_rules: LiveRules,
     settings: Mapping[str, Any],
     started: float,
     say: "_Say",
@@ -245,6 +248,7 @@ def _finish(
         skipped=data.skipped,
         config=settings,
         network=model.network,
+        findings=live_rules.all_findings(),
     )
     report.write_safely(folder / "report.html", run)
     say(_summary(folder, metrics, data))
@@ -291,7 +295,7 @@ def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages) -> str:
         "  report.html      what was reached, to look at",
         "  model/           the model, to use and to deploy",
         *(["  predictions.csv  the answer for every test image"] if "test_acc" in metrics else []),
-        "  metrics.json, metrics.csv, config.yaml, checkpoints/",
+        "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
         "",
         f"Try it: python -m dogbreed.predict {folder / 'model'} PHOTO",
     ]

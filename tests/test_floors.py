@@ -18,7 +18,7 @@ ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__
 FLOORS = {
     0: {
         *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record"),
-        *("rules", "machine_rules", "contract"),
+        *("rules", "machine_rules", "system_metrics", "contract"),
     },
     1: {
         *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
@@ -26,7 +26,10 @@ FLOORS = {
     },
     2: {"data", "prefix", "export", "fast", "predictor"},
     3: {"store", "features", "model", "batching", "attribution"},
-    4: {"heads", "callbacks", "hook", "report", "run", "server", "service"},
+    4: {
+        *("heads", "callbacks", "hook", "report", "run", "server", "service"),
+        *("recording", "live_rules", "profiling", "profile_report"),
+    },
     5: {"train", "tune", "evaluate", "predict", "debug", "serve"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
