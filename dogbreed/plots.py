@@ -21,7 +21,7 @@ BLUE, ORANGE = "#3d85e0", "#e0762d"  # both readable on white and on black
 MOST_LABELS = 160  # classes whose names are written at a confusion matrix
 SMALLEST = 4.0  # thousandths of the width that a mistake takes up
 MOST_COUNTS = 30  # classes whose counts are written into it
-_STYLE: dict[Any, Any] = {
+STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
     "svg.hashsalt": "dogbreed",  # equal data give equal files
     "font.size": 10,
@@ -45,8 +45,8 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int | No
         ("Loss (nats an image)", (("train_loss", "training", BLUE), ("val_loss", "validation", ORANGE)), False),
         ("Accuracy", (("val_acc", "validation", ORANGE),), True),
     ):
-        with matplotlib.rc_context(_STYLE):
-            figure, axes = _figure()
+        with matplotlib.rc_context(STYLE):
+            figure, axes = canvas()
             for key, label, colour in columns:
                 values = [row[key] if math.isfinite(row[key]) else math.nan for row in history]
                 marker = "o" if len(epochs) <= 30 else None
@@ -62,7 +62,7 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int | No
             else:
                 axes.set_ylim(bottom=0)
             axes.legend(fontsize=9)
-            drawings.append(_svg(figure, f"{name} by epoch"))
+            drawings.append(as_svg(figure, f"{name} by epoch"))
     return tag("div", *drawings, class_="plots")
 
 
@@ -74,8 +74,8 @@ def reliability_diagrams(before: Sequence[Bin], after: Sequence[Bin], errors: tu
         ("Before the temperature", before, errors[0], ORANGE),
         ("After it, as it is served", after, errors[1], BLUE),
     ):
-        with matplotlib.rc_context(_STYLE):
-            figure, axes = _figure()
+        with matplotlib.rc_context(STYLE):
+            figure, axes = canvas()
             axes.plot([0, 1], [0, 1], color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
             for one in bins:
                 axes.plot([one.confidence] * 2, [one.confidence, one.accuracy], color=colour, linewidth=1, alpha=0.6)
@@ -91,7 +91,7 @@ def reliability_diagrams(before: Sequence[Bin], after: Sequence[Bin], errors: tu
             for axis in (axes.xaxis, axes.yaxis):
                 axis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}%"))
             axes.set_title(f"{name}: calibration error {error:.3f}", loc="left", fontsize=10)
-            drawings.append(_svg(figure, f"{name}: reliability diagram"))
+            drawings.append(as_svg(figure, f"{name}: reliability diagram"))
     return tag("div", *drawings, class_="plots")
 
 
@@ -149,9 +149,10 @@ def _element(name: str, *content: object, **attributes: object) -> Markup:
     return tag(name, *content, **rounded)
 
 
-def _figure() -> tuple[Figure, Axes]:
+def canvas(width: float = 4.8, height: float = 3.1) -> tuple[Figure, Axes]:
+    """An empty drawing of so many inches; to be used within `matplotlib.rc_context(STYLE)`."""
     # Not through pyplot, which keeps figures in a global list and may look for a display.
-    figure = Figure(figsize=(4.8, 3.1), layout="constrained")
+    figure = Figure(figsize=(width, height), layout="constrained")
     figure.patch.set_alpha(0)
     axes = figure.add_subplot()
     axes.patch.set_alpha(0)
@@ -159,7 +160,7 @@ def _figure() -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def _svg(figure: Figure, description: str) -> Markup:
+def as_svg(figure: Figure, description: str) -> Markup:
     """The drawing without what only a file of its own needs: header, metadata, size, unused names, style sheet."""
     content = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
