@@ -23,7 +23,7 @@ CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
 
 # Mappings whose keys a person chooses. What is given for one replaces it; a key below it is added.
-OPEN_KEYS = ("loggers", "search.space", "debugger.collections")
+OPEN_KEYS = ("loggers", "search.space", "debugger.collections", "sagemaker.tags", "sagemaker.environment")
 
 # What a person most likely means who gives a group a value that is not one of its files.
 _MEANT = {"data": "data.root", "model": "model.backbone", "cache": "cache.mode"}

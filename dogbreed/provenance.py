@@ -17,7 +17,7 @@ from dogbreed.config import OPEN_KEYS, compose, diff, flatten
 from dogbreed.hyperparameters import quote
 
 # Where a run writes and whether it was resumed: a repeat is a new run, in a folder of its own.
-_OF_ONE_RUN = ("output_dir", "resume")
+_OF_ONE_RUN = ("output_dir", "resume", "mode", "job")
 
 
 def command(config: Mapping[str, Any]) -> str:

@@ -444,6 +444,9 @@ def _plot(search: Search) -> None:
 
 
 _MAY_DIFFER = (
+    "mode",
+    "job",
+    "sagemaker.",
     "output_dir",
     "resume",
     "progress",

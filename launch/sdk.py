@@ -1,0 +1,191 @@
+"""The one room that talks to the SageMaker SDK: images, sessions, and requests that are sent exactly as planned."""
+
+import logging
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dogbreed.errors import DogbreedError
+from launch import checks
+from launch.faults import AwsError, explained
+from launch.naming import Place, place
+
+ATTEMPTS = 8  # of each call, with growing pauses, before throttling or a fault of AWS's becomes ours
+_IMAGES = "pytorch-amzn2023"
+
+
+def _prepare(region: str) -> None:
+    """The SDK wants a region when it is imported, and reports its use unless its own configuration says no."""
+    os.environ.setdefault("AWS_DEFAULT_REGION", region)
+    os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
+    if "SAGEMAKER_USER_CONFIG_OVERRIDE" not in os.environ:
+        own = Path(tempfile.gettempdir()) / f"dogbreed-sagemaker-{os.getuid()}.yaml"
+        own.write_text("SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n")
+        os.environ["SAGEMAKER_USER_CONFIG_OVERRIDE"] = str(own)
+    for name in ("sagemaker", "sagemaker.config", "sagemaker.core", "botocore.credentials"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _sdk(module: str, region: str) -> Any:
+    """A module of the SDK."""
+    from importlib import import_module
+
+    _prepare(region)
+    try:
+        return import_module(module)
+    except ModuleNotFoundError as error:
+        raise DogbreedError(f"launch/ needs {error.name}: pip install -e '.[sagemaker]'.") from error
+
+
+# Without an account
+
+
+def training_image(config: Mapping[str, Any], region: str) -> str:
+    """Address of the training image: `sagemaker.image`, or AWS's of `sagemaker.pytorch_version`.
+
+    Raises:
+        DogbreedError: AWS has no such image there.
+    """
+    wanted = config["sagemaker"]
+    if wanted["image"]:
+        return str(wanted["image"])
+    try:
+        return str(
+            _sdk("sagemaker.core.image_uris", region).retrieve(
+                _IMAGES,
+                region,
+                version=str(wanted["pytorch_version"]),
+                instance_type=wanted["instance_type"],
+                image_scope="training",
+            )
+        )
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise DogbreedError(
+            f"AWS has no image of PyTorch {wanted['pytorch_version']} for {wanted['instance_type']} in {region} "
+            f"({said}); give another sagemaker.pytorch_version, or sagemaker.image."
+        ) from error
+
+
+def rules_image(config: Mapping[str, Any], region: str) -> str | None:
+    """Address of the image that evaluates managed rules; None where none are wanted."""
+    if not any(config["sagemaker"][name]["enabled"] for name in ("debugger", "profiler")):
+        return None
+    return str(_sdk("sagemaker.core.image_uris", region).retrieve("debugger", region))
+
+
+def environment_region() -> str | None:
+    """The region that the environment or the AWS profile names."""
+    found = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
+    if found:
+        return found
+    import botocore.session
+
+    with explained("reading the AWS configuration"):
+        region = botocore.session.get_session().get_config_variable("region")
+    return str(region) if region else None
+
+
+# With an account
+
+
+class Account:
+    """A session whose credentials AWS has acknowledged.
+
+    Args:
+        config: A composed configuration; `sagemaker.region` may be null.
+
+    Attributes:
+        session: boto3's.
+        account: Twelve digits.
+        place: Where jobs run, what they may use.
+
+    Raises:
+        DogbreedError: No or expired credentials, no region, or a role that cannot be.
+    """
+
+    def __init__(self, config: Mapping[str, Any]) -> None:
+        import boto3
+
+        with explained("reading the AWS configuration"):
+            self.session = boto3.Session(region_name=config["sagemaker"]["region"] or environment_region())
+        if not self.session.region_name:
+            raise DogbreedError("No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_REGION.")
+        os.environ["AWS_DEFAULT_REGION"] = self.session.region_name
+        with explained("asking AWS who you are"):
+            who = self.client("sts").get_caller_identity()
+        self.account = str(who["Account"])
+        self.place: Place = place(config, self.session.region_name, self.account, _role_of(str(who["Arn"])))
+        if "role" in self.place.assumed:
+            raise DogbreedError(
+                "No execution role is known: these credentials are not of a role that SageMaker runs under. Give "
+                "sagemaker.role=NAME or its ARN (python launch/policies.py trust shows how to make one)."
+            )
+
+    def client(self, service: str, **options: Any) -> Any:
+        """boto3's client, which retries with growing pauses."""
+        from botocore.config import Config
+
+        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        with explained(f"reaching {service}"):
+            return self.session.client(service, config=Config(retries=retries), **options)
+
+    def create(self, operation: str, request: Mapping[str, Any]) -> None:
+        """Sends a request through the SDK, exactly as it was planned.
+
+        Args:
+            operation: `CreateTrainingJob` and the like.
+            request: Its parameters, as boto3 takes them.
+
+        Raises:
+            AwsError: AWS refused.
+            DogbreedError: The SDK would send something else, for example defaults of its configuration file.
+        """
+        resources = _sdk("sagemaker.core.resources", self.place.region)
+        shape = checks.model().operation_model(operation).input_shape
+
+        def compare(params: Mapping[str, Any], **_: Any) -> None:
+            if dict(params) != dict(request):
+                keys = sorted(key for key in {*params, *request} if params.get(key) != request.get(key))
+                raise DogbreedError(
+                    f"The SageMaker SDK would send other values than planned ({', '.join(keys)}), so nothing was sent; "
+                    "does its configuration file set defaults? SAGEMAKER_USER_CONFIG_OVERRIDE names another."
+                )
+
+        events = self.session.events
+        event = f"provide-client-params.sagemaker.{operation}"
+        events.register(event, compare)
+        try:
+            with explained(f"sending {operation}"):
+                getattr(resources, operation.removeprefix("Create")).create(
+                    **_snake(shape, request), session=self.session, region=self.place.region
+                )
+        except AwsError as error:
+            if error.code != "NotYetReadable":
+                raise
+        finally:
+            events.unregister(event, compare)
+
+
+def _role_of(arn: str) -> str | None:
+    """The ARN of the role whose session this is; None for a user.
+
+    A role's path is not part of a session's ARN, so a role of a path other than `/` has to be named.
+    """
+    parts = arn.split(":")
+    if parts[2:3] != ["sts"] or not parts[5].startswith("assumed-role/"):
+        return None
+    return f"arn:{parts[1]}:iam::{parts[4]}:role/{parts[5].split('/')[1]}"
+
+
+def _snake(shape: Any, value: Any) -> Any:
+    """Parameters as the SDK's resources take them: with the names of their members in snake case, maps as they are."""
+    from sagemaker.core.utils.utils import pascal_to_snake
+
+    if shape.type_name == "structure":
+        return {pascal_to_snake(name): _snake(shape.members[name], inner) for name, inner in value.items()}
+    if shape.type_name == "list":
+        return [_snake(shape.member, inner) for inner in value]
+    return value
