@@ -16,13 +16,13 @@ from dogbreed.prefix import NoPrefix, Split, fingerprint, split
 FAST = [
     # Network, side, trainable, last operation of the prefix, its shape
     ("squeezenet1_1", 64, "head", "cat_7", (512, 3, 3)),  # dropout follows
-    ("squeezenet1_1", 64, "block", "features.8", (256, 3, 3)),
-    ("mobilenet_v3_small", 64, "head", "classifier.1", (1024,)),
     ("shufflenet_v2_x0_5", 64, "block", "view_23", (96, 4, 4)),
-    ("resnet18", 64, "head", "flatten", (512,)),
     ("resnet18", 64, "block", "layer3.1.relu", (256, 4, 4)),
 ]
 SLOW = [
+    ("mobilenet_v3_small", 64, "head", "classifier.1", (1024,)),
+    ("resnet18", 64, "head", "flatten", (512,)),
+    ("squeezenet1_1", 64, "block", "features.8", (256, 3, 3)),
     ("vgg11", 32, "head", "classifier.1", (4096,)),
     ("vgg16", 32, "head", "classifier.1", (4096,)),
     ("vgg16", 32, "block", "features.23", (512, 2, 2)),
