@@ -1,0 +1,73 @@
+"""What every part of the benchmark uses: a folder of files, a network, a clock and a notebook."""
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dogbreed import backbones
+from dogbreed.sample import make_sample
+
+TRAIN, VALID, TEST, CLASSES = 6680, 835, 836, 133  # dogImages
+EPOCHS, BATCH = 5, 512  # the published recipe
+
+
+class Bench:
+    """Measurements by name, in seconds or as rates, and what they are made on.
+
+    Args:
+        folder: An empty folder.
+        photographs: Folder laid out as dogImages for the parts that need real ones.
+        weights: A state_dict for MobileNetV2, pretrained, for the same parts.
+    """
+
+    def __init__(self, folder: Path, photographs: Path | None = None, weights: Path | None = None) -> None:
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.found: dict[str, float] = {}
+        make_sample(folder / "sample", classes=6, train=16, valid=4, test=4)
+        self.files = sorted((folder / "sample" / "train").rglob("*.jpg"))
+        self.folder, self.photographs, self.weights = folder, photographs, weights
+        self.network = backbones.create("vgg16", CLASSES, weights="none").to(self.device)
+        backbones.freeze(self.network, "vgg16", "head")
+
+    def note(self, name: str, value: float) -> None:
+        """Keeps a figure, and prints it."""
+        self.found[name] = value
+        print(f"  {name:36} {value:12.4g}", flush=True)
+
+    def once(self, task: Callable[[], Any]) -> float:
+        """Seconds that the task takes."""
+        self.wait()
+        started = time.perf_counter()
+        task()
+        self.wait()
+        return time.perf_counter() - started
+
+    def seconds(self, task: Callable[[], Any], repeats: int = 3) -> float:
+        """Median over repeats, after one that is not counted."""
+        return statistics.median([self.once(task) for _ in range(repeats + 1)][1:])
+
+    def side_by_side(self, tasks: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str, float]:
+        """Median seconds of each task. They take turns, so that what the machine does besides hits all of them.
+
+        A first turn of each is not counted.
+        """
+        turns = [{name: self.once(task) for name, task in tasks.items()} for _ in range(repeats + 1)]
+        return {name: statistics.median(turn[name] for turn in turns[1:]) for name in tasks}
+
+    def wait(self) -> None:
+        """Until the device has done what it was asked."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for bfloat16; without them a product takes hundreds of times as long."""
+    if device.type == "cuda":
+        return True
+    told = Path("/proc/cpuinfo")
+    flags = told.read_text() if told.exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags

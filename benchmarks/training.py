@@ -1,0 +1,244 @@
+"""Four ways to train VGG16's last layer on dogImages, and what a search costs with each.
+
+published: every image through the whole network in each epoch, Pillow, `num_workers=0`, float32.
+tuned:     the same in this project's Lightning loop with the cache off: workers, channels_last, bfloat16 where there
+           are units for it, no gradients for the frozen part.
+cold:      this project, the features to be computed.
+warm:      this project, the features there.
+
+The first two are measured on a few batches and scaled to dogImages' 6,680 / 835 / 836 images, which only multiplies:
+each image costs the same. So is the computing of features. Epochs and trials on features run at dogImages' full size,
+on random values.
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torchvision
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from torch import nn
+
+from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
+from benchmarks.extraction import MATRIX, opened, published_transform
+from dogbreed import backbones
+from dogbreed.data import DogImages, Samples
+from dogbreed.features import Store, fill, missing, row_key
+from dogbreed.heads import Head, HeadTrainer
+from dogbreed.images import WHOLE, View
+from dogbreed.model import DogBreedClassifier
+from dogbreed.prefix import Split, split
+
+BATCH_SIZES = (32, 64, 128, 256, 512)
+ROUND = 10  # trials that the search proposes at a time
+
+
+def loops(bench: Bench) -> None:
+    """Seconds an image in the two loops without a cache, and in filling the cache; files to features."""
+    count = 16
+    backbones.set_mode(bench.network, training=False)
+    parts = split(bench.network, 224)
+    few = not has_bfloat16(bench.device)
+    taken = bench.side_by_side(
+        {
+            "published": _published_step(bench, count),
+            "published_evaluation": _published_evaluation(bench, count),
+            "cold_float32": _build(bench, parts, "float32", count),
+            "cold_bfloat16": _build(bench, parts, "bfloat16", 1 if few else count),
+        }
+    )
+    bench.note("published_seconds_an_image", taken["published"] / count)
+    bench.note("published_evaluation_seconds_an_image", taken["published_evaluation"] / count)
+    bench.note("cold_float32_seconds_a_view", taken["cold_float32"] / count / 2)
+    bench.note("cold_bfloat16_seconds_a_view", taken["cold_bfloat16"] / (1 if few else count) / 2)
+    bench.note("tuned_seconds_an_image", _tuned_loop(bench, count))
+
+
+def warm(bench: Bench) -> None:
+    """Epochs of `DogBreedClassifier` in Lightning's Trainer at dogImages' size, on features that are there."""
+    model, data = _on_features(bench)
+
+    def train(epochs: int) -> float:
+        trainer = Trainer(
+            max_epochs=epochs, accelerator=bench.device.type, devices=1, logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
+        )  # fmt: skip
+        model.train()
+        return bench.once(lambda: trainer.fit(model, datamodule=data))
+
+    train(1)
+    seconds = statistics.median(train(4) - train(1) for _ in range(5)) / 3
+    bench.note("warm_epoch_seconds", seconds)
+    # Two layers of 4,096 forth (and back through the last one) are all that is left of the network.
+    products = 4096 * 4096 * (TRAIN + VALID) + 4096 * CLASSES * (2 * TRAIN + VALID)
+    bench.note("warm_epoch_gflops", 2 * products / seconds / 1e9)
+
+
+def search(bench: Bench) -> None:
+    """Trials side by side at dogImages' size: what the first cost, and what one more costs."""
+    model, data = _on_features(bench)
+    trainer = HeadTrainer(model, data)
+    epochs = 2  # every epoch costs the same
+
+    def seconds(heads: int, batch_size: int) -> float:
+        trials = [Head(lr=lr) for lr in np.geomspace(0.001, 0.1, heads)]
+        return bench.once(lambda: trainer.train(trials, batch_size=batch_size, epochs=epochs)) / epochs * EPOCHS
+
+    seconds(1, BATCH)
+    ones, more = [], []
+    for batch_size in BATCH_SIZES:
+        runs = [(seconds(1, batch_size), seconds(9, batch_size)) for _ in range(3)]
+        ones.append(statistics.median(one for one, _ in runs))
+        more.append(statistics.median((nine - one) / 8 for one, nine in runs))
+        print(
+            f"  {batch_size:4} images a step: the first trial {ones[-1]:6.2f} s, one more {more[-1]:6.3f} s", flush=True
+        )
+    bench.note("first_trial_seconds", statistics.mean(ones))
+    bench.note("one_more_trial_seconds", statistics.mean(more))
+    # Forth and back through one head, over the images of five epochs, and its valid losses.
+    flops = 2 * 4096 * CLASSES * EPOCHS * (2 * TRAIN + VALID)
+    bench.note("head_gflops_512", flops / more[-1] / 1e9)
+    bench.note("head_gflops", flops / statistics.mean(more) / 1e9)
+
+
+def tasks(found: dict[str, float]) -> dict[str, dict[str, float]]:
+    """Seconds of each task by each way, from the measurements: {task: {way: seconds}}."""
+    train, evaluate = found["published_seconds_an_image"], found["published_evaluation_seconds_an_image"]
+    epoch, test = TRAIN * train + VALID * evaluate, TEST * evaluate
+    tuned_epoch, tuned_test = (TRAIN + VALID) * found["tuned_seconds_an_image"], TEST * found["tuned_seconds_an_image"]
+    warm_epoch = found["warm_epoch_seconds"]
+    views = 2 * TRAIN + VALID + TEST
+    build = {name: views * found[f"cold_{name}_seconds_a_view"] for name in MATRIX}
+
+    def searched(trials: int) -> float:
+        """Rounds of ten, each with all batch sizes in it at the worst, and the final training."""
+        groups = sum(min(len(BATCH_SIZES), trials - start, ROUND) for start in range(0, trials, ROUND))
+        heads = groups * found["first_trial_seconds"] + (trials - groups) * found["one_more_trial_seconds"]
+        return heads + EPOCHS * warm_epoch
+
+    def row(runs: int, epochs: int, ours: float) -> dict[str, float]:
+        return {
+            "published": runs * (epochs * epoch + test),
+            "tuned": runs * (epochs * tuned_epoch + tuned_test),
+            **{f"cold_{name}": seconds + ours for name, seconds in build.items()},
+            "warm": ours,
+        }
+
+    return {
+        "1 epoch": row(1, 1, warm_epoch),
+        "5 epochs": row(1, EPOCHS, EPOCHS * warm_epoch),
+        "4 trials and the final training": row(5, EPOCHS, searched(4)),
+        "50 trials and the final training": row(51, EPOCHS, searched(50)),
+    }
+
+
+def _published_step(bench: Bench, count: int) -> Callable[[], None]:
+    """One step as published: all frozen but the last layer, Adam over it, squash and flip, no workers, float32."""
+    network = _published_network(bench)
+    optimizer = torch.optim.Adam(network.classifier[6].parameters(), lr=0.003)
+    transform = published_transform(flip=True)
+    labels = torch.arange(count, device=bench.device) % CLASSES
+
+    def step() -> None:
+        network.train()
+        inputs = torch.stack([opened(file, transform) for file in bench.files[:count]]).to(bench.device)
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(inputs), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def _published_evaluation(bench: Bench, count: int) -> Callable[[], None]:
+    network = _published_network(bench)
+    transform = published_transform(flip=False)
+
+    @torch.no_grad()
+    def evaluate() -> None:
+        network.eval()
+        inputs = torch.stack([opened(file, transform) for file in bench.files[:count]]).to(bench.device)
+        network(inputs)
+
+    return evaluate
+
+
+def _published_network(bench: Bench) -> torchvision.models.VGG:
+    network = torchvision.models.vgg16(weights=None)
+    network.requires_grad_(False)
+    network.classifier[6] = nn.Linear(4096, CLASSES)
+    return network.to(bench.device)
+
+
+def _tuned_loop(bench: Bench, count: int) -> float:
+    """Seconds an image of this project's own Lightning loop without a cache."""
+    model = DogBreedClassifier(CLASSES, weights="none").to(bench.device)
+    data = DogImages(bench.folder, batch_size=count)
+    steps = 6
+    files = (bench.files * steps)[: steps * count]
+    data.samples = {"train": _samples(files, views=[WHOLE, View(flip=True)]), "valid": _samples(files[:1], [WHOLE])}
+    ends: list[float] = []
+
+    def end(*_: Any) -> None:
+        bench.wait()
+        ends.append(time.perf_counter())
+
+    trainer = Trainer(
+        max_epochs=1, accelerator=bench.device.type, devices=1, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False, limit_val_batches=0,
+        precision="bf16-mixed" if has_bfloat16(bench.device) else "32-true",
+        callbacks=[LambdaCallback(on_train_batch_end=end)],
+    )  # fmt: skip
+    trainer.fit(model, datamodule=data)
+    return statistics.median(np.diff(ends).tolist()) / count
+
+
+def _build(bench: Bench, parts: Split, precision: str, count: int) -> Callable[[], None]:
+    """Files to a store with two views of each."""
+    samples = _samples(bench.files[:count], views=[WHOLE, View(flip=True)])
+    data = DogImages(bench.folder)
+
+    def build() -> None:
+        with tempfile.TemporaryDirectory() as fresh:
+            store = Store(Path(fresh), parts.shape, MATRIX[precision])
+            wanted = missing(store, {"train": samples})
+            fill(store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True)
+
+    return build
+
+
+def _samples(files: list[Path], views: list[View]) -> Samples:
+    labels = np.arange(len(files), dtype=np.int64) % CLASSES
+    digests = [f"{i:032x}" for i in range(len(files))]
+    return Samples(list(files), labels, digests, [[view] * len(files) for view in views])
+
+
+def _on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
+    """A model and data of dogImages' size on a store of random features."""
+    model = DogBreedClassifier(CLASSES, weights="none").to(bench.device)
+    model.eval()
+    parts = split(model.network, 224)
+    model.use_features(parts)
+    data = DogImages(bench.folder, batch_size=BATCH)
+    store = Store(bench.folder / f"random-{time.time_ns()}", parts.shape, torch.float32)
+    generator = torch.Generator().manual_seed(0)
+    both = [WHOLE, View(flip=True)]
+    readers = {}
+    for name, count, views in (("train", TRAIN, both), ("valid", VALID, both[:1]), ("test", TEST, both[:1])):
+        digests = [f"{name}{i:026x}" for i in range(count)]
+        labels = np.arange(count, dtype=np.int64) % CLASSES
+        data.samples[name] = Samples([Path(d) for d in digests], labels, digests, [[view] * count for view in views])
+        keys = [[row_key(digest, view) for digest in digests] for view in views]
+        for row in keys:
+            for start in range(0, count, 500):
+                part = row[start : start + 500]
+                store.add(part, torch.rand(len(part), *parts.shape, generator=generator).relu_())
+        store.refresh()
+        readers[name] = store.table(keys)
+    data.use_features(readers)
+    return model, data
