@@ -135,6 +135,21 @@ def test_rows_are_what_the_prefix_computes(dog_tree, tmp_path, augment, precisio
             assert len(found.flatten(1).unique(dim=0)) == len(samples), "each has its own"
 
 
+def test_weights_cast_once_give_what_autocast_gives():
+    network = classifier().network.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images, cpu = torch.rand(2, 3, 64, 64), torch.device("cpu")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(images)
+    with torch.no_grad(), features.in_bfloat16(network, cpu):
+        assert network.features[0].weight.dtype == torch.bfloat16
+        assert torch.equal(network(images), expected)
+    with pytest.raises(RuntimeError), features.in_bfloat16(network, cpu):
+        network(images[:, :1])
+    assert network.features[0].weight.dtype == torch.float32
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
 def test_rows_come_in_any_order(dog_tree, built):
     _, _, data = attached(dog_tree, built)
     reader, rng = data.reader("train"), np.random.default_rng(0)
