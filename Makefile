@@ -21,7 +21,7 @@ train: $(RUN) ## trains on made-up photographs (experiment=quickstart), or as AR
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
 test: lint ## style, types and the whole suite; ARGS="-m 'not slow'" for the quick part
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## style and types alone
 	$(BIN)/ruff check .

@@ -15,6 +15,8 @@ from PIL import Image
 # Before torch is loaded: on a machine that does something else as well, its threads would spin for each other, and what
 # takes half a second alone takes ten.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: threads beyond it would only be in each other's way
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Class folders as in dogImages, and a colour that tells each apart.
 BREEDS = {
