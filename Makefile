@@ -7,6 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 RUN := $(VENV)/.installed
 DEV := $(VENV)/.installed-dev
+DEBUGGER := .venvs/debugger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
@@ -20,7 +21,7 @@ help: ## this list
 train: $(RUN) ## trains on made-up photographs (experiment=quickstart), or as ARGS says
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
-test: lint ## style, types and the whole suite; ARGS="-m 'not slow'" for the quick part
+test: lint $(DEBUGGER)/.installed ## style, types and the whole suite; ARGS="-m 'not slow'" for the quick part
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: $(DEV) ## style and types alone
@@ -43,6 +44,16 @@ $(RUN): pyproject.toml $(VENV)/.made
 $(DEV): pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(RUN)
+
+# smdebug pins a protobuf that others have left behind, so it lives apart, in an environment that finds everything else
+# (torch, several GB) in the first one.
+$(DEBUGGER)/.installed: $(DEV)
+	$(BIN)/python -m venv --clear $(DEBUGGER)
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$($(DEBUGGER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
+	$(DEBUGGER)/bin/python -m pip install --editable '.[debugger]' || \
+		{ rm -rf $(DEBUGGER); echo 'smdebug could not be installed (a part of it is C); its tests will be skipped' >&2; }
+	@test ! -d $(DEBUGGER) || touch $@
 
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null || \

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import browser, chromium  # noqa: F401  (fixtures)
+from debugger import smdebug_python  # noqa: F401
 from PIL import Image
 
 # Before torch is loaded: on a machine that does something else as well, its threads would spin for each other, and what
