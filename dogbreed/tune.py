@@ -444,8 +444,6 @@ def _plot(search: Search) -> None:
 
 
 _MAY_DIFFER = (
-    "mode",
-    "job",
     "sagemaker.",
     "output_dir",
     "resume",
