@@ -7,7 +7,7 @@ from typing import Any
 from dogbreed import cli
 from dogbreed.errors import DogbreedError
 from dogbreed.hyperparameters import split
-from launch import checks, plan, sdk
+from launch import checks, plan, sdk, submit
 from launch.job import Job, training_job, tuning_job
 from launch.naming import Place, place
 from launch.pricing import Prices
@@ -88,5 +88,9 @@ def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> i
     return rehearse(config, describe(config, kind, offline(config), experiment))
 
 
-def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> int | None:
-    raise DogbreedError("mode=submit is not part of this version yet; mode=plan shows the request.")
+def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
+    account = sdk.Account(config)
+    if config["job"]:
+        submit.follow(config, config["job"], account, tuning=kind == "tune" and _way(config) == "trials")
+    else:
+        submit.submit(config, describe(config, kind, account.place, experiment), account)

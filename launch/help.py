@@ -6,6 +6,20 @@ _MODES = """
   mode=rehearse   carries the very request out on this machine, without Docker and without AWS
 """
 
+UPLOAD_HELP = """
+Sends the photographs to S3, where SageMaker's jobs read them: in parallel, encrypted, and only what is not there yet.
+A run that was interrupted goes on where it was.
+
+  data.root=data/dogImages     folder with train/ valid/ test/; dogImages is fetched if it is missing
+  sagemaker.bucket=null        null: the account's default bucket, made if it is missing
+  sagemaker.prefix=dogbreed    folder in the bucket; the photographs go to PREFIX/data/dogImages/
+  sagemaker.kms_key=null       a KMS key to encrypt with
+  mode=plan                    says how much would be sent; needs no AWS account
+
+Example:
+  python launch/sagemaker_upload.py data.root=my_dogs
+"""
+
 TRAIN_HELP = f"""
 Trains on SageMaker with the settings of python -m dogbreed.train.
 {_MODES}

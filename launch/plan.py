@@ -84,6 +84,13 @@ def image_notice(image: str, today: date | None = None) -> str | None:
     return f"The image {tag} (PyTorch {version}) has had no patches since {end}; it gets no security fixes"
 
 
+def summary(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
+    """What `mode=submit` says before it sends."""
+    yield f"{job.name}: {job.operation} in {job.place.region}, account {job.place.account}, role {job.place.role}"
+    yield from _time_and_cost(config, job, prices)
+    yield from (f"Beware: {notice}." for notice in notices(config, job, prices))
+
+
 def describe(config: Mapping[str, Any], job: Job, prices: Prices) -> str:
     """The whole plan; as YAML it is the request alone."""
     lines = list(_lines(config, job, prices))

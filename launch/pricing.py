@@ -116,7 +116,7 @@ class Prices:
         if speed is None or counts is None:
             because.append(source if speed is None else "the number of photographs is not known")
             return Estimate(None, None, None, most, tuple(because))
-        whole, head = self._passes(counts)
+        whole, head = self.passes(counts)
         start = self.table["start_seconds"]
         trainings = trials + 1 if one_job else 1  # and the winner's, whose features are there
         seconds = start + whole / speed / machines + trainings * head / self.table["head_images_per_second"]
@@ -130,7 +130,7 @@ class Prices:
         cost = None if hour is None else billed / 3600 * (hour * share + disk)
         return Estimate(total, billed, cost, most, tuple(because))
 
-    def _passes(self, counts: Mapping[str, int]) -> tuple[int, int]:
+    def passes(self, counts: Mapping[str, int]) -> tuple[int, int]:
         """Images through the whole network, and through the last layer alone, in one training."""
         config = self.config
         epochs = config["trainer"]["max_epochs"]

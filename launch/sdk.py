@@ -114,6 +114,11 @@ class Account:
         if not self.session.region_name:
             raise DogbreedError("No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_REGION.")
         os.environ["AWS_DEFAULT_REGION"] = self.session.region_name
+        self._planned: tuple[str, Mapping[str, Any]] = ("", {})
+        self._answered = False
+        # Before the SDK makes its client of this session, which keeps the handlers that are there.
+        self.session.events.register("provide-client-params.sagemaker", self._compare)
+        self.session.events.register("after-call.sagemaker", self._note_answer)
         with explained("asking AWS who you are"):
             who = self.client("sts").get_caller_identity()
         self.account = str(who["Account"])
@@ -124,13 +129,21 @@ class Account:
                 "sagemaker.role=NAME or its ARN (python launch/policies.py trust shows how to make one)."
             )
 
-    def client(self, service: str, **options: Any) -> Any:
-        """boto3's client, which retries with growing pauses."""
+    def client(self, service: str, *, region: str | None = None, attempts: int = ATTEMPTS, wait: float = 20) -> Any:
+        """boto3's client, which retries with growing pauses.
+
+        Args:
+            service: Such as `s3`.
+            region: Another than the session's.
+            attempts: Of each call.
+            wait: Seconds for a connection and for an answer.
+        """
         from botocore.config import Config
 
-        retries = {"mode": "standard", "total_max_attempts": ATTEMPTS}
+        retries = {"mode": "standard", "total_max_attempts": attempts}
+        config = Config(retries=retries, connect_timeout=wait, read_timeout=3 * wait, max_pool_connections=32)
         with explained(f"reaching {service}"):
-            return self.session.client(service, config=Config(retries=retries), **options)
+            return self.session.client(service, region_name=region, config=config)
 
     def create(self, operation: str, request: Mapping[str, Any]) -> None:
         """Sends a request through the SDK, exactly as it was planned.
@@ -144,29 +157,28 @@ class Account:
             DogbreedError: The SDK would send something else, for example defaults of its configuration file.
         """
         resources = _sdk("sagemaker.core.resources", self.place.region)
+        resource = getattr(resources, operation.removeprefix("Create"))
         shape = checks.model().operation_model(operation).input_shape
-
-        def compare(params: Mapping[str, Any], **_: Any) -> None:
-            if dict(params) != dict(request):
-                keys = sorted(key for key in {*params, *request} if params.get(key) != request.get(key))
-                raise DogbreedError(
-                    f"The SageMaker SDK would send other values than planned ({', '.join(keys)}), so nothing was sent; "
-                    "does its configuration file set defaults? SAGEMAKER_USER_CONFIG_OVERRIDE names another."
-                )
-
-        events = self.session.events
-        event = f"provide-client-params.sagemaker.{operation}"
-        events.register(event, compare)
+        self._planned, self._answered = (operation, request), False
         try:
             with explained(f"sending {operation}"):
-                getattr(resources, operation.removeprefix("Create")).create(
-                    **_snake(shape, request), session=self.session, region=self.place.region
-                )
-        except AwsError as error:
-            if error.code != "NotYetReadable":
+                resource.create(**_snake(shape, request), session=self.session, region=self.place.region)
+        except AwsError:
+            if not self._answered:  # else only the SDK's own reading of what it made failed
                 raise
-        finally:
-            events.unregister(event, compare)
+
+    def _compare(self, params: Mapping[str, Any], model: Any, **_: Any) -> None:
+        """Before a request leaves: it has to be the one that was planned."""
+        operation, request = self._planned
+        if model.name == operation and dict(params) != dict(request):
+            keys = sorted(key for key in {*params, *request} if params.get(key) != request.get(key))
+            raise DogbreedError(
+                f"The SageMaker SDK would send other values than planned ({', '.join(keys)}), so nothing was sent; "
+                "does its configuration file set defaults? SAGEMAKER_USER_CONFIG_OVERRIDE names another."
+            )
+
+    def _note_answer(self, http_response: Any, model: Any, **_: Any) -> None:
+        self._answered = self._answered or (model.name == self._planned[0] and http_response.status_code < 300)
 
 
 def _role_of(arn: str) -> str | None:

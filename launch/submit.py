@@ -1,0 +1,109 @@
+"""`mode=submit`: sends what the plan shows, follows the job, and says at the end what came out and what it cost."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dogbreed.config import to_yaml
+from dogbreed.errors import DogbreedError
+from dogbreed.files import written_whole
+from launch import plan, sdk
+from launch.follow import follow_training, follow_tuning
+from launch.job import SPLITS, TUNING, Job
+from launch.naming import split_s3
+from launch.pricing import RECEIPTS, Prices, check_cost, listed_price
+from launch.upload import Bucket
+
+
+def submit(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
+    """Sends a job and follows it to its end.
+
+    Args:
+        config: A composed configuration.
+        job: Described for the account's place.
+        account: To send it from.
+
+    Raises:
+        DogbreedError: It could cost too much, something is missing, AWS refused, or the job failed.
+    """
+    prices = Prices(config, _listed(config, account))
+    ways = plan.estimates(config, job, prices)
+    estimate = next(iter(ways.values()))
+    check_cost(config, estimate)
+    for line in plan.summary(config, job, prices):
+        print(line, flush=True)
+    prepare(config, job, account)
+    account.create(job.operation, job.request)
+    _keep(config, job, estimate.cost)
+    print(f"Sent. {job.name} runs in {job.place.region}; Ctrl-C leaves it running.", flush=True)
+    follow(config, job.name, account, tuning=job.operation == TUNING)
+
+
+def follow(config: Mapping[str, Any], name: str, account: sdk.Account, *, tuning: bool) -> None:
+    """Follows a job that is there already to its end.
+
+    Args:
+        config: A composed configuration.
+        name: Of the job.
+        account: That it is in.
+        tuning: Whether it is a tuning job.
+
+    Raises:
+        DogbreedError: There is no such job, or it failed.
+    """
+    (follow_tuning if tuning else follow_training)(config, name, account, Prices(config, _listed(config, account)))
+
+
+def prepare(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
+    """Puts the archive and the weights into S3, and makes sure that the photographs are there.
+
+    Raises:
+        DogbreedError: The bucket cannot be used, or there are no photographs.
+    """
+    wanted = config["sagemaker"]
+    bucket = Bucket(account.client("s3"), job.place.bucket, account.account, job.place.region, wanted["kms_key"])
+    bucket.check(make=wanted["bucket"] is None)
+    if job.data_uri:
+        name, key = split_s3(job.data_uri, "sagemaker.data")
+        data = bucket if name == bucket.name else Bucket(bucket.client, name, account.account, job.place.region)
+        if data is not bucket:
+            data.check()
+        lacking = [split for split in SPLITS if not data.has(f"{key}/{split}/")]
+        if lacking:
+            raise DogbreedError(
+                f"There are no photographs in {job.data_uri}/{lacking[0]}/; send them first, with the same sagemaker.* "
+                f"keys: python launch/sagemaker_upload.py data.root={config['data']['root']}"
+            )
+    if job.sent_along:
+        bucket.send({split_s3(address, "model.weights")[1]: file for address, file in job.sent_along.items()})
+    bucket.put(split_s3(job.code_uri, "sagemaker.bucket")[1], job.source.archive)
+
+
+def _listed(config: Mapping[str, Any], account: sdk.Account) -> dict[str, float]:
+    """The price that AWS lists now; empty where it does not say, and the table is used."""
+    kind = config["sagemaker"]["instance_type"]
+    try:
+        # The list is served from a few regions only.
+        found = listed_price(
+            account.client("pricing", region="us-east-1", attempts=1, wait=2), kind, account.place.region
+        )
+    except Exception:  # a price is a courtesy: without permission or answer the table has one
+        return {}
+    return {} if found is None else {kind: found}
+
+
+def _keep(config: Mapping[str, Any], job: Job, expected: float | None) -> None:
+    """What was sent, for whoever wants to know later, and for the receipt."""
+    folder = RECEIPTS / job.name
+    kept = {
+        "request.yaml": yaml.safe_dump(job.request, sort_keys=False),
+        "config.yaml": to_yaml(config),
+        "expected.json": json.dumps({"cost": expected, "counts": plan.counts(config), "sent": time.time()}),
+    }
+    for name, text in kept.items():
+        with written_whole(Path(folder / name)) as file:
+            file.write_text(text, encoding="utf-8")
