@@ -86,8 +86,8 @@ class Bucket:
     def _refused(self, error: AwsError) -> DogbreedError:
         if error.code in ("404", "NoSuchBucket"):
             return DogbreedError(
-                f"The bucket {self.name} does not exist; create it (aws s3 mb s3://{self.name} --region {self.region}), "
-                "or leave sagemaker.bucket out: the account's default bucket is then used."
+                f"The bucket {self.name} does not exist; create it (aws s3 mb s3://{self.name} --region "
+                f"{self.region}), or leave sagemaker.bucket out: the account's default bucket is then used."
             )
         if error.code in ("403", "AccessDenied", "Forbidden"):
             return DogbreedError(
