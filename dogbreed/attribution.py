@@ -30,6 +30,8 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
         [N, h, w] on the CPU from 0 to 1, the largest value of each map 1 (0 where nothing spoke for it); None for a
         network without a spatial feature map before its head.
     """
+    if backbone.startswith(_WITHOUT_MAP):
+        return None
     with _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
         if not _has_map(kept):

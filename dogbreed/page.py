@@ -214,9 +214,12 @@ figcaption { font-size: .82rem; line-height: 1.35; margin-top: .35rem; overflow-
 .gone { display: grid; place-items: center; aspect-ratio: 1; padding: .5rem; border: 1px dashed var(--line);
   border-radius: 5px; text-align: center; font-size: .8rem; color: var(--muted); }
 .matrix svg { display: block; width: 100%; height: auto; }
+.matrix.large { width: min(100vw - 4rem, 96rem); margin-left: calc(50% - min(50vw - 2rem, 48rem)); }
 pre { background: var(--raised); border-radius: 6px; padding: .9rem 1rem; overflow-x: auto; font-size: .85rem;
   line-height: 1.5; margin: .5rem 0 1rem; }
 pre.command { white-space: pre-wrap; overflow-wrap: anywhere; user-select: all; }
 summary { cursor: pointer; color: var(--blue); margin: .5rem 0; }
+@media (max-width: 68rem) { .matrix.large { width: auto; margin-left: 0; } }
+@media (max-width: 30rem) { td { white-space: nowrap; } }
 @media print { nav { display: none; } .card, figure, svg { break-inside: avoid; } }
 """.strip()

@@ -135,7 +135,9 @@ def confusion_matrix(matrix: NDArray[np.int64], order: Sequence[int], names: Seq
     width = f"max-width:{margin + side:.0f}px" if side < 800 else "min-width:46rem"
     box = f"0 0 {margin + side:.0f} {side + margin:.0f}"
     drawing = tag("svg", joined(parts), viewBox=box, style=width, role="img", aria_label="Confusion matrix")
-    return tag("div", drawing, class_="matrix scroll", tabindex="0", role="region", aria_label="Confusion matrix")
+    # Names of many classes are small: they get the width of the window, beyond that of the text.
+    kind = "matrix scroll" if side < 800 else "matrix scroll large"
+    return tag("div", drawing, class_=kind, tabindex="0", role="region", aria_label="Confusion matrix")
 
 
 def _lettering(size: float) -> dict[str, object]:

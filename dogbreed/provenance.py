@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shlex
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,38 @@ def _hydra(value: Any) -> str:
 
 def versions() -> dict[str, str]:
     """Of what a result depends on."""
+    commit = _commit()
     return {
-        "dogbreed": dogbreed.__version__,
+        "dogbreed": f"{dogbreed.__version__}, commit {commit}" if commit else dogbreed.__version__,
         "python": platform.python_version(),
         "torch": str(torch.__version__),
         "torchvision": str(torchvision.__version__),
         "lightning": str(lightning.__version__),
     }
+
+
+def _commit() -> str:
+    """Of the checkout that this code lies in, and whether it has been changed since; empty for an installed package."""
+    house = Path(dogbreed.__file__).parent
+    if not (house.parent / ".git").exists():
+        return ""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(  # noqa: S603
+            ["git", "-C", str(house), *arguments],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
+        return done.stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=10", "HEAD")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", str(house), str(house.parent / "conf"))
+    except (OSError, subprocess.SubprocessError):
+        return ""
+    return f"{commit} with changes" if changed else commit
 
 
 def machine() -> dict[str, str]:

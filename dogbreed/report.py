@@ -102,7 +102,7 @@ def _head(run: Run, duplicates: Sequence[Pair]) -> Markup:
     said = {"head": "its head was trained", "block": "head and last stage were trained", "all": "all of it was trained"}
     about = f"{len(run.class_names):,} breeds; photographs: {counts}."
     if run.history and trained in said:
-        about += f" Of the network {said[trained]}."
+        about += f" Of the network {said[trained]}, {_start(str(run.config['model'].get('weights')))}."
     parts = [tag("h1", _title(run)), tag("p", about, class_="muted")]
     if run.answers is not None:
         parts += [_result(run, run.answers), _leak_warning(run, duplicates)]
@@ -112,6 +112,11 @@ def _head(run: Run, duplicates: Sequence[Pair]) -> Markup:
         kind = lesson(run.history, len(run.class_names))
         parts.append(tag("p", tag("strong", "The lesson. "), kind.sentence, class_="lesson"))
     return tag("header", *parts)
+
+
+def _start(weights: str) -> str:
+    named = {"imagenet": "starting from weights that had learnt ImageNet", "none": "starting from random weights"}
+    return named.get(weights, f"starting from the weights in {Path(weights).name}")
 
 
 def _result(run: Run, answers: Answers) -> Markup:

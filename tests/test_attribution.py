@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from captum.attr import LayerGradCam
 
 from dogbreed import backbones
 from dogbreed.attribution import heat_maps
@@ -33,6 +34,20 @@ def test_heat_maps(backbone):
     assert modes == [module.training for module in network.modules()]
     assert not any(parameter.grad is not None for parameter in network.parameters())
     assert not any(module._forward_hooks for module in network.modules())
+
+
+@pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "densenet121", "convnext_tiny"])
+def test_heat_maps_equal_those_of_captum(backbone):
+    """captum does not know of frozen networks (it differentiates from the input on), but of Grad-CAM."""
+    network = backbones.create(backbone, 3, weights="none").eval()
+    inputs = torch.randn(2, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    classes = torch.tensor([2, 0])
+    maps = heat_maps(network, backbone, inputs, classes)
+    layer = network.get_submodule(backbones.last_stage(network, backbone)[-1])
+    theirs = LayerGradCam(network, layer).attribute(inputs, target=classes, relu_attributions=True)[:, 0].detach()
+    assert maps is not None
+    assert theirs.max() > 0
+    torch.testing.assert_close(maps, theirs / theirs.amax((1, 2), keepdim=True).clamp(min=1e-12), atol=1e-4, rtol=0)
 
 
 @pytest.mark.parametrize("backbone", ["vit_b_32", "swin_t"])
