@@ -32,6 +32,26 @@ FLAGS = (
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1, EXCLUDE localhost",
 )
 
+# Texts whose contrast with what lies behind them is below 4.5, by WCAG 2: (lighter + 0.05) / (darker + 0.05).
+CONTRAST = r"""
+const numbers = colour => colour.match(/[\d.]+/g).map(Number);
+const linear = value => value <= 0.03928 ? value / 12.92 : ((value + 0.055) / 1.055) ** 2.4;
+const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+const ground = element => {
+  for (; element; element = element.parentElement) {
+    const colour = numbers(getComputedStyle(element).backgroundColor);
+    if (colour.length < 4 || colour[3] === 1) return colour;
+  }
+  return matchMedia('(prefers-color-scheme: dark)').matches ? [18, 18, 18] : [255, 255, 255];
+};
+return [...document.body.querySelectorAll('*:not(svg *)')].filter(element => {
+  if (![...element.childNodes].some(node => node.nodeType === 3 && node.textContent.trim())) return false;
+  if (!element.checkVisibility({opacityProperty: true, visibilityProperty: true})) return false;
+  const one = light(numbers(getComputedStyle(element).color)), other = light(ground(element));
+  return (Math.max(one, other) + 0.05) / (Math.min(one, other) + 0.05) < 4.5;
+}).map(element => `${element.tagName}: ${element.textContent.trim().slice(0, 40)}`);
+"""
+
 
 class Browser:
     """A window of the browser.
@@ -106,6 +126,11 @@ class Browser:
             "return [...document.body.querySelectorAll('*')].filter(e => e.getBoundingClientRect().right > width + 1)"
             ".map(e => e.tagName + '.' + e.getAttribute('class'));"
         )
+        return found
+
+    def poor_contrast(self) -> list[str]:
+        """Elements whose text is hard to read on its ground."""
+        found: list[str] = self.run(CONTRAST)
         return found
 
     def screenshot(self, file: Path, *, whole: bool = False) -> Path:

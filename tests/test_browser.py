@@ -51,6 +51,14 @@ def test_what_does_not_fit_is_seen(browser: Browser, tmp_path):
     assert browser.too_wide() == []
 
 
+def test_texts_that_are_hard_to_read_are_seen(browser: Browser, tmp_path):
+    body = "<p style='color: #767676'>just enough</p><p style='color: #787878'>too pale</p>"
+    browser.open(page(tmp_path, body))
+    assert browser.poor_contrast() == ["P: too pale"]
+    browser.theme("dark")
+    assert browser.poor_contrast() == []
+
+
 def test_themes_and_screenshots(browser: Browser, tmp_path):
     browser.open(page(tmp_path, "<p style='height: 2000px'></p>"), theme="dark", width=500, height=300)
     dark = np.asarray(Image.open(browser.screenshot(tmp_path / "dark.png")).convert("L"))
