@@ -49,6 +49,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
     Args:
         settings: The group.
         history: Of the run; the losses of its epochs are looked at.
+        system: What watches the machine; None starts one where there is a GPU.
 
     Attributes:
         findings: What each rule found last, by its name.
@@ -57,11 +58,12 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         DogbreedError: A setting is unknown or out of range.
     """
 
-    def __init__(self, settings: Mapping[str, Any], history: History) -> None:
+    def __init__(self, settings: Mapping[str, Any], history: History, system: SystemMetrics | None = None) -> None:
         check(settings)
         self.settings = settings
         self.history = history
-        self.system: SystemMetrics | None = None
+        self.system = system
+        self._own_system = False
         self.findings: dict[str, Finding] = {}
         skipped = settings["skip"] or ()
         self._active = [name for name in RULES if settings["enabled"] and name not in skipped]
@@ -74,11 +76,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             return
         # Without a GPU there is nothing that they could find; a profile watches the machine all the same.
         if set(self._active) & set(OF_GPU) and Gpus().names:
-            self.system = SystemMetrics().start()
-
-    def watch(self, system: SystemMetrics) -> None:
-        """Looks at samples that somebody else takes."""
-        self.system = system
+            self.system, self._own_system = SystemMetrics().start(), True
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DogBreedClassifier)
@@ -150,8 +148,8 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             self.close()
 
     def close(self) -> None:
-        """Ends the look at the machine."""
-        if self.system is not None:
+        """Ends the look at the machine, where it is this one's."""
+        if self.system is not None and self._own_system:
             self.system.stop()
 
     def _look(self, trainer: Trainer, epoch_ended: bool = False, last: bool = False) -> None:

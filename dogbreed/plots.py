@@ -21,6 +21,7 @@ BLUE, ORANGE = "#3d85e0", "#e0762d"  # both readable on white and on black
 MOST_LABELS = 160  # classes whose names are written at a confusion matrix
 SMALLEST = 4.0  # thousandths of the width that a mistake takes up
 MOST_COUNTS = 30  # classes whose counts are written into it
+# For `matplotlib.rc_context`: the ink is a placeholder that `as_svg` replaces.
 STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: small, sharp, selectable
     "svg.hashsalt": "dogbreed",  # equal data give equal files

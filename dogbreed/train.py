@@ -24,7 +24,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 import dogbreed
-from dogbreed import backbones, cli, export, report
+from dogbreed import backbones, cli, export, profile_report, report
 from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
 from dogbreed.callbacks import History
 from dogbreed.checkpoints import RunCheckpointIO, changed_state, read_checkpoint
@@ -38,6 +38,7 @@ from dogbreed.help import TRAIN_HELP
 from dogbreed.lines import TEST_LINE
 from dogbreed.live_rules import LiveRules
 from dogbreed.model import DogBreedClassifier, Predictions
+from dogbreed.profiling import Profiling, mode_of
 from dogbreed.results import Answers, Run
 from dogbreed.run import (
     FOLDER_FOR_RANKS,
@@ -92,7 +93,9 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     callbacks += build_hook(settings, folder, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
     history = History(folder, settings)
-    live_rules = LiveRules(settings["rules"], history)
+    profile = mode_of(settings["profile"], settings["trainer"])
+    profiling = Profiling(profile, folder / "profile") if profile and main_process else None
+    live_rules = LiveRules(settings["rules"], history, profiling.system if profiling else None)
     data = build_data(settings, quiet=not main_process)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     if checkpoint is not None and checkpoint_path is not None:
@@ -109,7 +112,8 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     trainer = build_trainer(
         {
             **trainer_arguments,
-            "callbacks": [*callbacks, history, live_rules, *starts],
+            "callbacks": [*([profiling] if profiling else []), *callbacks, history, live_rules, *starts],
+            "profiler": (profiling and profiling.timer) or trainer_arguments["profiler"],
             "logger": build_loggers(settings["loggers"], folder) if main_process else False,
             "plugins": [io_plugin],
             "default_root_dir": folder,
@@ -123,13 +127,16 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     try:
         model.train()
         trainer.fit(model, datamodule=data, ckpt_path=checkpoint_path)
-        return _finish(trainer, model, data, history, cache, live_rules, settings, started, say)
+        return _finish(trainer, model, data, history, cache, live_rules, profiling, settings, started, say)
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes a SystemExit of a Ctrl-C
         if isinstance(error, SystemExit) and not trainer.interrupted:
             raise
         raise _interrupted(history, checkpoint_path) from None
     finally:
         os.environ.pop(FOLDER_FOR_RANKS, None)
+        live_rules.close()
+        if profiling:
+            profiling.close()
         if threading.current_thread() is threading.main_thread():
             signal.signal(
                 signal.SIGINT, on_interrupt
@@ -182,6 +189,7 @@ def _finish(
     history: History,
     cache: FeatureCache,
     live_rules: LiveRules,
+    profiling: Profiling | None,
     settings: Mapping[str, Any],
     started: float,
     say: "_Say",
@@ -251,7 +259,11 @@ def _finish(
         findings=live_rules.all_findings(),
     )
     report.write_safely(folder / "report.html", run)
-    say(_summary(folder, metrics, data))
+    if profiling:
+        found = profiling.result(live_rules.all_findings(), settings["rules"]["step_outlier"])
+        title = f"{run.backbone} on {data.root.resolve().name or data.root}"
+        profile_report.write_safely(folder / "profile", found, title, settings)
+    say(_summary(folder, metrics, data, profiled=profiling is not None))
     return Result(metrics, folder, model)
 
 
@@ -274,7 +286,7 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages) -> str:
+def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages, profiled: bool) -> str:
     lines = [""]
     if "test_acc" in metrics:
         low, high = metrics["test_acc_ci95"]
@@ -293,6 +305,7 @@ def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages) -> str:
         "",
         f"{folder}/",
         "  report.html      what was reached, to look at",
+        *(["  profile/         where the time went: profile/report.html"] if profiled else []),
         "  model/           the model, to use and to deploy",
         *(["  predictions.csv  the answer for every test image"] if "test_acc" in metrics else []),
         "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",

@@ -28,7 +28,7 @@ FLOORS = {
     3: {"store", "features", "model", "batching", "attribution"},
     4: {
         *("heads", "callbacks", "hook", "report", "run", "server", "service"),
-        *("recording", "live_rules", "profiling", "profile_report"),
+        *("recording", "live_rules", "profiling", "profile_plots", "profile_report"),
     },
     5: {"train", "tune", "evaluate", "predict", "debug", "serve"},
 }
