@@ -45,7 +45,7 @@ def steps_in_order(steps: Sequence[Step], far: NDArray[np.intp]) -> Markup:
             worst = far[np.argsort(-seconds[far])[:100]]
             axes.scatter(numbers[worst], seconds[worst] / scale, s=16, color=ORANGE, linewidths=0, label="stands out")
             axes.legend(fontsize=9)
-        axes.set(xlabel="step", ylabel=unit)
+        axes.set(xlabel="step", ylabel=f"time of a step ({unit})")
         axes.set_ylim(bottom=0)
         axes.set_title("Steps in their order", loc="left", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))

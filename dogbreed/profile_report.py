@@ -32,10 +32,10 @@ SAID = {
     "backward": "backward",
     "optimizer": "optimizer",
     "callbacks": "callbacks",
-    "other": "everything else",
+    "other": "everything else (Lightning, logging)",
 }
 STAGES = {
-    "preparing": "preparing (features of the frozen part, where they are missing)",
+    "preparing": "preparing",
     "training": "training",
     "evaluation": "evaluation, export and report",
 }
@@ -114,12 +114,12 @@ def _in_short(profile: Profile) -> str:
     stages = _stage_seconds(profile)
     if stages and profile.seconds > 0:
         name, seconds = max(stages.items(), key=lambda item: item[1])
-        told.append(f"{seconds / profile.seconds:.0%} of the run went into {STAGES[name].partition(' (')[0]}")
+        told.append(f"{seconds / profile.seconds:.0%} of the run went into {STAGES[name]}")
     steps = _untraced(profile.steps)
     if steps:
         shares = _shares(steps)
         phase = max(shares, key=lambda name: shares[name])
-        told.append(f"{shares[phase]:.0%} of a training step into {SAID[phase]}")
+        told.append(f"{shares[phase]:.0%} of a training step into {SAID[phase].partition(' (')[0]}")
     triggered = [finding for finding in profile.findings if finding.triggered]
     text = ", ".join(told) + "." if told else "The run was too short to measure anything."
     return text if not triggered else f"{text} {count(len(triggered), 'rule')} found something to change."
@@ -133,11 +133,12 @@ def _time(profile: Profile) -> Markup | None:
     stages = _stage_seconds(profile)
     if stages:
         rows = [
-            (STAGES[name], bar(0, seconds / profile.seconds, seconds / profile.seconds), _seconds(seconds),
-             f"{seconds / profile.seconds:.0%}")
+            (STAGES[name], _seconds(seconds), f"{seconds / profile.seconds:.0%}", _bar(seconds / profile.seconds))
             for name, seconds in stages.items()
-        ]  # fmt: skip
-        parts.append(table(("Stage", "0 to 100%", "Time", "Of the run"), rows, "Time by stage", numeric=(2, 3)))
+        ]
+        text = "Preparing is checking the images, building the network and, where they are missing, computing features."
+        parts.append(tag("p", text))
+        parts.append(table(("Stage", "Time", "Of the run", "0 to 100%"), rows, "Time by stage", numeric=(1, 2)))
     steps = _untraced(profile.steps)
     if steps:
         shares = _shares(steps)
@@ -227,7 +228,7 @@ def _machine(profile: Profile) -> Markup:
         *(
             over_time(profile, times, lines, f"{name} (MB/s)")
             for name, lines in (("Disk", disk), ("Network", net))
-            if np.isfinite(lines[0][1]).any()
+            if any(np.nan_to_num(values).max() > 0.01 for _, values, _ in lines)
         ),
     ]
     stages = "The stages of the run are set apart by dashed lines." if len(profile.stages) > 1 else ""
@@ -245,9 +246,11 @@ def _balance(profile: Profile) -> Markup | None:
     means = {name: float(np.nanmean(values)) for name, values in series}
     busiest, idlest = max(means, key=means.__getitem__), min(means, key=means.__getitem__)
     text = (
-        f"{busiest} was used most, {means[busiest]:.0f}% on average, {idlest} least, {means[idlest]:.0f}%. The mark is "
-        "the mean, the pale band the middle 90% of the samples."
+        f"{busiest} was used most, {means[busiest]:.0f}% on average, {idlest} least, {means[idlest]:.0f}%."
+        if means[busiest] - means[idlest] > 5
+        else f"All were used about equally, {np.mean(list(means.values())):.0f}% on average."
     )
+    text += " The mark is the mean, the pale band the middle 90% of the samples."
     rows = []
     for name, values in series:
         low, high = np.nanquantile(values, (0.05, 0.95)).tolist()
@@ -269,11 +272,11 @@ def _operators(profile: Profile) -> Markup:
     def rows(which: Sequence[int]) -> list[Sequence[object]]:
         return [
             (
-                tag("code", profile.operators[index].name),
-                bar(0, used[index] / total, used[index] / total),
+                tag("code", profile.operators[index].name, style="overflow-wrap:anywhere"),
                 f"{used[index] / total:.1%}",
                 _seconds(used[index]),
                 f"{profile.operators[index].calls:,}",
+                _bar(used[index] / total),
             )
             for index in which
         ]
@@ -287,10 +290,10 @@ def _operators(profile: Profile) -> Markup:
     ]
     if profile.trace_reason:
         text = [profile.trace_reason]
-    head = ("Operator", "0 to 100%", "Share", "Time", "Calls")
-    parts = [tag("p", *text), table(head, rows(order[:OPEN_OPERATORS]), "The most expensive operators", (2, 3, 4))]
+    head = ("Operator", "Share", "Time", "Calls", "0 to 100%")
+    parts = [tag("p", *text), table(head, rows(order[:OPEN_OPERATORS]), "The most expensive operators", (1, 2, 3))]
     if len(order) > OPEN_OPERATORS:
-        rest = table(head, rows(order[OPEN_OPERATORS:60]), "More operators", (2, 3, 4))
+        rest = table(head, rows(order[OPEN_OPERATORS:60]), "More operators", (1, 2, 3))
         parts.append(tag("details", tag("summary", "More operators"), rest))
     return joined(parts)
 
@@ -312,6 +315,10 @@ def _again(profile: Profile, config: Mapping[str, Any]) -> Markup:
 
 
 # Numbers
+
+
+def _bar(share: float) -> Markup:
+    return bar(0, share, share)
 
 
 def _untraced(steps: Sequence[Step]) -> list[Step]:

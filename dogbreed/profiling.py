@@ -6,6 +6,7 @@ counts once: what a callback takes within the optimizer's step is the callback's
 
 import csv
 import io
+import os
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -204,7 +205,7 @@ class Profiling(Callback):
         self.timer = StepTimer() if mode == "all" else None
         self.operators: list[Operator] = []
         self.trace_reason = "" if mode == "all" else "Only the machine was watched (profile=system)."
-        self._stages: list[tuple[float, str]] = []
+        self._stages = [(0.0, "preparing")]
         self._profiler: Any = None
         self._batches = self._traced = 0
         self._device = "cpu"
@@ -212,7 +213,6 @@ class Profiling(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             self.system.start()
-            self._stage("preparing")
             self._device = trainer.strategy.root_device.type
             if self.timer:
                 self.timer.synchronize = self._device == "cuda"
@@ -285,6 +285,7 @@ class Profiling(Callback):
         activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device == "cuda":
             activities.append(torch.profiler.ProfilerActivity.CUDA)
+        os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on every machine without a GPU that there is none
         profiler = torch.profiler.profile(activities=activities)
         try:
             profiler.start()

@@ -149,7 +149,9 @@ class SystemMetrics:
     def _run(self) -> None:
         at = time.monotonic()
         while True:
-            at = max(at + self.interval, time.monotonic())  # where it falls behind, it does not catch up
+            at += self.interval
+            if at < time.monotonic():  # held up: it does not catch up, since a look needs some time to look at
+                at = time.monotonic() + self.interval
             if self._end.wait(at - time.monotonic()):
                 return
             with suppress(psutil.Error, OSError):  # what cannot be seen now, may be seen next time
