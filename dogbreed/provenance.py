@@ -19,11 +19,18 @@ from dogbreed.hyperparameters import quote
 
 # Where a run writes and whether it was resumed: a repeat is a new run, in a folder of its own.
 _OF_ONE_RUN = ("output_dir", "resume", "mode", "job")
+# What is asked of the cloud changes nothing here, and names accounts and keys that a report should not spread.
+_OF_THE_CLOUD = "sagemaker"
 
 
 def command(config: Mapping[str, Any]) -> str:
     """The line for a shell that trains with this configuration again, from whatever defaults this version has."""
     return shlex.join(["python", "-m", "dogbreed.train", *overrides(config)])
+
+
+def shown(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a configuration a page may show."""
+    return {name: value for name, value in config.items() if name != _OF_THE_CLOUD}
 
 
 def overrides(config: Mapping[str, Any]) -> list[str]:
@@ -40,7 +47,7 @@ def overrides(config: Mapping[str, Any]) -> list[str]:
         opened = next((name for name in OPEN_KEYS if key == name or key.startswith(f"{name}.")), None)
         if opened is not None:
             found[opened] = _hydra(whole[opened])
-        elif key in values and key not in _OF_ONE_RUN:
+        elif key in values and key not in _OF_ONE_RUN and not key.startswith(f"{_OF_THE_CLOUD}."):
             found[key] = _hydra(values[key])
     return [f"{key}={value}" for key, value in found.items()]
 

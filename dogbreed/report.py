@@ -282,7 +282,7 @@ def _again(run: Run) -> Markup:
     pairs += [(name.capitalize() if name[0].islower() else name, v) for name, v in provenance.machine().items()]
     parts += [facts(pairs), tag("h3", "Versions", style="margin-top:1.5rem"), facts(provenance.versions().items())]
     if run.config:
-        yaml = tag("pre", tag("code", to_yaml(run.config)))
+        yaml = tag("pre", tag("code", to_yaml(provenance.shown(run.config))))
         parts.append(tag("details", tag("summary", "The whole configuration"), yaml))
     if metrics:
         numbers = tag("pre", tag("code", json.dumps(_finite(metrics), indent=2)))

@@ -1,12 +1,15 @@
 """The command that a report gives: it leads to the very same configuration."""
 
 import shlex
+import subprocess
+from pathlib import Path
 
 import pytest
 
+import dogbreed
 from dogbreed.config import compose, diff
 from dogbreed.hyperparameters import to_overrides
-from dogbreed.provenance import command, machine, overrides, versions
+from dogbreed.provenance import command, machine, overrides, shown, versions
 
 
 @pytest.mark.parametrize(
@@ -32,7 +35,7 @@ def test_the_command_repeats_the_configuration(given):
 
 
 def test_what_belongs_to_one_run_is_left_out():
-    config = compose(["output_dir=there", "resume=last", "seed=3"])
+    config = compose(["output_dir=there", "resume=last", "seed=3", "sagemaker.role=arn:aws:iam::123456789012:role/r"])
     assert overrides(config) == ["data.root=data/dogImages", "seed=3"]
 
 
@@ -40,3 +43,21 @@ def test_machine_and_versions():
     assert {"cores", "GPU", "system"} <= machine().keys()
     assert all(machine().values())
     assert versions().keys() == {"dogbreed", "python", "torch", "torchvision", "lightning"}
+
+
+def test_the_commit_of_a_checkout_stands_with_its_version():
+    found = versions()["dogbreed"]
+    git = ["git", "-C", str(Path(dogbreed.__file__).parent), "rev-parse", "HEAD"]
+    done = subprocess.run(git, capture_output=True, text=True)
+    if done.returncode:
+        assert found == dogbreed.__version__
+    else:
+        version, commit = found.split(", commit ")
+        assert version == dogbreed.__version__
+        assert done.stdout.startswith(commit.removesuffix(" with changes"))
+
+
+def test_a_page_does_not_show_what_belongs_to_an_account():
+    config = compose(["sagemaker.role=arn:aws:iam::123456789012:role/r"])
+    assert "sagemaker" not in shown(config)
+    assert shown(config).keys() == config.keys() - {"sagemaker"}
