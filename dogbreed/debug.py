@@ -121,7 +121,7 @@ def draw(recorded: Recorded) -> Figure:
             axes.plot(at, means, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="evaluation, mean")
         axes.set(xlabel="training steps", ylabel="cross-entropy loss (nats)")
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
-        axes.set_xlim(left=0)
+        axes.set_xlim(left=-0.015 * steps[-1])
         axes.set_ylim(bottom=0)
         axes.grid(alpha=0.2, linewidth=0.6)
         axes.legend()
@@ -144,7 +144,7 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
         batches = sum(len(evaluation.losses) for evaluation in recorded.evaluations)
         lines.append(
             f"evaluation  {_counted(len(means), 'time')}, {_counted(batches, 'batch')} saved: "
-            f"loss {means[0]:.4f} to {means[-1]:.4f}, lowest {best.mean:.4f} after {_counted(best.step, 'step')}"
+            f"mean loss {means[0]:.4f} to {means[-1]:.4f}, lowest {best.mean:.4f} after {_counted(best.step, 'step')}"
         )
     else:
         lines.append("evaluation  none was saved")
