@@ -93,4 +93,4 @@ def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> Non
     if config["job"]:
         submit.follow(config, config["job"], account, tuning=kind == "tune" and _way(config) == "trials")
     else:
-        submit.submit(config, describe(config, kind, account.place, experiment), account)
+        submit.submit(config, describe(config, kind, account.with_role(), experiment), account)

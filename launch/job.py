@@ -222,11 +222,14 @@ class _Shared:
             "OutputDataConfig": output,
             "ResourceConfig": machines,
             "StoppingCondition": stopping,
+            "Environment": self._environment(),
+        }
+        flags = {
             "EnableManagedSpotTraining": wanted["spot"],
             "EnableNetworkIsolation": wanted["isolate"],
             "EnableInterContainerTrafficEncryption": wanted["encrypt_traffic"],
-            "Environment": self._environment(),
         }
+        found |= {name: True for name, on in flags.items() if on}
         if channels := self._channels():
             found["InputDataConfig"] = channels
         if wanted["spot"]:
@@ -385,7 +388,7 @@ def _tuning(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any]]]) -
         "ResourceLimits": limits,
         "ParameterRanges": spans,
         "TrainingJobEarlyStoppingType": "Auto" if search["prune"] and strategy != "hyperband" else "Off",
-        "RandomSeed": config["seed"],
+        "RandomSeed": config["seed"] + 1,  # the SDK drops what is 0 or false within a request
     }
     if strategy == "grid" and set(spans) != {"CategoricalParameterRanges"}:
         raise DogbreedError(

@@ -45,7 +45,7 @@ PROFILER_RULES: dict[str, dict[str, str]] = {
     },
     "ProfilerReport": {},
 }
-SYSTEM_MONITOR_MILLISECONDS = 500
+SYSTEM_MONITOR_MILLISECONDS = 500  # DisableProfiler stays out: it is false by itself, and the SDK drops what is false
 # FrameworkProfile(num_steps=10). The commas before the brackets are the SDK's own, and what the service reads.
 FRAMEWORK_PROFILE = {
     "LocalPath": "/opt/ml/output/profiler",
@@ -98,7 +98,6 @@ def profiler(config: Mapping[str, Any], folder: str, rules_image: str | None) ->
             "S3OutputPath": folder,
             "ProfilingIntervalInMilliseconds": SYSTEM_MONITOR_MILLISECONDS,
             "ProfilingParameters": FRAMEWORK_PROFILE,
-            "DisableProfiler": False,
         },
         "ProfilerRuleConfigurations": [
             _rule(name, parameters, rules_image) for name, parameters in PROFILER_RULES.items()

@@ -52,7 +52,8 @@ def upload(config: dict[str, Any]) -> None:
         return
     name, folder = split_s3(address, "sagemaker.data")
     bucket = Bucket(account.client("s3"), name, account.account, place.region, config["sagemaker"]["kms_key"])
-    bucket.check(make=not (config["sagemaker"]["bucket"] or config["sagemaker"]["data"]))
+    if not bucket.check(may_lack=not (config["sagemaker"]["bucket"] or config["sagemaker"]["data"])):
+        bucket.make()
     sent = bucket.send({f"{folder}/{path}": file for path, file in files.items()}, below=f"{folder}/")
     print(f"Sent {sent.files:,} files, {sent.bytes:,} bytes; {sent.kept:,} were there already.")
     if sent.strange:

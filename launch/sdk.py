@@ -103,7 +103,7 @@ class Account:
         place: Where jobs run, what they may use.
 
     Raises:
-        DogbreedError: No or expired credentials, no region, or a role that cannot be.
+        DogbreedError: No or expired credentials, no region, or a role of another account.
     """
 
     def __init__(self, config: Mapping[str, Any]) -> None:
@@ -123,11 +123,19 @@ class Account:
             who = self.client("sts").get_caller_identity()
         self.account = str(who["Account"])
         self.place: Place = place(config, self.session.region_name, self.account, _role_of(str(who["Arn"])))
+
+    def with_role(self) -> Place:
+        """The place, whose execution role is known.
+
+        Raises:
+            DogbreedError: It is not.
+        """
         if "role" in self.place.assumed:
             raise DogbreedError(
                 "No execution role is known: these credentials are not of a role that SageMaker runs under. Give "
                 "sagemaker.role=NAME or its ARN (python launch/policies.py trust shows how to make one)."
             )
+        return self.place
 
     def client(self, service: str, *, region: str | None = None, attempts: int = ATTEMPTS, wait: float = 20) -> Any:
         """boto3's client, which retries with growing pauses.

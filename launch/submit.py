@@ -66,18 +66,20 @@ def prepare(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
     """
     wanted = config["sagemaker"]
     bucket = Bucket(account.client("s3"), job.place.bucket, account.account, job.place.region, wanted["kms_key"])
-    bucket.check(make=wanted["bucket"] is None)
+    there = bucket.check(may_lack=wanted["bucket"] is None)
     if job.data_uri:
         name, key = split_s3(job.data_uri, "sagemaker.data")
         data = bucket if name == bucket.name else Bucket(bucket.client, name, account.account, job.place.region)
         if data is not bucket:
             data.check()
-        lacking = [split for split in SPLITS if not data.has(f"{key}/{split}/")]
+        lacking = [split for split in SPLITS if not (there and data.has(f"{key}/{split}/"))]
         if lacking:
             raise DogbreedError(
                 f"There are no photographs in {job.data_uri}/{lacking[0]}/; send them first, with the same sagemaker.* "
                 f"keys: python launch/sagemaker_upload.py data.root={config['data']['root']}"
             )
+    if not there:
+        bucket.make()
     if job.sent_along:
         bucket.send({split_s3(address, "model.weights")[1]: file for address, file in job.sent_along.items()})
     bucket.put(split_s3(job.code_uri, "sagemaker.bucket")[1], job.source.archive)

@@ -50,14 +50,17 @@ class Bucket:
         if kms_key:
             self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
 
-    def check(self, *, make: bool = False) -> None:
-        """Makes sure that the bucket is there, is ours, is in the region, and is not public.
+    def check(self, *, may_lack: bool = False) -> bool:
+        """Makes sure that the bucket is ours, is in the region, and is not public.
 
         Args:
-            make: Whether to create it when it is missing: private, encrypted.
+            may_lack: Whether it is no error that it does not exist.
+
+        Returns:
+            Whether it is there.
 
         Raises:
-            DogbreedError: It is not.
+            DogbreedError: It is missing, or is none to use.
         """
         from botocore.exceptions import ClientError
 
@@ -65,9 +68,8 @@ class Bucket:
             with explained(f"looking for the bucket {self.name}"):
                 found = self.client.head_bucket(Bucket=self.name, **self.owner)
         except AwsError as error:
-            if error.code in ("404", "NoSuchBucket") and make:
-                self._make()
-                return
+            if error.code in ("404", "NoSuchBucket") and may_lack:
+                return False
             raise self._refused(error) from error
         headers = found["ResponseMetadata"]["HTTPHeaders"]
         region = found.get("BucketRegion") or headers.get("x-amz-bucket-region") or self.region
@@ -82,6 +84,7 @@ class Bucket:
                 f"The bucket {self.name} is public, by its policy; photographs and models do not belong there. Take "
                 "the policy back (aws s3api put-public-access-block), or give another sagemaker.bucket."
             )
+        return True
 
     def _refused(self, error: AwsError) -> DogbreedError:
         if error.code in ("404", "NoSuchBucket"):
@@ -106,7 +109,12 @@ class Bucket:
             f"it cannot read it; give sagemaker.region={region or 'REGION'}, or another sagemaker.bucket."
         )
 
-    def _make(self) -> None:
+    def make(self) -> None:
+        """Creates the bucket: nothing in it can be made public.
+
+        Raises:
+            DogbreedError: AWS refused.
+        """
         where = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
         with explained(f"creating the bucket {self.name}"):
             self.client.create_bucket(Bucket=self.name, **({"CreateBucketConfiguration": where} if where else {}))
