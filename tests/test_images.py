@@ -2,8 +2,11 @@
 
 import io
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 import time
 import warnings
 import zlib
@@ -582,3 +585,29 @@ def test_interpolation_is_followed(name: str) -> None:
     else:
         reference = np.asarray(Image.fromarray(stored).resize((32, 32), method))
     assert np.abs(got - reference).max() <= 2.01
+
+
+@pytest.mark.slow
+def test_every_processor_makes_the_same_input():
+    program = (
+        "import hashlib, torch\n"
+        "from dogbreed.images import Preprocessing, to_input\n"
+        "rows, columns = torch.meshgrid(torch.arange(301), torch.arange(417), indexing='ij')\n"
+        "image = torch.stack([rows * 7 % 256, columns * 5 % 256, rows * columns % 251], -1).byte().permute(2, 0, 1)\n"
+        "for resize in ('squash', 'crop'):\n"
+        "    made = to_input(image, Preprocessing(resize=resize))\n"
+        "    print(hashlib.sha256(made.numpy().tobytes()).hexdigest())\n"
+    )
+    said = [
+        subprocess.run(
+            [sys.executable, "-c", program],
+            env={**os.environ, "ATEN_CPU_CAPABILITY": capability},
+            capture_output=True,
+            text=True,
+            check=True,
+            cwd=Path(__file__).parents[1],
+        ).stdout
+        for capability in ("default", "avx2", "avx512")  # the last that a processor has is taken
+    ]
+    assert len(set(said)) == 1
+    assert len(said[0].split()) == 2
