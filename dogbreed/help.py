@@ -10,6 +10,7 @@ Settings are written key=value and come in groups (the files in conf/ say what e
   trainer     every argument of lightning.Trainer
   cache       the features of the frozen part: whether, where, how large
   rules       what is watched while it trains: overfitting, vanishing gradients, waiting for data ...
+  debugger    losses and gradients saved with smdebug, as in SageMaker (debugger.enabled=true)
   search      how many trials, and over which ranges (for dogbreed.tune and SageMaker's tuner)
   sagemaker   instances, role, bucket, limits (for launch/)
   experiment  a set of settings: experiment=quickstart | experiment=published | experiment=finetune
