@@ -131,7 +131,7 @@ def _in_short(profile: Profile) -> str:
 def _time(profile: Profile) -> Markup | None:
     parts = []
     stages = _stage_seconds(profile)
-    if stages:
+    if stages and profile.seconds > 0:
         rows = [
             (STAGES[name], _seconds(seconds), f"{seconds / profile.seconds:.0%}", _bar(seconds / profile.seconds))
             for name, seconds in stages.items()
@@ -284,9 +284,9 @@ def _operators(profile: Profile) -> Markup:
     traced = sum(step.traced for step in profile.steps) or TRACED_STEPS
     text = [
         f"torch.profiler recorded {count(traced, 'step')}; times are those of an operator itself, "
-        f"{'on the GPU' if device else 'on the processor'}. Each call, in its place: ",
-        tag("a", TRACE, href=TRACE),
-        " opens in chrome://tracing or at ui.perfetto.dev.",
+        f"{'on the GPU' if device else 'on the processor'}. For each call in its place, ",
+        tag("code", TRACE),
+        " beside this page opens in chrome://tracing or at ui.perfetto.dev.",
     ]
     if profile.trace_reason:
         text = [profile.trace_reason]
@@ -336,7 +336,7 @@ def _shares(steps: Sequence[Step]) -> dict[str, float]:
 def _stage_seconds(profile: Profile) -> dict[str, float]:
     ends = [begin for begin, _ in profile.stages[1:]] + [profile.seconds]
     seconds: dict[str, float] = {}
-    for (begin, name), end in zip(profile.stages, ends, strict=True):
+    for (begin, name), end in zip(profile.stages, ends, strict=bool(profile.stages)):
         seconds[name] = seconds.get(name, 0.0) + end - begin
     return seconds
 

@@ -207,6 +207,7 @@ class Profiling(Callback):
         self.trace_reason = "" if mode == "all" else "Only the machine was watched (profile=system)."
         self._stages = [(0.0, "preparing")]
         self._profiler: Any = None
+        self._activities = [torch.profiler.ProfilerActivity.CPU]
         self._batches = self._traced = 0
         self._device = "cpu"
 
@@ -238,6 +239,16 @@ class Profiling(Callback):
         self._profiler.step()
         if self._traced == TRACED_STEPS:
             self._stop_trace()
+
+    # A validation between the traced steps is not traced.
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._profiler is not None:
+            self._profiler.toggle_collection_dynamic(False, self._activities)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self._profiler is not None:
+            self._profiler.toggle_collection_dynamic(True, self._activities)
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._stop_trace()
@@ -282,11 +293,13 @@ class Profiling(Callback):
         self._stages.append((self.system.now(), name))
 
     def _start_trace(self) -> None:
-        activities = [torch.profiler.ProfilerActivity.CPU]
         if self._device == "cuda":
-            activities.append(torch.profiler.ProfilerActivity.CUDA)
+            self._activities.append(torch.profiler.ProfilerActivity.CUDA)
         os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # it says on every machine without a GPU that there is none
-        profiler = torch.profiler.profile(activities=activities)
+        # With a schedule, the steps themselves stand in the trace too.
+        profiler = torch.profiler.profile(
+            activities=self._activities, schedule=lambda _: torch.profiler.ProfilerAction.RECORD
+        )
         try:
             profiler.start()
         except RuntimeError as error:  # another profiler is at work in this process
