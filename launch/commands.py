@@ -80,12 +80,12 @@ def _plan(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     print(plan.describe(config, job, Prices(config)))
 
 
-def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> int | None:
+def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     try:
         from launch.rehearsal import rehearse
     except ModuleNotFoundError as error:
         raise DogbreedError(f"mode=rehearse needs {error.name}: pip install -e '.[rehearse]'.") from error
-    return rehearse(config, describe(config, kind, offline(config), experiment))
+    rehearse(config, describe(config, kind, offline(config), experiment))
 
 
 def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
