@@ -147,12 +147,17 @@ class TensorHook(Callback):
         if trainer.is_global_zero and not self.quiet:
             print(f"Tensors: {self.folder}; python -m dogbreed.debug {self.folder} shows them", flush=True)
 
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._close()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._hook is None:
-            return
-        hook, self._hook = self._hook, None
-        hook.close()
-        _take_out(hook)
+        self._close()
+
+    def _close(self) -> None:
+        if self._hook is not None:
+            hook, self._hook = self._hook, None
+            hook.close()
+            _take_out(hook)
 
     def _create(self) -> Any:
         with TemporaryDirectory() as scratch:

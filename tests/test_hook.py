@@ -14,6 +14,7 @@ from debugger import result_of
 from dogbreed.config import compose
 from dogbreed.errors import DogbreedError
 from dogbreed.hook import hook_config, wanted
+from launch import managed
 
 LOSS = "CrossEntropyLoss_output_0"
 # Of SageMaker's debughookconfig.json; the launcher sends these values.
@@ -36,9 +37,9 @@ PUBLISHED = {
 def test_the_default_configuration_is_the_published_one(tmp_path):
     made = hook_config(compose()["debugger"], tmp_path)
     assert made["LocalPath"] == str(tmp_path)
-    assert made["HookParameters"] == PUBLISHED["HookParameters"]
+    assert made["HookParameters"] == PUBLISHED["HookParameters"] == managed.HOOK
     loss, gradients = made["CollectionConfigurations"]
-    assert loss == PUBLISHED["CollectionConfigurations"][0]
+    assert loss == PUBLISHED["CollectionConfigurations"][0] == managed.LOSS
     assert gradients["CollectionName"] == "gradients"
     assert "abs_mean" in gradients["CollectionParameters"]["reductions"].split(",")
 
@@ -111,6 +112,8 @@ run("published", "trainer.max_epochs=1")
 run("published twice", "trainer.max_epochs=1")
 del os.environ["SMDEBUG_CONFIG_FILE_PATH"]
 run("used", on, there)
+run("diverged", on, "model.lr=1e38")
+said["closed"] = (folder / "diverged" / "tensors" / "training_job_end.ts").exists()
 run("refused", on, "debugger.reductions=median")
 
 from smdebug import modes
@@ -206,6 +209,14 @@ def test_a_resumed_run_goes_on_counting_beside(seen: Seen):
         last = list(csv.DictReader(file))[-1]
     of_batches = list(seen.losses("again", "EVAL").values())
     assert np.dot(of_batches, EVAL) / sum(EVAL) == pytest.approx(float(last["val_loss"]), abs=2e-6)
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_its_tensors_readable(seen: Seen):
+    code, _, err = seen.said["diverged"]
+    assert code == 2
+    assert "training has diverged" in err
+    assert seen.said["closed"] is True
 
 
 @pytest.mark.slow
