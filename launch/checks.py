@@ -41,19 +41,20 @@ def model(service: str = "sagemaker") -> Any:
     return botocore.session.get_session().get_service_model(service)
 
 
-def check_request(operation: str, request: Mapping[str, Any]) -> None:
+def check_request(operation: str, request: Mapping[str, Any], service: str = "sagemaker") -> None:
     """Refuses a request that the service would refuse.
 
     Args:
         operation: Such as `CreateTrainingJob`.
         request: Its parameters.
+        service: As boto3 names it.
 
     Raises:
         DogbreedError: Says which field, what it is and what it may be.
     """
     from botocore.validate import ParamValidator
 
-    shape = model().operation_model(operation).input_shape
+    shape = model(service).operation_model(operation).input_shape
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         lines = " ".join(report.generate_report().split("\n"))
@@ -96,6 +97,8 @@ def _faults(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
 
 def _python(pattern: str) -> str:
     r"""The model's patterns are Java's: `\p{L}` and the like are not known here."""
+    pattern = pattern.replace(r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")  # written in UTF-16 there
+    pattern = pattern.replace(r"\p{Print}", r"[\x20-\x7E]")
     return re.sub(r"\\p\{(\w)\w*\}", lambda found: {"L": r"a-zA-Z", "N": "0-9", "Z": " "}.get(found[1], ""), pattern)
 
 

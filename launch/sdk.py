@@ -69,6 +69,32 @@ def training_image(config: Mapping[str, Any], region: str) -> str:
         ) from error
 
 
+def inference_image(config: Mapping[str, Any], region: str) -> str:
+    """Address of the inference image: `sagemaker.endpoint.image`, or AWS's last with PyTorch.
+
+    Raises:
+        DogbreedError: AWS has no such image there.
+    """
+    wanted = config["sagemaker"]["endpoint"]
+    if wanted["image"]:
+        return str(wanted["image"])
+    machine = "ml.m5.large" if wanted["kind"] == "serverless" else wanted["instance_type"]  # serverless has no GPU
+    try:
+        return str(
+            _sdk("sagemaker.core.image_uris", region).retrieve(
+                "pytorch",
+                region,
+                version="2.6.0",
+                py_version="py312",
+                instance_type=machine,
+                image_scope="inference",
+            )
+        )
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise DogbreedError(f"AWS has no inference image for {machine} in {region} ({said}); give image=.") from error
+
+
 def rules_image(config: Mapping[str, Any], region: str) -> str | None:
     """Address of the image that evaluates managed rules; None where none are wanted."""
     if not any(config["sagemaker"][name]["enabled"] for name in ("debugger", "profiler")):

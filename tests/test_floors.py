@@ -17,23 +17,23 @@ ROOMS = sorted(path.stem for path in HOUSE.glob("*.py") if path.stem not in ("__
 
 FLOORS = {
     0: {
-        *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record"),
-        *("rules", "machine_rules", "system_metrics", "contract"),
+        *("errors", "hyperparameters", "config", "help", "lines", "progress", "files", "record", "certificate"),
+        *("rules", "machine_rules", "system_metrics", "contract", "client"),
     },
     1: {
         *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
-        *("metrics", "listening"),
+        *("metrics", "listening", "archive"),
     },
-    2: {"data", "prefix", "export", "fast", "predictor"},
+    2: {"data", "prefix", "export", "fast", "predictor", "oddities"},
     3: {"store", "features", "model", "batching", "attribution"},
     4: {
         *("heads", "callbacks", "hook", "report", "run", "server", "service"),
-        *("recording", "live_rules", "profiling", "profile_plots", "profile_report"),
+        *("recording", "live_rules", "profiling", "profile_plots", "profile_report", "ways"),
     },
-    5: {"train", "tune", "evaluate", "predict", "debug", "serve"},
+    5: {"train", "tune", "evaluate", "predict", "debug", "serve", "certify"},
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
-WITHOUT_TORCH = (*sorted(FLOORS[0]), "cli", "download", "sample")
+WITHOUT_TORCH = (*sorted(FLOORS[0]), "cli", "download", "sample", "archive")
 READS_HYDRA = {"config", "cli"}
 
 

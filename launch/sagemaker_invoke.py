@@ -1,0 +1,11 @@
+"""`python launch/sagemaker_invoke.py`: see `launch.invoking`."""
+
+import sys
+from pathlib import Path
+
+sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
+
+from launch.invoking import main
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
