@@ -1,5 +1,6 @@
 """`Predictor`: from photographs to breeds with an exported model, the same way in a script, a server or an endpoint."""
 
+import copy
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -7,12 +8,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dogbreed import export
 from dogbreed.contract import TOP_K, Answered, Asked, Guess
 from dogbreed.errors import DogbreedError
 from dogbreed.images import MAX_PIXELS, BadImage, load
+from dogbreed.winograd import accelerate
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 Source = str | os.PathLike[str] | bytes
 
@@ -46,20 +50,36 @@ class Predictor:
         model: Folder of an exported model (a run's `model/`).
         device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
         max_pixels: Larger images are refused before they are decoded.
+        precision: `float32`, or `bfloat16` where the processor has units for it: faster, and close (README).
 
     Raises:
-        DogbreedError: The folder does not hold a model that can be read.
+        DogbreedError: The folder does not hold a model that can be read, or the precision is unknown.
     """
 
     def __init__(
-        self, model: str | Path, *, device: str | torch.device | None = None, max_pixels: int = MAX_PIXELS
+        self,
+        model: str | Path,
+        *,
+        device: str | torch.device | None = None,
+        max_pixels: int = MAX_PIXELS,
+        precision: str = "float32",
     ) -> None:
+        if precision not in PRECISIONS:
+            raise DogbreedError(f"precision={precision} is unknown; it is one of {', '.join(PRECISIONS)}.")
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
         self.model = export.load(model, self.device)
         self.class_names = self.model.class_names
         self.max_pixels = max_pixels
+        self.precision = precision
+        # VGG's convolutions have a faster way on a CPU, which agrees to within 1e-5.
+        self._dtype = PRECISIONS[precision]
+        network = self.model.network
+        fast = accelerate(network, self._dtype) if self.device.type == "cpu" else None
+        if fast is None:
+            fast = network if precision == "float32" else copy.deepcopy(network).to(self._dtype)
+        self._network: nn.Module = fast
 
     def predict(self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32) -> list[Prediction]:
         """Answers for all sources, in their order.
@@ -106,8 +126,8 @@ class Predictor:
     def logits(self, inputs: Tensor) -> Tensor:
         """Logits [N, classes] in float32 of network inputs [N, 3, S, S], on the CPU and before the temperature."""
         with torch.inference_mode():
-            images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
-            logits: Tensor = self.model.network(images).float().cpu()
+            images = inputs.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
+            logits: Tensor = self._network(images).float().cpu()
         return logits
 
     def answers(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:

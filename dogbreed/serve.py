@@ -46,6 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0 for all)")
     add("--port", type=int, default=8080, help="port to listen on (default 8080; 0 takes a free one)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    add("--precision", default="float32", help="float32, or bfloat16: faster where the processor has units for it")
     add("--threads", type=int, metavar="N", help="CPU threads (default: one a core)")
     add("--max-batch", type=int, default=8, metavar="N", help="images in one pass through the network (default 8)")
     add("--max-wait", type=float, default=10, metavar="MS", help="longest wait for others to share it (default 10 ms)")
@@ -78,7 +79,8 @@ def _run(given: argparse.Namespace) -> int:
     listener = listening.bind(given.host, given.port)
     with listener:
         model = find_model(given.model)
-        predictor = Predictor(model, device=find_device(given.device), max_pixels=int(given.max_pixels * 1e6))
+        device, pixels = find_device(given.device), int(given.max_pixels * 1e6)
+        predictor = Predictor(model, device=device, max_pixels=pixels, precision=given.precision)
         limits = Limits(int(given.max_body * 1e6), given.timeout, queue=given.max_queue)
         service = Service(
             predictor, limits, max_batch=given.max_batch, max_wait=given.max_wait / 1000, threads=given.threads

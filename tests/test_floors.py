@@ -24,7 +24,7 @@ FLOORS = {
         *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
         *("metrics", "listening", "archive"),
     },
-    2: {"data", "prefix", "export", "fast", "predictor", "oddities"},
+    2: {"data", "prefix", "export", "winograd", "predictor", "oddities"},
     3: {"store", "features", "model", "batching", "attribution"},
     4: {
         *("heads", "callbacks", "hook", "report", "run", "server", "service"),

@@ -175,3 +175,21 @@ def test_many_threads(predictor, photos):
 def test_no_model(tmp_path):
     with pytest.raises(DogbreedError, match="is no exported model"):
         Predictor(tmp_path)
+
+
+@pytest.mark.parametrize("backbone", ["squeezenet1_1", "vgg11"])
+def test_bfloat16_is_close(tmp_path, photos, backbone):
+    network = backbones.create(backbone, 4, weights="none", seed=3).eval()
+    folder = export.save(tmp_path / "model", export.Exported(network, backbone, NAMES, SMALL, 0.03))
+    whole, half = Predictor(folder, device="cpu"), Predictor(folder, device="cpu", precision="bfloat16")
+    inputs = torch.stack([whole.read(path) for path in photos])
+    expected, found = whole.logits(inputs), half.logits(inputs)
+    assert found.dtype == torch.float32
+    assert 0 < (found - expected).norm() / expected.norm() < 0.05
+    with torch.inference_mode():
+        torch.testing.assert_close(expected, network(inputs), atol=1e-5, rtol=1e-5)
+
+
+def test_an_unknown_precision(tmp_path):
+    with pytest.raises(DogbreedError, match="precision=float8 is unknown; it is one of float32, bfloat16"):
+        Predictor(tmp_path, precision="float8")
