@@ -8,6 +8,7 @@ configuration travels under its short name where it has one (`lr`), else with tw
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from dogbreed.errors import DogbreedError
 
@@ -123,6 +124,23 @@ def quote(text: str) -> str:
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)
     return f"'{escaped}'"
+
+
+def literal(value: Any) -> str:
+    """A value of the configuration in Hydra's grammar, whatever its kind."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{literal(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return "[" + ",".join(map(literal, value)) + "]"
+    if not isinstance(value, str):
+        return repr(value)
+    # Text that would be read as something else stays text only within quotes.
+    other = re.fullmatch(r"(?i)true|false|null|[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan|[+-]inf", value)
+    return f"'{value}'" if other else quote(value)
 
 
 def _hydra_flag(name: str, value: str | None, rest: list[str]) -> list[str]:

@@ -15,7 +15,7 @@ import torchvision
 
 import dogbreed
 from dogbreed.config import OPEN_KEYS, compose, diff, flatten
-from dogbreed.hyperparameters import quote
+from dogbreed.hyperparameters import literal
 
 # Where a run writes and whether it was resumed: a repeat is a new run, in a folder of its own.
 _OF_ONE_RUN = ("output_dir", "resume", "mode", "job")
@@ -42,31 +42,14 @@ def overrides(config: Mapping[str, Any]) -> list[str]:
         for part in key.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         whole[key] = value
-    found: dict[str, str] = {"data.root": _hydra(values.get("data.root"))}
+    found: dict[str, str] = {"data.root": literal(values.get("data.root"))}
     for key in diff(defaults, config):
         opened = next((name for name in OPEN_KEYS if key == name or key.startswith(f"{name}.")), None)
         if opened is not None:
-            found[opened] = _hydra(whole[opened])
+            found[opened] = literal(whole[opened])
         elif key in values and key not in _OF_ONE_RUN and not key.startswith(f"{_OF_THE_CLOUD}."):
-            found[key] = _hydra(values[key])
+            found[key] = literal(values[key])
     return [f"{key}={value}" for key, value in found.items()]
-
-
-def _hydra(value: Any) -> str:
-    """A value in Hydra's grammar."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_hydra(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list | tuple):
-        return "[" + ",".join(map(_hydra, value)) + "]"
-    if not isinstance(value, str):
-        return repr(value)
-    # Text that would be read as something else stays text only within quotes.
-    other = re.fullmatch(r"(?i)true|false|null|[+-]?(\d[\d_]*\.?\d*|\.\d+)(e[+-]?\d+)?|inf|nan|[+-]inf", value)
-    return f"'{value}'" if other else quote(value)
 
 
 def versions() -> dict[str, str]:

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -320,11 +321,11 @@ def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: 
     given: dict[str, Any] = {}
     if experiment and (conf_dir() / "experiment" / f"{experiment}.yaml").is_file():
         given["experiment"] = experiment
-    base = compose([f"{key}={value}" for key, value in given.items()])
+    base = _base(**given)
     source = "dogimages" if config["sagemaker"]["data"] else config["data"]["source"]
     if source != base["data"]["source"]:
         given["data"] = source
-        base = compose([f"{key}={value}" for key, value in given.items()])
+        base = _base(**given)
     values = flatten(config)
     stays = (*STAYS_HERE, *(() if with_search else ("search",)))
     for key in diff(base, config):
@@ -336,6 +337,11 @@ def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: 
             raise DogbreedError(f"{key} was taken out, which cannot travel as a hyperparameter; use an experiment file")
         given[key] = values[key]
     return given
+
+
+@cache
+def _base(**given: str) -> dict[str, Any]:
+    return compose([f"{key}={value}" for key, value in given.items()])
 
 
 def _ranges(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:

@@ -39,6 +39,13 @@ From nothing to a role:
 
 Statement = dict[str, Any]
 
+# Of the execution role where jobs run in a VPC; EC2 has no narrower resources for these.
+VPC = (
+    *("CreateNetworkInterface", "CreateNetworkInterfacePermission", "DeleteNetworkInterface"),
+    *("DeleteNetworkInterfacePermission", "DescribeNetworkInterfaces", "DescribeVpcs", "DescribeDhcpOptions"),
+    *("DescribeSubnets", "DescribeSecurityGroups"),
+)
+
 
 class _Names:
     """The ARNs that the policies name."""
@@ -53,6 +60,7 @@ class _Names:
         self.role = f"arn:{part}:iam::{account}:{role}"
         self.sagemaker = f"arn:{part}:sagemaker:{place.region}:{account}"
         self.logs = f"arn:{part}:logs:{place.region}:{account}:log-group:/aws/sagemaker"
+        self.vpc = bool(config["sagemaker"]["subnets"])
         self.kms = [key for key in (config["sagemaker"]["kms_key"], config["sagemaker"]["volume_kms_key"]) if key]
 
     def objects(self, *folders: str) -> list[str]:
@@ -209,6 +217,7 @@ def _execution(names: _Names) -> list[Statement]:
             [f"arn:{names.partition}:ecr:{names.place.region}:*:repository/*"],
         ),
         *_keys(names),
+        *([_allow([f"ec2:{action}" for action in VPC], "*")] if names.vpc else []),
     ]
 
 

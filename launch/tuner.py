@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from dogbreed.config import flatten, to_yaml
+from dogbreed.config import compose, diff, flatten, to_yaml
 from dogbreed.files import written_whole
-from dogbreed.hyperparameters import dotted, quote
+from dogbreed.hyperparameters import dotted, literal, quote
 from launch import follow
 from launch.faults import explained
 from launch.pricing import Prices
@@ -176,11 +176,9 @@ def leave(config: Mapping[str, Any], job: Mapping[str, Any], trials: Sequence[Tr
 
 def command(config: Mapping[str, Any], best: Trial) -> str:
     """The line that trains with the winner on SageMaker."""
-    from dogbreed.config import compose, diff
-
     values = flatten(config)
     given = {
-        key: "null" if values[key] is None else quote(str(values[key]))
+        key: literal(values[key])
         for key in diff(compose(()), config)
         if key in values
         and not key.startswith("search.")

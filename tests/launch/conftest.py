@@ -1,0 +1,73 @@
+"""An account on loopback, and no other."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from cloud import Cloud
+
+from launch import commands, follow, sagemaker_upload
+from launch.help import TRAIN_HELP
+
+# Settings that make a job small to describe and its data quick to send.
+SMALL = ("model.weights=none", "model.backbone=squeezenet1_1")
+
+
+class Said(NamedTuple):
+    """A command that has ended."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(autouse=True)
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """No account, no region, no proxy, a folder of its own."""
+    for name in (
+        *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
+        *("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"),
+    ):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+
+
+@pytest.fixture(scope="session")
+def amazon() -> Iterator[Cloud]:
+    cloud = Cloud()
+    yield cloud
+    cloud.close()
+
+
+@pytest.fixture
+def cloud(amazon: Cloud, monkeypatch: pytest.MonkeyPatch) -> Cloud:
+    """An empty account with credentials for it; jobs there end at once."""
+    amazon.reset()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", amazon.address)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "testing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "testing")
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setattr(follow, "POLL_SECONDS", 0.01)
+    return amazon
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
+    """`run("train", "mode=plan", ...)` runs a command of launch/ in this process."""
+
+    def command(kind: str, *words: str) -> Said:
+        capsys.readouterr()
+        if kind == "upload":
+            code = sagemaker_upload.main(words)
+        else:
+            code = commands.main(kind, f"sagemaker_{kind}", TRAIN_HELP, words)
+        said = capsys.readouterr()
+        return Said(code, said.out, said.err)
+
+    return command
