@@ -16,6 +16,7 @@ from typing import Any
 from benchmarks.agreement import agreement
 from benchmarks.bench import Bench
 from benchmarks.extraction import decoding, extraction, machine
+from benchmarks.profiling import profiling
 from benchmarks.training import loops, search, tasks, warm
 from dogbreed import provenance
 from dogbreed.files import written_whole
@@ -29,9 +30,10 @@ PARTS = {
     "loops": loops,
     "warm": warm,
     "search": search,
+    "profiling": profiling,
     "agreement": agreement,
 }
-NEEDED = ("machine", "extraction", "loops", "warm", "search")  # for the table
+NEEDED = ("machine", "extraction", "loops", "warm", "search", "profiling")  # for the table
 
 
 def asked_and_reached(found: dict[str, float]) -> list[tuple[str, str, float]]:
@@ -54,6 +56,7 @@ def asked_and_reached(found: dict[str, float]) -> list[tuple[str, str, float]]:
         ("extraction, float32", "1.3x", found["extraction_float32_per_second"] / plain),
         ("extraction, bfloat16", "5x", found["extraction_bfloat16_per_second"] / plain),
         ("head training, share of the matrix product's rate", "0.6", found["head_gflops"] / matmul),
+        ("a run with system metrics, against one without", "1.02 or less", found["profiling_system_ratio"]),
     ]
 
 

@@ -62,7 +62,7 @@ def loops(bench: Bench) -> None:
 
 def warm(bench: Bench) -> None:
     """Epochs of `DogBreedClassifier` in Lightning's Trainer at dogImages' size, on features that are there."""
-    model, data = _on_features(bench)
+    model, data = on_features(bench)
 
     def train(epochs: int) -> float:
         trainer = Trainer(
@@ -82,7 +82,7 @@ def warm(bench: Bench) -> None:
 
 def search(bench: Bench) -> None:
     """Trials side by side at dogImages' size: what the first cost, and what one more costs."""
-    model, data = _on_features(bench)
+    model, data = on_features(bench)
     trainer = HeadTrainer(model, data)
     epochs = 2  # every epoch costs the same
 
@@ -218,7 +218,7 @@ def _samples(files: list[Path], views: list[View]) -> Samples:
     return Samples(list(files), labels, digests, [[view] * len(files) for view in views])
 
 
-def _on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
+def on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
     """A model and data of dogImages' size on a store of random features."""
     model = DogBreedClassifier(CLASSES, weights="none").to(bench.device)
     model.eval()
