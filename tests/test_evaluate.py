@@ -54,9 +54,12 @@ def test_it_is_what_the_run_measured(trained, tmp_path, capsys):
     ]
 
 
-def test_another_split(trained, tmp_path):
+def test_another_split(trained, tmp_path, capsys):
     folder, _ = trained
-    result = evaluate(folder, split="valid", output_dir=tmp_path, quiet=True)
+    result = evaluate(folder, split="valid", output_dir=tmp_path)
+    said = capsys.readouterr().out
+    assert "Valid set: Average loss: " in said
+    assert not re.search(METRIC_REGEXES["average test loss"], said)
     assert result.metrics["test_loss"] == pytest.approx(runs.metrics(folder)["val_loss"], abs=1e-4)
     assert result.metrics["split"] == "valid"
     assert result.answers.split == "valid"
