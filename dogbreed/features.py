@@ -30,7 +30,7 @@ from dogbreed.cli import guard
 from dogbreed.data import DogImages, Samples
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
-from dogbreed.images import Preprocessing, View, decode, load, to_input
+from dogbreed.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.model import DogBreedClassifier
 from dogbreed.prefix import NoPrefix, fingerprint, split
 from dogbreed.progress import track
@@ -47,6 +47,7 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
     told = {
         "prefix": fingerprint(prefix),
         "preprocessing": preprocessing.to_dict(),
+        "images": REVISION,
         "precision": precision,
         "device": device.type,
         "plan": str(plan(prefix, device, precision)),

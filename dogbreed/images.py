@@ -28,6 +28,9 @@ from dogbreed.errors import DogbreedError
 Box = tuple[float, float, float, float]
 Truncated = Literal["error", "fill"]
 
+# Which numbers an image becomes. To be raised when they change: features of before are then computed again.
+REVISION = 2
+
 MAX_PIXELS = 100_000_000
 MAX_SIDE = 65_535  # pixels, the longest side a JPEG can have; filter tables grow with it
 

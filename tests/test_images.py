@@ -1,5 +1,6 @@
 """Decoding and preprocessing: exact values against independent references, and hostile bytes."""
 
+import hashlib
 import io
 import json
 import os
@@ -26,6 +27,7 @@ from torchvision.models import VGG16_Weights
 from dogbreed.errors import DogbreedError
 from dogbreed.images import (
     IMAGE_SUFFIXES,
+    REVISION,
     WHOLE,
     BadImage,
     Preprocessing,
@@ -611,3 +613,22 @@ def test_every_processor_makes_the_same_input():
     ]
     assert len(set(said)) == 1
     assert len(said[0].split()) == 2
+
+
+@pytest.mark.parametrize(
+    ("resize", "view", "digest"),
+    [
+        ("squash", WHOLE, "0c3f4c823f5f1957"),
+        ("crop", WHOLE, "bd8efbc948dd5730"),
+        ("squash", View(flip=True, box=(0.1, 0.2, 0.5, 0.6)), "13421ae0dda7bd85"),
+        ("crop", View(flip=True, box=(0.1, 0.2, 0.5, 0.6)), "a062f1a9d0eaeff3"),
+    ],
+)
+def test_other_numbers_are_another_revision(resize, view, digest):
+    """Where this fails, images have become other inputs: raise REVISION, lest old features be served, then mend it."""
+    rows, columns = np.meshgrid(np.arange(301), np.arange(417), indexing="ij")
+    pixels = np.stack([rows * 7 % 256, columns * 5 % 256, rows * columns % 251], -1).astype(np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    made = load(file.getvalue(), Preprocessing(resize=resize), view)
+    assert (REVISION, hashlib.sha256(made.numpy().tobytes()).hexdigest()[:16]) == (2, digest)
