@@ -13,7 +13,9 @@ from lightning.pytorch import Callback, Trainer
 
 from benchmarks.bench import Bench
 from benchmarks.training import on_features
+from dogbreed import backbones
 from dogbreed.callbacks import History
+from dogbreed.checkpoints import RunCheckpointIO
 from dogbreed.config import compose
 from dogbreed.live_rules import LiveRules
 from dogbreed.profiling import StepTimer
@@ -36,6 +38,7 @@ def profiling(bench: Bench) -> None:
         trainer = Trainer(
             max_epochs=EPOCHS, accelerator=bench.device.type, devices=1, logger=False, callbacks=callbacks,
             profiler=StepTimer(bench.device.type == "cuda") if watch == "phases" else None,
+            plugins=[RunCheckpointIO(backbones.changing_names(model.network))],
             enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )  # fmt: skip
         model.train()

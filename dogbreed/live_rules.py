@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
@@ -237,16 +238,22 @@ def epoch_findings(rows: Sequence[Mapping[str, float]], steps: int, settings: Ma
 
 def machine_findings(samples: Sequence[Sample], gpus: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Finding]:
     """The rules over the samples of `SystemMetrics`."""
-    used = {name: [sample.gpus[i] for sample in samples] for i, name in enumerate(gpus)}
-    memory = {name: [sample.gpu_memory[i] for sample in samples] for i, name in enumerate(gpus)}
-    cores = list(zip(*(sample.cores for sample in samples), strict=True))
-    waits = list(zip(*(sample.io_waits for sample in samples), strict=True))
+    used = _by_gpu(gpus, [sample.gpus for sample in samples])
+    memory = _by_gpu(gpus, [sample.gpu_memory for sample in samples])
+    cores = list(np.array([sample.cores for sample in samples]).T)
+    waits = list(np.array([sample.io_waits for sample in samples]).T)
     return {
         "low_gpu_utilization": machine_rules.low_gpu_utilization(used, **settings["low_gpu_utilization"]),
         "cpu_bottleneck": machine_rules.cpu_bottleneck(used, cores, **settings["cpu_bottleneck"]),
         "io_bottleneck": machine_rules.io_bottleneck(used, waits, **settings["io_bottleneck"]),
         "gpu_memory_increase": machine_rules.gpu_memory_increase(memory, **settings["gpu_memory_increase"]),
     }
+
+
+def _by_gpu(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
+    """One series for each GPU of which NVML tells; of some it knows the one and not the other."""
+    values = np.array(rows, dtype=float).reshape(len(rows), len(names)).T
+    return {name: series for name, series in zip(names, values, strict=True) if not np.isnan(series).any()}
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:

@@ -13,9 +13,10 @@ from torch import nn
 
 from dogbreed.config import compose
 from dogbreed.data import Batch, FeatureBatch, ImageDataset
-from dogbreed.live_rules import RULES
+from dogbreed.live_rules import RULES, machine_findings
 from dogbreed.model import DogBreedClassifier
 from dogbreed.recording import Recorder
+from dogbreed.system_metrics import Sample
 
 FALLS_TOO_SLOWLY = ("rules.loss_not_decreasing.num_steps=1", "rules.loss_not_decreasing.diff_percent=99")
 
@@ -186,6 +187,32 @@ def test_the_wait_is_what_lies_between_two_steps(small):
     recorder.start(features)
     recorder.end(torch.tensor(1.0))
     assert "data_loading" not in recorder.findings()
+
+
+def samples(count: int, gpu: float, core: float, memory: float) -> list[Sample]:
+    return [
+        Sample(i / 2, (core, 5.0), (0.0, 0.0), 40.0, 1, 0, 0, 0, 0, (gpu, 90.0), (memory, 20.0)) for i in range(count)
+    ]
+
+
+def test_rules_over_the_machine():
+    settings = compose()["rules"]
+    gpus = ["GPU 0", "GPU 1"]
+    left = machine_findings(samples(1001, gpu=5.0, core=95.0, memory=30.0), gpus, settings)
+    assert left["low_gpu_utilization"].triggered
+    assert left["cpu_bottleneck"].triggered
+    assert not left["io_bottleneck"].triggered
+    assert not left["gpu_memory_increase"].triggered
+    busy = machine_findings(samples(1001, gpu=95.0, core=95.0, memory=30.0), gpus, settings)
+    assert not any(finding.triggered for finding in busy.values())
+    filled = samples(1001, 95.0, 5.0, 30.0) + samples(10, 95.0, 5.0, 80.0)
+    assert machine_findings(filled, gpus, settings)["gpu_memory_increase"].triggered
+    # Of some GPUs NVML does not tell all; and without any there is nothing to find.
+    unknown = machine_findings(samples(1001, gpu=math.nan, core=95.0, memory=30.0), gpus, settings)
+    assert not any(finding.triggered for finding in unknown.values())
+    none = [sample._replace(gpus=(), gpu_memory=()) for sample in samples(1001, 0.0, 95.0, 0.0)]
+    assert not any(finding.applies for finding in machine_findings(none, [], settings).values())
+    assert not any(finding.triggered for finding in machine_findings([], gpus, settings).values())
 
 
 # Whole runs that go wrong in their own way
