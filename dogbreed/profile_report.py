@@ -347,6 +347,8 @@ def _seconds(value: float) -> str:
     if value < 100:
         return f"{value:.1f} s" if value < 10 else f"{value:.0f} s"
     minutes = round(value / 60)
+    if minutes < 10:
+        return f"{value / 60:.1f} min"
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
