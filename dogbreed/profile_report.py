@@ -28,10 +28,10 @@ COLOURS = dict(zip(PHASES, (ORANGE, "#c9a227", BLUE, "#7a6ff0", "#2a9d8f", "#b95
 SAID = {
     "data": "waiting for data",
     "transfer": "moving the batch to the device",
-    "forward": "forward",
-    "backward": "backward",
-    "optimizer": "optimizer",
-    "callbacks": "callbacks",
+    "forward": "the forward pass",
+    "backward": "the backward pass",
+    "optimizer": "the optimizer",
+    "callbacks": "callbacks (rules, progress)",
     "other": "everything else (Lightning, logging)",
 }
 STAGES = {
