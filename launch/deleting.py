@@ -105,6 +105,15 @@ def delete(account: sdk.Account, name: str) -> None:
         deployer(account).delete(thing.kind, thing.name)
 
 
+def delete_unused(account: sdk.Account, settings: str) -> None:
+    """Deletes settings that an update has replaced, and their model, unless something else uses them."""
+    things = list(found(account))
+    ours = any(thing.kind == "EndpointConfig" and thing.name == settings for thing in things)
+    used = any(thing.kind == "Endpoint" and settings in thing.uses for thing in things)
+    for thing in choose(things, [settings], False, False, datetime.now(UTC)) if ours and not used else []:
+        deployer(account).delete(thing.kind, thing.name)
+
+
 def deployer(account: sdk.Account) -> Deployer:
     """One that deletes."""
     return Deployer(account, lambda name: None)

@@ -51,6 +51,12 @@ class Rehearses(Asks):
                 print(f"The container took {time.monotonic() - start:.1f} s to load the model: {address}/invocations")
                 self._ask(Endpoint(address))
 
+    def done(self) -> None:
+        """Says what was asked first."""
+        answer = self.expected(next(iter(self.photographs.values())))
+        if "refused" not in answer:
+            print(f"{answer['file']} is {answer['label']}, index {answer['index']} ({answer['probability']:.1%}).")
+
     def _model_address(self, name: str) -> str:
         """As the service finds it: from the endpoint over its settings to the model."""
         sagemaker = self.account.client("sagemaker")

@@ -150,7 +150,9 @@ def _carry_out(config: Mapping[str, Any], deployment: Deployment, account: sdk.A
         deployer.batch(deployment)
         test(deployment.name)
         return
-    deployer.deploy(deployment, update=config["sagemaker"]["endpoint"]["update"])
+    replaced = deployer.deploy(deployment, update=config["sagemaker"]["endpoint"]["update"])
+    if replaced:
+        deleting.delete_unused(account, replaced)
     test.done()
 
 
@@ -217,8 +219,9 @@ class Asks:
     def done(self) -> None:
         """Says what was tested, and what to do next."""
         answer = self.expected(next(iter(self.photographs.values())))
+        told = f"is {answer['label']} ({answer['probability']:.1%})" if "label" in answer else "cannot be read"
         hour = deployment_plan.hourly(self.config, self.deployment.kind, Prices(self.config))
-        print(f"It answers as certified: {answer['file']} is {answer['label']} ({answer['probability']:.1%}).")
+        print(f"It answers as certified: {answer['file']} {told}.")
         print(f"Ask it:     python launch/sagemaker_invoke.py {self.deployment.name} PHOTO...")
         cost = "" if hour is None else f"   (${hour:.3f} an hour until then)"
         print(f"Delete it:  python launch/sagemaker_delete.py {self.deployment.name}{cost}")

@@ -59,12 +59,15 @@ class Deployer:
         self.test, self.say, self.poll = test, say, poll
         self.kms_key = kms_key
 
-    def deploy(self, deployment: Deployment, *, update: bool = False) -> None:
+    def deploy(self, deployment: Deployment, *, update: bool = False) -> str | None:
         """Makes the endpoint and tests it.
 
         Args:
             deployment: What to make.
             update: Whether an endpoint of this name may get the new model in place.
+
+        Returns:
+            Name of the settings that an update has replaced; None where it was none.
 
         Raises:
             DeploymentFailed: It did not come up or failed the test, and is gone again; an update went back.
@@ -95,8 +98,8 @@ class Deployer:
                 raise
             gone = " What was made is gone again." if made else ""
             raise DeploymentFailed(f"{str(error).rstrip('.')}.{gone}") from error
-        if there is not None:
-            self._forget(str(there["EndpointConfigName"]), deployment.request("CreateEndpoint")["EndpointConfigName"])
+        replaced = None if there is None else str(there["EndpointConfigName"])
+        return None if replaced == deployment.request("CreateEndpoint")["EndpointConfigName"] else replaced
 
     def batch(self, deployment: Deployment) -> dict[str, Any]:
         """Runs a transform job to its end.
@@ -261,18 +264,6 @@ class Deployer:
                     self.delete(kind, what)
             except DogbreedError as error:
                 self.say(f"{what} is still there: {error} Delete it: python launch/sagemaker_delete.py {name}")
-
-    def _forget(self, old: str, new: str) -> None:
-        """Removes the settings and the model that an update has replaced."""
-        if old == new:
-            return
-        settings = self._found("EndpointConfig", old)
-        if settings is None:
-            return
-        with suppress(AwsError):
-            self.delete("EndpointConfig", old)
-            for variant in settings["ProductionVariants"]:
-                self.delete("Model", variant["ModelName"])
 
     def delete(self, kind: str, name: str) -> None:
         """Deletes a model, settings, or an endpoint, whose auto scaling goes first, and waits until it is gone."""

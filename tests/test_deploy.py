@@ -1,0 +1,299 @@
+"""Deployments carried out: against a moto server in the part of AWS, with a real server behind the endpoint."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+from exports import export_tiny
+
+import dogbreed
+from dogbreed import archive
+from dogbreed.client import Endpoint, NotAnswered
+from dogbreed.oddities import drawn, oddities
+from dogbreed.predictor import Predictor
+
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto")
+
+from botocore.awsrequest import AWSResponse  # noqa: E402
+
+from launch import deleting, deploying, endpoints, invoking, local_s3, sdk  # noqa: E402
+
+ROOT = Path(dogbreed.__file__).parents[1]
+REGION = "us-east-1"
+ROLE = "arn:aws:iam::123456789012:role/Dogs"
+NAME = "dogbreed-squeezenet1-1"
+CLOUD = (f"sagemaker.region={REGION}", f"sagemaker.role={ROLE}", "sagemaker.bucket=dogs")
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[str]:
+    """A server of its own process; gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "dogbreed.serve", str(model), "--host", "127.0.0.1", "--port", "0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"POST (http://[\d.]+:\d+)/invocations", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the server did not start")
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("other") / "model", ("One", "Two", "Three", "Four"))
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    with serving(model) as where:
+        yield where
+
+
+@pytest.fixture
+def aws(address, monkeypatch) -> Iterator[local_s3.LocalS3]:
+    """S3, SageMaker, STS and auto scaling by moto; the endpoint's answers by our server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(deploying.Asks, "poll", 0.05)
+    monkeypatch.setattr(endpoints, "POLL_SECONDS", 0.05)
+    with local_s3.serve(REGION) as server:
+        for name, value in server.variables().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
+        urlopen(Request(f"{server.endpoint}/moto-api/reset", method="POST")).read()  # noqa: S310  loopback
+        yield server
+
+
+def client(service: str) -> Any:
+    return boto3.client(service, region_name=REGION)
+
+
+def left() -> list[str]:
+    """Names of all that is there, whoever made it."""
+    sagemaker = client("sagemaker")
+    return [
+        *(entry["EndpointName"] for entry in sagemaker.list_endpoints()["Endpoints"]),
+        *(entry["EndpointConfigName"] for entry in sagemaker.list_endpoint_configs()["EndpointConfigs"]),
+        *(entry["ModelName"] for entry in sagemaker.list_models()["Models"]),
+    ]
+
+
+def scaled() -> list[dict[str, Any]]:
+    found = client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
+    return list(found["ScalableTargets"])
+
+
+def deploy(model: Path, *words: str) -> int:
+    return deploying.main([str(model), *CLOUD, *words])
+
+
+def test_submit_invoke_delete(aws, model, capsys, tmp_path):
+    assert deploy(model, "mode=plan", "expires=2h", "max_count=3") == 0
+    planned = [document for document in yaml.safe_load_all(capsys.readouterr().out) if document]
+    assert left() == [], "a plan makes nothing"
+
+    assert deploy(model, "expires=2h", "max_count=3") == 0
+    said = capsys.readouterr().out
+    assert "It answers as certified: odd/drawn.jpg is" in said
+
+    sagemaker = client("sagemaker")
+    made = {
+        "ModelName": sagemaker.describe_model(ModelName=planned[0]["ModelName"]),
+        "EndpointConfigName": sagemaker.describe_endpoint_config(EndpointConfigName=planned[1]["EndpointConfigName"]),
+        "EndpointName": sagemaker.describe_endpoint(EndpointName=planned[2]["EndpointName"]),
+    }
+    for request, found in zip(planned, made.values(), strict=False):
+        for field, value in request.items():
+            if field == "Tags":
+                arn = next(found[key] for key in ("ModelArn", "EndpointConfigArn", "EndpointArn") if key in found)
+                tags = {tag["Key"]: tag["Value"] for tag in sagemaker.list_tags(ResourceArn=arn)["Tags"]}
+                assert tags.keys() == {tag["Key"] for tag in value}
+                assert tags["created-by"] == "dogbreed"
+            elif field == "ProductionVariants":
+                assert [{k: got[k] for k in want} for got, want in zip(found[field], value, strict=True)] == value
+            else:
+                assert found[field] == value, field
+    bucket, key = planned[0]["PrimaryContainer"]["ModelDataUrl"].removeprefix("s3://").split("/", 1)
+    stored = client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    with archive.of(model) as packed:
+        assert packed.write(tmp_path / "model.tar.gz").read_bytes() == stored
+    (target,) = scaled()
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 3)
+
+    photo = tmp_path / "dog.jpg"
+    photo.write_bytes(drawn())
+    assert invoking.main([NAME, str(photo), "--json", "--region", REGION]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (expected,) = Predictor(model).predict([photo])
+    assert (told["label"], told["index"]) == (expected.label, expected.index)
+    assert told["probability"] == pytest.approx(expected.probability, abs=1e-6)
+
+    assert deploy(model, "max_count=3") == 0, "the same again"
+    assert "already with just this model" in capsys.readouterr().out
+
+    assert deleting.main(list(CLOUD)) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"endpoint +{NAME} +InService +0\.115  20", said)
+    assert deleting.main([NAME, "mode=plan", *CLOUD]) == 0
+    assert capsys.readouterr().out.count("Would delete") == 3
+    assert len(left()) == 3
+    assert deleting.main([NAME, *CLOUD]) == 0
+    assert left() == []
+    assert scaled() == []
+    capsys.readouterr()
+    assert deleting.main(list(CLOUD)) == 0
+    assert "This project has nothing" in capsys.readouterr().out
+
+
+def test_an_endpoint_that_answers_otherwise_is_taken_back(aws, model, other, monkeypatch, capsys):
+    with serving(other) as elsewhere:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+        assert deploy(model, "max_count=2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The endpoint says")
+    assert error.endswith("What was made is gone again.")
+    assert left() == []
+    assert scaled() == []
+
+
+def test_an_endpoint_that_cannot_be_asked_is_taken_back(aws, model, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", "http://127.0.0.1:9")
+    monkeypatch.setattr(sdk, "ATTEMPTS", 1)
+    assert deploy(model) == 2
+    assert "could not be reached" in capsys.readouterr().err
+    assert left() == []
+
+
+def test_names_that_are_taken(aws, model, other, capsys):
+    assert deploy(model) == 0
+    before = left()
+    assert deploy(model, "instance_type=ml.m5.xlarge") == 2
+    assert "update=true" in capsys.readouterr().err
+    assert left() == before
+    sagemaker = client("sagemaker")
+    arn = sagemaker.describe_endpoint(EndpointName=NAME)["EndpointArn"]
+    sagemaker.delete_tags(ResourceArn=arn, TagKeys=["created-by"])
+    assert deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 2
+    assert "that this project has not made" in capsys.readouterr().err
+    assert left() == before
+    assert deleting.main(["all=true", *CLOUD]) == 0
+    assert left() == [NAME], "what is not ours stays"
+
+
+def test_update_in_place(aws, model, other, monkeypatch, capsys):
+    """moto has no UpdateEndpoint: the answer is made here, and its effect on moto's own records."""
+    assert deploy(model) == 0
+    before = left()
+    updates: list[str] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        wanted = json.loads(request.body)
+        updates.append(wanted["EndpointConfigName"])
+        from moto.sagemaker.models import sagemaker_backends
+
+        endpoint = sagemaker_backends["123456789012"][REGION].endpoints[wanted["EndpointName"]]
+        endpoint.endpoint_config_name = wanted["EndpointConfigName"]
+        return AWSResponse(request.url, 200, {}, _Raw(json.dumps({"EndpointArn": endpoint.arn}).encode()))
+
+    make = sdk.Account.client
+
+    def hooked(self: sdk.Account, service: str, **options: Any) -> Any:
+        made = make(self, service, **options)
+        if service == "sagemaker":
+            made.meta.events.register("before-send.sagemaker.UpdateEndpoint", answer)
+        return made
+
+    monkeypatch.setattr(sdk.Account, "client", hooked)
+    assert deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 0, capsys.readouterr().err
+    (new,) = updates
+    assert new not in before
+    assert sorted(left()) == sorted([NAME, new, before[2]]), "the old settings are gone, the same model stays"
+
+    with serving(other) as elsewhere:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+        assert deploy(model, "instance_type=ml.g4dn.xlarge", "update=true") == 2
+    assert updates[2:] == [new], "it went back"
+    assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
+    assert sorted(left()) == sorted([NAME, new, before[2]])
+
+
+class _Raw:
+    """A body as urllib3 gives it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self.data
+
+
+def test_the_client_class(address, model):
+    """One class for an address and for boto3, with the same answers, and errors that say whose fault it is."""
+    runtime = boto3.client(
+        "sagemaker-runtime",
+        region_name=REGION,
+        endpoint_url=address,
+        aws_access_key_id="nobody",
+        aws_secret_access_key="nothing",  # noqa: S106
+    )
+    here, there = Endpoint(address), Endpoint("any-name", runtime)
+    assert here.ask(drawn()) == there.ask(drawn())
+    reply = here.ask(drawn(), top_k=2, logits=True)
+    assert (len(reply.guesses), len(reply.logits)) == (2, 4)
+    assert reply.label == reply.guesses[0].label
+    for endpoint in (here, there):
+        with pytest.raises(NotAnswered, match="truncated") as error:
+            endpoint.ask(oddities(drawn())["truncated.jpg"])
+        assert error.value.status == 400
+    with pytest.raises(NotAnswered, match="an endpoint takes 6,291,456"):
+        here.ask(b"x" * 6_291_457)
+    with pytest.raises(NotAnswered, match="cannot be reached") as error:
+        Endpoint("http://127.0.0.1:9").ask(drawn())
+    assert error.value.status is None
+    with pytest.raises(NotAnswered, match=r"none\.jpg cannot be read"):
+        here.ask("none.jpg")
+
+
+def test_the_command_that_asks(address, tmp_path, capsys):
+    (tmp_path / "good.jpg").write_bytes(drawn())
+    (tmp_path / "bad.jpg").write_bytes(oddities(drawn())["truncated.jpg"])
+    assert invoking.main([address, str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top-k", "2"]) == 1
+    good, bad = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*good\.jpg: \S+ [\d.]+% \(or \S+ [\d.]+%\)", good)
+    assert "truncated" in bad
+    url = ["--endpoint-url", address, "--region", REGION]
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
+    assert invoking.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
+    assert capsys.readouterr().out.strip() == good, "one client for the laptop and the cloud"
+    assert invoking.main([address, "none.jpg"]) == 2
+    assert "none.jpg is no file" in capsys.readouterr().err
+    assert invoking.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
+    assert "cannot be reached" in capsys.readouterr().err
