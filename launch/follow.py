@@ -3,8 +3,8 @@
 import tarfile
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +114,8 @@ def failure(account: sdk.Account, job: Mapping[str, Any]) -> str:
     log.read()
     reason = " ".join(str(job.get("FailureReason", "it gave no reason")).split())
     told = f"{name} failed: {reason}"
+    if any(word in reason for word in ("CapacityError", "InsufficientCapacity")):
+        told += " Try later, another sagemaker.instance_type, or another region."
     if log.last:
         told += "\nThe last lines of its log:\n" + "\n".join(f"  {line.rstrip()}" for line in log.last)
     return told
@@ -130,22 +132,32 @@ def _stopped(job: Mapping[str, Any]) -> str:
     return f"{name} was stopped from elsewhere{left}. Nothing of it runs any more; the same command starts anew."
 
 
-class leaving:
-    """Ctrl-C leaves the job alone and says how to follow and how to stop it."""
+@contextmanager
+def leaving(name: str, command: str, stop: str) -> Iterator[None]:
+    """Ctrl-C, or an account out of reach, leaves the job alone and says how to follow and how to stop it.
 
-    def __init__(self, name: str, command: str, stop: str) -> None:
-        self.name, self.command, self.stop = name, command, stop
+    Args:
+        name: Of the job.
+        command: `train` or `tune`.
+        stop: What stops it, behind `aws sagemaker`.
 
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
-        if isinstance(error, KeyboardInterrupt):
-            raise Interrupted(
-                f"\n{self.name} goes on, and is billed until it ends.\n"
-                f"Follow it: python launch/sagemaker_{self.command}.py job={self.name}\n"
-                f"Stop it:   aws sagemaker {self.stop} {self.name}"
-            ) from None
+    Raises:
+        Interrupted: At Ctrl-C.
+        AwsError: AWS refused to tell about the job, or could not be reached.
+    """
+    follow = f"python launch/sagemaker_{command}.py job={name}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(
+            f"\n{name} goes on, and is billed until it ends.\n"
+            f"Follow it: {follow}\n"
+            f"Stop it:   aws sagemaker {stop} {name}"
+        ) from None
+    except AwsError as error:
+        if error.code in ("ValidationException", "ResourceNotFound"):  # there is none
+            raise
+        raise AwsError(f"{error} {name} goes on; follow it with {follow}", error.code) from error
 
 
 def fetch_output(account: sdk.Account, job: Mapping[str, Any], folder: Path) -> bool:

@@ -163,18 +163,18 @@ class Account:
             )
         return self.place
 
-    def client(self, service: str, *, region: str | None = None, attempts: int = ATTEMPTS, wait: float = 20) -> Any:
+    def client(self, service: str, *, region: str | None = None, attempts: int | None = None, wait: float = 20) -> Any:
         """boto3's client, which retries with growing pauses.
 
         Args:
             service: Such as `s3`.
             region: Another than the session's.
-            attempts: Of each call.
+            attempts: Of each call; None for `ATTEMPTS`.
             wait: Seconds for a connection and for an answer.
         """
         from botocore.config import Config
 
-        retries = {"mode": "standard", "total_max_attempts": attempts}
+        retries = {"mode": "standard", "total_max_attempts": attempts or ATTEMPTS}
         config = Config(retries=retries, connect_timeout=wait, read_timeout=3 * wait, max_pool_connections=32)
         with explained(f"reaching {service}"):
             return self.session.client(service, region_name=region, config=config)

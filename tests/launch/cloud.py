@@ -2,11 +2,13 @@
 
 import io
 import json
+import socket
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 from urllib.parse import parse_qs
 
+import boto3
 from moto.moto_api._internal import moto_api_backend
 from moto.server import DomainDispatcherApplication, create_backend_app
 from werkzeug.serving import WSGIRequestHandler, make_server
@@ -26,10 +28,12 @@ class Cloud:
     Attributes:
         requests: What was sent: operation, body and headers.
         address: Where it listens.
+        breaks_after: Files that S3 takes before the line is cut; None for all.
     """
 
     def __init__(self) -> None:
         self.requests: list[tuple[str, dict[str, Any], dict[str, str]]] = []
+        self.breaks_after: int | None = None
         self._answers: dict[str, list[Answer | None]] = {}
         self._moto = DomainDispatcherApplication(create_backend_app)
         self._server = make_server("127.0.0.1", 0, self._serve, threaded=True, request_handler=_Quiet)
@@ -45,6 +49,7 @@ class Cloud:
     def reset(self) -> None:
         """An empty account, in which all works."""
         self.requests.clear()
+        self.breaks_after = None
         self._answers.clear()
         self.answer("GetProducts", refused("AccessDeniedException", "no"))  # moto has no price list
         moto_api_backend.reset()
@@ -61,6 +66,11 @@ class Cloud:
         request = Request(environ)
         operation, body = _read(request)
         self.requests.append((operation, body, dict(request.headers)))
+        if self.breaks_after is not None and operation.startswith("PUT"):
+            self.breaks_after -= 1
+            if self.breaks_after < 0:
+                environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
+                raise ConnectionAbortedError
         queue = self._answers.get(operation)
         answer = None if not queue else queue.pop(0) if len(queue) > 1 else queue[0]
         if callable(answer) and not isinstance(answer, Response):
@@ -111,3 +121,11 @@ def refused_s3(code: str, message: str, status: int, headers: dict[str, str] | N
     """An error of S3."""
     text = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>"
     return Response(text, status, headers=headers, content_type="application/xml")
+
+
+def put_photographs(bucket: str, folder: str) -> None:
+    """A bucket in which each split has a file, as far as a job's sender looks."""
+    client = boto3.client("s3")
+    client.create_bucket(Bucket=bucket)
+    for split in ("train", "valid", "test"):
+        client.put_object(Bucket=bucket, Key=f"{folder}/{split}/001.Dog/a.jpg", Body=b"a photograph")

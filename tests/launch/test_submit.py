@@ -2,12 +2,14 @@
 
 import json
 import shlex
+import time
 from datetime import datetime
 from pathlib import Path
 
+import boto3
 import pytest
 import yaml
-from cloud import ACCOUNT, ROLE, Cloud, said
+from cloud import ACCOUNT, ROLE, Cloud, put_photographs, said
 from conftest import SMALL
 
 from dogbreed.config import compose
@@ -16,17 +18,15 @@ from dogbreed.hyperparameters import to_overrides
 MACHINE = ("sagemaker.bucket=mine", f"sagemaker.role={ROLE}", *SMALL)
 NOW = datetime(2026, 11, 25, 12, 0, 0).timestamp()
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
-def sent_data(cloud: Cloud, run, dog_tree) -> tuple[str, ...]:
+def sent_data(cloud: Cloud, dog_tree) -> tuple[str, ...]:
     """Settings under which the photographs are in S3 already."""
-    import boto3
-
-    boto3.client("s3").create_bucket(Bucket="mine")
-    words = (*MACHINE, f"data.root={dog_tree}")
-    assert run("upload", *words).code == 0
+    put_photographs("mine", "dogbreed/data/dogImages")
     cloud.requests.clear()
-    return words
+    return (*MACHINE, f"data.root={dog_tree}")
 
 
 def planned(run, kind: str, *words: str) -> dict:
@@ -55,8 +55,6 @@ def test_a_training_is_sent_as_planned(cloud, run, sent_data, words):
     assert done.code == 0, done.err
     assert cloud.sent("CreateTrainingJob") == [plan]
     assert "s3://mine/dogbreed/jobs/one" in done.out
-    import boto3
-
     archive = plan["HyperParameters"]["sagemaker_submit_directory"].rpartition("/")[2]
     head = boto3.client("s3").head_object(Bucket="mine", Key=f"dogbreed/code/{archive}")
     assert head["ServerSideEncryption"] in ("AES256", "aws:kms")
@@ -142,14 +140,12 @@ def test_a_search_in_one_job_is_a_training(cloud, run, sent_data):
 
 def test_the_log_the_receipt_and_the_results(cloud, run, sent_data):
     """A job that runs for a while: its log is streamed, its metrics and results fetched, its price held against."""
-    import boto3
-
     logs = boto3.client("logs")
     logs.create_log_group(logGroupName="/aws/sagemaker/TrainingJobs")
     logs.create_log_stream(logGroupName="/aws/sagemaker/TrainingJobs", logStreamName="one/algo-1-1")
 
     def running(body, ask):
-        lines = [{"timestamp": int(NOW * 1000), "message": "epoch=1 train_loss=1.0 val_loss=0.9"}]
+        lines = [{"timestamp": int(time.time() * 1000), "message": "epoch=1 train_loss=1.0 val_loss=0.9"}]
         logs.put_log_events(logGroupName="/aws/sagemaker/TrainingJobs", logStreamName="one/algo-1-1", logEvents=lines)
         return said(**{**ask(), "TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"})
 
@@ -192,8 +188,6 @@ def test_the_log_the_receipt_and_the_results(cloud, run, sent_data):
 def _put_results(key: str) -> None:
     import io
     import tarfile
-
-    import boto3
 
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as archive:
@@ -280,8 +274,6 @@ def test_code_and_data_are_sent_once(cloud, run, sent_data):
 
 
 def test_weights_are_sent_along(cloud, run, sent_data, tmp_path):
-    import boto3
-
     file = tmp_path / "mine.pth"
     file.write_bytes(b"w" * (9 << 20))  # more than one part
     words = [word for word in sent_data if not word.startswith("model.weights")]
