@@ -1,0 +1,92 @@
+"""The least policies: what the commands really call is allowed, and nothing wide."""
+
+import fnmatch
+import json
+
+import pytest
+
+from dogbreed.config import compose
+from launch.commands import offline
+from launch.policies import main, policy
+
+ROLE = "arn:aws:iam::123456789012:role/DogbreedExecution"
+WORDS = ("sagemaker.bucket=mine", f"sagemaker.role={ROLE}", "sagemaker.region=us-east-1")
+COMMANDS = ("upload", "train", "tune", "deploy", "invoke", "execution")
+# Actions for which AWS knows no resource to name.
+OF_THE_ACCOUNT = {
+    *("pricing:GetProducts", "ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"),
+    *("sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels", "tag:GetResources"),
+}
+
+
+def statements(command: str, *words: str) -> list[dict]:
+    config = compose([*WORDS, *words])
+    return policy(command, config, offline(config))["Statement"]
+
+
+def allows(command: str, action: str, resource: str) -> bool:
+    for statement in statements(command):
+        resources = statement["Resource"]
+        resources = [resources] if isinstance(resources, str) else resources
+        if action in statement["Action"] and any(fnmatch.fnmatchcase(resource, pattern) for pattern in resources):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_nothing_wide(command):
+    for statement in statements(command):
+        assert statement["Effect"] == "Allow"
+        assert not [action for action in statement["Action"] if "*" in action], "each action by its name"
+        if statement["Resource"] == "*":
+            assert set(statement["Action"]) <= OF_THE_ACCOUNT
+    text = json.dumps(statements(command))
+    assert "DeleteBucket" not in text
+    assert "s3:DeleteObject" not in text
+    assert "PutObjectAcl" not in text
+
+
+def test_the_role_is_handed_to_sagemaker_alone():
+    for command in ("train", "tune", "deploy"):
+        (statement,) = [s for s in statements(command) if "iam:PassRole" in s["Action"]]
+        assert statement["Resource"] == [ROLE]
+        assert statement["Condition"] == {"StringEquals": {"iam:PassedToService": "sagemaker.amazonaws.com"}}
+    assert "iam:PassRole" not in json.dumps([statements(command) for command in ("upload", "invoke", "execution")])
+
+
+def test_what_jobs_need_they_may():
+    job = "arn:aws:sagemaker:us-east-1:123456789012:training-job/dogbreed-train-20261125-120000"
+    for action in ("CreateTrainingJob", "DescribeTrainingJob", "StopTrainingJob", "AddTags"):
+        assert allows("train", f"sagemaker:{action}", job)
+    assert not allows("train", "sagemaker:CreateTrainingJob", job.replace("dogbreed-", "other-"))
+    assert allows("train", "s3:PutObject", "arn:aws:s3:::mine/dogbreed/code/dogbreed-abc.tar.gz")
+    assert not allows("train", "s3:PutObject", "arn:aws:s3:::mine/dogbreed/data/dogs/train/a.jpg")
+    assert allows("upload", "s3:PutObject", "arn:aws:s3:::mine/dogbreed/data/dogs/train/a.jpg")
+    assert not allows("upload", "s3:PutObject", "arn:aws:s3:::mine/other/a.jpg")
+    assert allows("execution", "s3:GetObject", "arn:aws:s3:::mine/dogbreed/data/dogs/train/a.jpg")
+    assert not allows("execution", "s3:PutObject", "arn:aws:s3:::mine/dogbreed/data/dogs/train/a.jpg")
+    for folder in ("jobs/x/output/model.tar.gz", "checkpoints/x/last.ckpt", "debugger/x"):
+        assert allows("execution", "s3:PutObject", f"arn:aws:s3:::mine/dogbreed/{folder}")
+    made = [s for s in statements("train") if "sagemaker:CreateTrainingJob" in s["Action"]]
+    assert made[0]["Condition"] == {"StringEquals": {"aws:RequestTag/created-by": "dogbreed"}}
+
+
+def test_keys_and_networks_only_where_they_are_used():
+    assert "kms:" not in json.dumps(statements("execution"))
+    assert "ec2:" not in json.dumps(statements("execution"))
+    key = "arn:aws:kms:us-east-1:123456789012:key/1"
+    assert key in json.dumps(statements("execution", f"sagemaker.kms_key={key}"))
+    private = statements("execution", "sagemaker.subnets=[subnet-1]", "sagemaker.security_groups=[sg-1]")
+    assert "ec2:CreateNetworkInterface" in json.dumps(private)
+
+
+def test_the_command(capsys):
+    assert main(["trust"]) == 0
+    trust = json.loads(capsys.readouterr().out)
+    (statement,) = trust["Statement"]
+    assert statement["Principal"] == {"Service": "sagemaker.amazonaws.com"}
+    assert statement["Action"] == "sts:AssumeRole"
+    assert main([]) == 0
+    assert "From nothing to a role" in capsys.readouterr().out
+    assert main(["fly"]) == 2
+    assert "There is no policy for fly" in capsys.readouterr().err
