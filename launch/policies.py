@@ -60,6 +60,8 @@ class _Names:
         self.role = f"arn:{part}:iam::{account}:{role}"
         self.sagemaker = f"arn:{part}:sagemaker:{place.region}:{account}"
         self.logs = f"arn:{part}:logs:{place.region}:{account}:log-group:/aws/sagemaker"
+        endpoint = config["sagemaker"]["endpoint"]
+        self.scales, self.queues = endpoint["max_count"] is not None, endpoint["kind"] == "async"
         self.vpc = bool(config["sagemaker"]["subnets"])
         self.kms = [key for key in (config["sagemaker"]["kms_key"], config["sagemaker"]["volume_kms_key"]) if key]
 
@@ -179,11 +181,18 @@ def _deploy(names: _Names) -> list[Statement]:
     uses = [f"{verb}{what}" for what in ("Model", "EndpointConfig", "Endpoint") for verb in ("Describe", "Delete")]
     return [
         _bucket(names, "s3:CreateBucket", "s3:PutBucketPublicAccessBlock"),
-        _allow(["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"], names.objects("models", "jobs")),
+        _allow(["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"], names.objects("models", "batches")),
+        _allow(["s3:GetObject"], names.objects("jobs")),  # a training job's model
+        _allow(["sagemaker:DescribeTrainingJob"], names.named("training-job")),
         _pass_role(names),
         *_marked(names, [f"sagemaker:{action}" for action in creates], *made),
+        *_marked(names, ["sagemaker:CreateTransformJob"], "transform-job"),
+        _allow(["sagemaker:DescribeTransformJob"], names.named("transform-job")),
         _allow([f"sagemaker:{action}" for action in (*uses, "UpdateEndpoint")], names.named(*made)),
-        _allow(["sagemaker:InvokeEndpoint"], names.named("endpoint")),
+        *_invoke(names),
+        _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], [f"{names.logs}/Endpoints/*"]),
+        _allow(["application-autoscaling:DescribeScalableTargets"], "*"),
+        *(_scaling() if names.scales else []),
         # Lists and what is tagged can only be asked of the account as a whole.
         _allow(["sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"], "*"),
         _allow(["sagemaker:ListTags"], names.named(*made)),
@@ -192,12 +201,27 @@ def _deploy(names: _Names) -> list[Statement]:
     ]
 
 
+def _scaling() -> list[Statement]:
+    """Application Auto Scaling has alarms made in the caller's name, and a role of its own the first time."""
+    scaling = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy")
+    alarms = ("PutMetricAlarm", "DescribeAlarms", "DeleteAlarms")
+    service = "sagemaker.application-autoscaling.amazonaws.com"
+    return [
+        _allow([f"application-autoscaling:{action}" for action in scaling], "*"),
+        _allow([f"cloudwatch:{action}" for action in alarms], "*"),
+        _allow(["iam:CreateServiceLinkedRole"], "*", StringEquals={"iam:AWSServiceName": service}),
+    ]
+
+
 def _invoke(names: _Names) -> list[Statement]:
+    if names.queues:
+        queue = _allow(["s3:PutObject", "s3:GetObject", "s3:DeleteObject"], names.objects("queue", "answers"))
+        return [_allow(["sagemaker:InvokeEndpointAsync"], names.named("endpoint")), queue]
     return [_allow(["sagemaker:InvokeEndpoint"], names.named("endpoint"))]
 
 
 def _execution(names: _Names) -> list[Statement]:
-    writes = names.objects("jobs", "checkpoints", "debugger", "profiler", "captured", "answers")
+    writes = names.objects("jobs", "checkpoints", "debugger", "profiler", "captured", "answers", "batches")
     return [
         _allow(["s3:ListBucket", "s3:GetBucketLocation"], [names.bucket]),
         _allow(["s3:GetObject"], [f"{names.bucket}/{names.prefix}/*"]),
