@@ -127,8 +127,8 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             stop = trainer.strategy.reduce_boolean_decision(bool(self._wants_stop), all=False)
             if stop and not trainer.should_stop:
                 trainer.should_stop = True
-                name = self._wants_stop or "another device's"
-                self._say(trainer, f"Stopped after epoch {trainer.current_epoch + 1} by rule {name}.")
+                who = f"rule {self._wants_stop}" if self._wants_stop else "a rule on another device"
+                self._say(trainer, f"Stopped after epoch {trainer.current_epoch + 1} by {who}.")
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self._recorder:
