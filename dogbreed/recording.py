@@ -58,6 +58,11 @@ class Recorder:
         self._weights = weights
         rectifiers = (nn.ReLU, nn.ReLU6)
         self._activations = _Activations({n: m for n, m in model.network.named_modules() if isinstance(m, rectifiers)})
+        self.reasons["dead_relu"] = (
+            f"None of its rectifiers trained on {ENOUGH_IMAGES} images."
+            if self._activations.modules
+            else "The network has no rectifiers."
+        )
         self._first_steps = 0
         if model.hparams["weights"] != "none":
             self.reasons["poor_weight_initialization"] = "The weights were trained before."

@@ -34,10 +34,10 @@ def verdicts(findings: Sequence[Finding]) -> Markup | None:
     for finding in triggered:
         parts.append(tag("p", tag("strong", f"{_name(finding)}. "), finding.message, class_="warning"))
     rows = [
-        (finding.rule, LOOKS_FOR.get(finding.rule, ""), _state(finding), "" if finding.triggered else finding.message)
+        (finding.rule, _state(finding), LOOKS_FOR.get(finding.rule, ""), "" if finding.triggered else finding.message)
         for finding in findings
     ]
-    listed = table(("Rule", "Looks for", "Found", "What it saw"), rows, "Rules")
+    listed = table(("Rule", "Found", "Looks for", "What it saw"), rows, "Rules")
     parameters = [
         (finding.rule, ", ".join(f"{name}={value}" for name, value in finding.parameters.items()))
         for finding in applied
