@@ -15,7 +15,9 @@ COMMANDS = ("upload", "train", "tune", "deploy", "invoke", "execution")
 # Actions for which AWS knows no resource to name.
 OF_THE_ACCOUNT = {
     *("pricing:GetProducts", "ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"),
-    *("sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels", "tag:GetResources"),
+    *("sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"),
+    *("application-autoscaling:RegisterScalableTarget", "application-autoscaling:DeregisterScalableTarget"),
+    *("application-autoscaling:DescribeScalableTargets", "application-autoscaling:PutScalingPolicy"),
 }
 
 
