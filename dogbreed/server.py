@@ -7,11 +7,12 @@ POST /explain                          breeds of one image, and where the networ
 GET  /model /metrics /                 what is served, Prometheus' metrics, the page
 """
 
+import asyncio
 import json
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from dogbreed.batching import Closed
 from dogbreed.contract import Refused
 from dogbreed.service import Service
 
 STATIC = Path(__file__).parent / "static"
 PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js", "/icon.svg": "icon.svg"}
+DEAD = "The thread that runs the network has ended or does not answer; start the server again."
 CLIENT_LEFT = 499  # nginx' number for it; nobody receives it
 
 # The page takes nothing from elsewhere, and nobody may put it into a page of theirs.
@@ -47,7 +50,7 @@ def create_app(service: Service) -> Starlette:
     async def ping(request: Request) -> Response:
         if service.batcher.alive:
             return JSONResponse({"status": "healthy"})
-        return refusal(503, "The thread that runs the network has ended or does not answer; start the server again.")
+        return refusal(503, DEAD)
 
     async def invocations(request: Request) -> Response:
         body, kind = await service.predict(request)
@@ -93,7 +96,7 @@ def create_app(service: Service) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={Refused: _refused, HTTPException: _http_error},
+        exception_handlers={Refused: _refused, Closed: _closed, HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     app.add_middleware(_Watched, service=service)
@@ -110,6 +113,10 @@ async def _refused(request: Request, error: Exception) -> Response:
     # A client that was too slow once would go on being so; one that is turned away comes back.
     headers = {408: {"connection": "close"}, 503: {"retry-after": "1"}}.get(error.status)
     return refusal(error.status, str(error), headers)
+
+
+async def _closed(request: Request, error: Exception) -> Response:
+    return refusal(503, DEAD)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -133,6 +140,11 @@ def _model_error(error: Refused) -> Response:
     return JSONResponse(told, 424, headers={"x-amzn-errortype": "ModelError"})
 
 
+def _asks_before_sending(scope: dict[str, Any]) -> bool:
+    """Whether the client sends its body only when told to (`Expect: 100-continue`)."""
+    return any(name == b"expect" for name, _ in scope["headers"])
+
+
 class _Watched:
     """Logs and counts every request; what nobody expected becomes a 500 in JSON, with its traceback in the log."""
 
@@ -143,19 +155,29 @@ class _Watched:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, received = time.perf_counter(), CLIENT_LEFT, 0
+        started, status, received, whole = time.perf_counter(), CLIENT_LEFT, 0, False
 
         async def counted() -> Any:
-            nonlocal received
+            nonlocal received, whole
             message = await receive()
             received += len(message.get("body", b""))
+            whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
             return message
 
         async def watched(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+                if status != 408 and not (received == 0 and _asks_before_sending(scope)):
+                    await drain()
             await send(message)
+
+        async def drain() -> None:
+            """Takes what is still coming and forgets it: many clients read no answer before they have sent all."""
+            with suppress(TimeoutError):
+                async with asyncio.timeout(self.service.limits.body_seconds):
+                    while not whole:
+                        await counted()
 
         try:
             await self.app(scope, counted, watched)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dogbreed import contract
 from dogbreed.attribution import look
-from dogbreed.batching import Batcher, Closed
+from dogbreed.batching import Batcher
 from dogbreed.contract import Asked, Options, Refused
 from dogbreed.images import BadImage
 from dogbreed.metrics import Metrics
@@ -196,8 +196,6 @@ class Service:
             return list(await asyncio.wait_for(waiting, self.limits.answer_seconds))
         except TimeoutError as error:
             raise Busy(f"There was no answer within {self.limits.answer_seconds:g} seconds; try again.") from error
-        except Closed as error:
-            raise Busy("The thread that runs the network has ended.") from error
 
 
 def _rounded(heat: Tensor) -> list[list[float]]:
