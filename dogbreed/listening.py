@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import socket
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from http import HTTPStatus
 from typing import Any
@@ -102,6 +102,20 @@ class Server(uvicorn.Server):
 
     stopped_by = 0
 
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self.ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Says that it is ready when it is, and not before signals are heard."""
+        await super().startup(sockets)
+        self.ready()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Lets in what has been sent; a closed listener would reset connections that wait to be accepted."""
+        await asyncio.sleep(ON_ITS_WAY)
+        await super().shutdown(sockets)
+
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
         """uvicorn's own raises the signal once more at the end, and the process would not exit with 0."""
@@ -144,13 +158,14 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: Any, listener: socket.socket, *, request_seconds: float) -> None:
+def serve(app: Any, listener: socket.socket, *, request_seconds: float, ready: Callable[[], None]) -> None:
     """Serves until it is told to stop.
 
     Args:
         app: The ASGI application.
         listener: From `bind`.
         request_seconds: How long a request may take to arrive.
+        ready: Called when requests are answered from now on.
 
     Raises:
         Interrupted: It was stopped with Ctrl-C.
@@ -169,7 +184,7 @@ def serve(app: Any, listener: socket.socket, *, request_seconds: float) -> None:
         timeout_keep_alive=IDLE_SECONDS,
         timeout_graceful_shutdown=STOP_SECONDS,
     )
-    server = Server(config)
+    server = Server(config, ready)
     asyncio.run(server.serve(sockets=[listener]))
     if server.stopped_by == signal.SIGINT:
         raise Interrupted("Stopped.")

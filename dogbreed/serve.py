@@ -86,16 +86,16 @@ def _run(given: argparse.Namespace) -> int:
             predictor, limits, max_batch=given.max_batch, max_wait=given.max_wait / 1000, threads=given.threads
         )
         _log_to_stderr()
-        host, port = listener.getsockname()[:2]
-        shown = f"[{host}]" if ":" in host else host
-        seconds = time.perf_counter() - started
-        print(
-            f"Serving {predictor.model.backbone} with {len(predictor.class_names)} classes from {model}, "
-            f"ready after {seconds:.1f} s."
-        )
-        print(f"Page:    http://{shown}:{port}/")
-        print(f"Images:  POST http://{shown}:{port}/invocations", flush=True)
-        listening.serve(create_app(service), listener, request_seconds=given.timeout)
+
+        def ready() -> None:
+            host, port = listener.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            served = f"{predictor.model.backbone} with {len(predictor.class_names)} classes from {model}"
+            print(f"Serving {served}, ready after {time.perf_counter() - started:.1f} s.")
+            print(f"Page:    {address}/")
+            print(f"Images:  POST {address}/invocations", flush=True)
+
+        listening.serve(create_app(service), listener, request_seconds=given.timeout, ready=ready)
     print("Stopped; all that was asked is answered.", flush=True)
     return 0
 

@@ -109,7 +109,8 @@ class Service:
 
         Returns:
             `predictions` as in the contract; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
-            map; `resize` and `seen`, how the image became the input and the central share of its shorter side.
+            map; `resize` and `seen`, how the image became the input and the central share of its shorter side. For an
+            image that cannot be used `error` alone, as within `results` of the contract.
 
         Raises:
             Refused: With the status and the sentence of the answer.
@@ -121,7 +122,7 @@ class Service:
             if asked.several:
                 raise Refused(400, "One image is explained at a time.")
             if isinstance(inputs[0], BadImage):
-                raise Refused(400, str(inputs[0]))
+                return {"error": str(inputs[0])}
             top_k = min(asked.options.top_k, MAX_MAPS)
             task = partial(look, model.network, model.backbone, inputs[0][None], top_k)
             ((logits, maps),) = await self._within_time(self.batcher.run(task))

@@ -158,6 +158,7 @@ def test_explain_gives_a_map_for_each_breed(server, photos, expected):
         assert max(values) in (0, 1)
         assert min(values) >= 0
     assert (told["resize"], told["seen"]) == ("squash", 1)
+    assert server.post(b"", path="/explain").json() == {"error": "The image cannot be used: empty file."}
 
 
 def test_ping_model_and_page(server):
@@ -190,7 +191,7 @@ def wide_png(width: int, height: int) -> bytes:
         (406, {"body": b"", "Accept": "text/html"}, "Accept names neither"),
         (413, {"body": bytes(1_000_001)}, "larger than 1 MB"),
         (415, {"body": b"dog", "kind": "text/plain"}, "'text/plain' is not supported"),
-        (400, {"body": b"", "path": "/explain"}, "empty file"),
+        (415, {"body": b"", "kind": "text/plain", "path": "/explain"}, "is not supported"),
     ],
 )
 def test_refusals_are_sentences(server, status, sent, said):

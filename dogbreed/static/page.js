@@ -3,19 +3,18 @@
 
 const $ = (id) => document.getElementById(id);
 const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp", "image/tiff", "image/avif"];
-let about = {};
 let asking = null; // the request under way; a new photograph ends it
 let answer = null;
 let address = null;
 
 // What the network is
 
-fetch("/model").then((response) => response.json()).then((told) => {
-  about = told;
+const known = fetch("/model").then((response) => response.json()).then((told) => {
   const parts = [told.backbone, told.class_names.length === 1 ? "1 breed" : `${told.class_names.length} breeds`];
   if (told.test_acc) parts.push(`${(100 * told.test_acc).toFixed(1)} % right on its test photographs`);
   $("model").textContent = parts.join(" · ");
-}).catch(() => {});
+  return told;
+}).catch(() => ({}));
 
 // Ways in
 
@@ -57,10 +56,10 @@ async function ask(file) {
   for (const id of ["error", "breeds", "switch", "note"]) $(id).hidden = true;
   clear();
   show(file);
-  if (about.max_body_bytes && file.size > about.max_body_bytes) {
-    return fail(`The file has ${megabytes(file.size)}; up to ${megabytes(about.max_body_bytes)} are taken.`);
-  }
   say("Looking", true);
+  const most = (await known).max_body_bytes;
+  if (mine !== asking) return;
+  if (file.size > most) return fail(`The file has ${megabytes(file.size)}; up to ${megabytes(most)} are taken.`);
   try {
     const response = await fetch("/explain?top_k=5", {
       method: "POST",
@@ -70,7 +69,7 @@ async function ask(file) {
     });
     const told = await response.json();
     if (mine !== asking) return;
-    if (response.ok) present(told);
+    if (told.predictions) present(told);
     else fail(told.error);
   } catch (error) {
     if (error.name !== "AbortError") fail("The server does not answer; is it still running?");
@@ -78,6 +77,7 @@ async function ask(file) {
 }
 
 function show(file) {
+  document.querySelector("main").classList.add("asked");
   if (address) URL.revokeObjectURL(address);
   address = URL.createObjectURL(file);
   $("shown").src = address;
@@ -93,7 +93,12 @@ function visible(on) {
 
 // Some files that the network reads (TIFF) are not shown by browsers, and some files are no pictures at all.
 $("shown").addEventListener("error", () => visible(false));
-$("shown").addEventListener("load", paint);
+$("shown").addEventListener("load", () => {
+  const ratio = $("shown").naturalWidth / $("shown").naturalHeight;
+  $("frame").style.aspectRatio = ratio;
+  $("frame").style.width = `calc(var(--most) * ${ratio})`;
+  paint();
+});
 
 function say(text, busy = false) {
   $("status").textContent = text;
@@ -108,7 +113,7 @@ function fail(sentence) {
 
 const shown = (label) => label.replaceAll("_", " ");
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(1)} MB`;
-const percent = (p) => (p >= 0.9995 ? "> 99.9 %" : p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
+const percent = (p) => (p > 0.9994 ? "> 99.9 %" : p < 0.001 ? "< 0.1 %" : `${(100 * p).toFixed(1)} %`);
 
 // Answering
 
