@@ -1,14 +1,17 @@
 """Plays the part of AWS in a rehearsed deployment: fetches the model from S3 and runs the container that answers."""
 
+import json
 import os
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from dogbreed.client import Endpoint
+from dogbreed.client import Endpoint, NotAnswered
+from dogbreed.errors import DogbreedError
 from dogbreed.oddities import drawn, oddities
 from launch import sdk, serving_container
 from launch.asking import check_answer
@@ -50,6 +53,8 @@ class Rehearses(Asks):
             with serving_container.running(place / "model.tar.gz") as address:
                 print(f"The container took {time.monotonic() - start:.1f} s to load the model: {address}/invocations")
                 self._ask(Endpoint(address))
+                if self.deployment.kind == "batch":
+                    self._answer_batch(Endpoint(address), place / "batch")
 
     def done(self) -> None:
         """Says what was asked first."""
@@ -67,6 +72,29 @@ class Rehearses(Asks):
         (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=settings)["ProductionVariants"]
         model = sagemaker.describe_model(ModelName=variant["ModelName"])
         return str(model["PrimaryContainer"]["ModelDataUrl"])
+
+    def _answer_batch(self, endpoint: Endpoint, place: Path) -> None:
+        """As a transform job does: an answer beside each photograph's name, in S3."""
+        job = self.deployment.request("CreateTransformJob")
+        output = job["TransformOutput"]["S3OutputPath"]
+        self.s3.get(job["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"], place)
+        failed = []
+        files = [file for file in sorted(place.rglob("*")) if file.is_file()]
+        for file in files:
+            try:
+                reply = endpoint.ask(file)
+            except NotAnswered as error:
+                failed.append(f"{file.relative_to(place)}: {error}")
+                continue
+            finally:
+                file.unlink()
+            answer = file.with_name(f"{file.name}.out")
+            answer.write_text(json.dumps({"predictions": [asdict(guess) for guess in reply.guesses]}))
+            self.s3.put(answer, f"{output}/{answer.relative_to(place).as_posix()}")
+            print(f"{file.relative_to(place)}: {reply.label} {reply.guesses[0].probability:.1%}")
+        if failed:  # SageMaker fails the whole job for one record that it got no answer for
+            raise DogbreedError(f"The transform job would fail: {failed[0]}")
+        print(f"{len(self.s3.names(output))} answers lie in {output}")
 
     def _ask(self, endpoint: Endpoint) -> None:
         files = {**self.photographs, "odd/drawn.jpg": drawn()}

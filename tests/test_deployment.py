@@ -1,5 +1,7 @@
 """The requests of a deployment and what a plan says of them; nothing is sent."""
 
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -7,6 +9,7 @@ import pytest
 import yaml
 from exports import export_tiny
 
+import dogbreed
 from dogbreed import archive
 from dogbreed.config import compose
 from dogbreed.errors import DogbreedError
@@ -198,3 +201,16 @@ def test_what_is_deleted():
     assert chosen("s3") == ["s3"]
     with pytest.raises(DogbreedError, match="There is no other that this project has made"):
         chosen("other")
+
+
+def test_planning_needs_no_torch(model):
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['lightning'] = sys.modules['torchvision'] = None  # importing them fails\n"
+        "from launch import deleting, deploying, invoking\n"
+        f"sys.exit(deploying.main([{str(model)!r}, 'mode=plan']))\n"
+    )
+    root = Path(dogbreed.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "CreateEndpointConfig" in done.stdout
