@@ -89,8 +89,10 @@ def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> N
 
 
 def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
-    account = sdk.Account(config)
     if config["job"]:
-        submit.follow(config, config["job"], account, tuning=kind == "tune" and _way(config) == "trials")
-    else:
-        submit.submit(config, describe(config, kind, account.with_role(), experiment), account)
+        tuning = kind == "tune" and _way(config) == "trials"
+        submit.follow(config, config["job"], sdk.Account(config), tuning=tuning)
+        return
+    describe(config, kind, offline(config), experiment)  # what is wrong here is said before anybody is asked
+    account = sdk.Account(config)
+    submit.submit(config, describe(config, kind, account.with_role(), experiment), account)
