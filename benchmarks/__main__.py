@@ -17,6 +17,7 @@ from benchmarks.agreement import agreement
 from benchmarks.bench import Bench
 from benchmarks.extraction import decoding, extraction, machine
 from benchmarks.profiling import profiling
+from benchmarks.serving import serving
 from benchmarks.training import loops, search, tasks, warm
 from dogbreed import provenance
 from dogbreed.files import written_whole
@@ -32,6 +33,7 @@ PARTS = {
     "search": search,
     "profiling": profiling,
     "agreement": agreement,
+    "serving": serving,
 }
 NEEDED = ("machine", "extraction", "loops", "warm", "search", "profiling")  # for the table
 

@@ -90,6 +90,10 @@ def test_it_can_be_moved_and_needs_nothing_else(folder, tmp_path, cache_dir, no_
     assert list(cache_dir.iterdir()) == []
 
 
+def test_both_files_can_be_read_by_the_same_people(folder):
+    assert (folder / WEIGHTS).stat().st_mode == (folder / RECORD).stat().st_mode
+
+
 def test_an_older_export_is_replaced(folder, model):
     (folder / "notes.txt").write_text("old")
     export.save(folder, replace(model, temperature=2.5))

@@ -22,7 +22,7 @@ FLOORS = {
     },
     1: {
         *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
-        *("metrics", "listening", "archive"),
+        *("metrics", "listening", "formats", "archive"),
     },
     2: {"data", "prefix", "export", "winograd", "predictor", "oddities"},
     3: {"store", "features", "model", "batching", "attribution"},
