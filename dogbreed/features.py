@@ -305,7 +305,23 @@ class FeatureCache(Callback):
         assert isinstance(data, DogImages)
         strategy = trainer.strategy
         barrier = strategy.barrier if trainer.world_size > 1 else lambda name: None
-        self.attach(pl_module, data, strategy.root_device, trainer.global_rank, trainer.world_size, barrier)
+        rank, world = self._share(trainer)
+        self.attach(pl_module, data, strategy.root_device, rank, world, barrier)
+
+    def _share(self, trainer: Trainer) -> tuple[int, int]:
+        """Rank and number among the processes that see the same folder: all, or those of this machine alone."""
+        if trainer.num_nodes == 1:
+            return trainer.global_rank, trainer.world_size
+        strategy = trainer.strategy
+        mark = self.folder / str(strategy.broadcast(f".seen-{os.getpid()}"))
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            mark.touch()
+        strategy.barrier("features-marked")
+        shared = strategy.reduce_boolean_decision(mark.exists(), all=True)
+        if trainer.is_global_zero:
+            mark.unlink()
+        return (trainer.global_rank, trainer.world_size) if shared else (trainer.local_rank, trainer.num_devices)
 
     def attach(
         self,
@@ -373,6 +389,9 @@ class FeatureCache(Callback):
                 fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
                 barrier("features-filled")
             store.refresh()
+        else:  # another machine, with a disk of its own, may have work to do
+            barrier("features-locked")
+            barrier("features-filled")
         self.state = "built" if wanted else "hit"
         (store.folder / META).touch()  # its age says when it was last used
         data.use_features({name: store.table(_keys(samples)) for name, samples in data.samples.items()})

@@ -195,7 +195,7 @@ def _finish(
     say: "_Say",
 ) -> Result:
     folder = history.folder
-    model.network.load_state_dict(changed_state(history.best_path), strict=False)
+    model.network.load_state_dict(_best_state(trainer, history.best_path), strict=False)
     trainer.validate(model, datamodule=data, verbose=False)
     valid = _predictions(model)
     test = None
@@ -265,6 +265,14 @@ def _finish(
         profile_report.write_safely(folder / "profile", found, title, settings)
     say(_summary(folder, metrics, data, profiled=profiling is not None))
     return Result(metrics, folder, model)
+
+
+def _best_state(trainer: Trainer, file: Path) -> Mapping[str, Any]:
+    """What the best checkpoint holds; it lies on the first machine's disk, which others may not see."""
+    if trainer.num_nodes == 1:
+        return changed_state(file)
+    state: Mapping[str, Any] = trainer.strategy.broadcast(changed_state(file) if trainer.is_global_zero else {})
+    return state
 
 
 def _answers(split: str, said: Predictions, data: DogImages, temperature: float) -> Answers:
