@@ -59,6 +59,7 @@ def test_the_search_as_published(run):
     assert job["ResourceConfig"]["InstanceType"] == "ml.g4dn.xlarge"
 
 
+@pytest.mark.slow
 def test_by_default_the_search_looks_at_the_valid_split(run):
     tuning = request(run("tune", "mode=plan"))["HyperParameterTuningJobConfig"]
     assert tuning["HyperParameterTuningJobObjective"] == {"Type": "Minimize", "MetricName": "val_loss"}
@@ -66,6 +67,7 @@ def test_by_default_the_search_looks_at_the_valid_split(run):
     assert "chooses by the test split" not in run("tune", "mode=plan").out
 
 
+@pytest.mark.slow
 def test_debugger_and_profiler_as_published(run):
     planned = request(run("train", "mode=plan", "sagemaker.debugger.enabled=true", "sagemaker.profiler.enabled=true"))
     accepted("CreateTrainingJob", planned)
@@ -135,6 +137,7 @@ def test_managed_blocks_are_those_of_the_sdks_builders(monkeypatch):
     assert ours["ProfilerRuleConfigurations"] == [rule.to_profiler_rule_config_dict() for rule in profiler_rules]
 
 
+@pytest.mark.slow
 def test_managed_blocks_are_off_and_the_reason_is_told(run):
     plain = run("train", "mode=plan")
     assert not {"DebugHookConfig", "ProfilerConfig"} & request(plain).keys()
@@ -154,6 +157,7 @@ EVERYTHING = (
 )
 
 
+@pytest.mark.slow
 def test_every_setting_finds_its_field(run):
     planned = request(run("train", "mode=plan", *EVERYTHING, "sagemaker.job_name=one"))
     accepted("CreateTrainingJob", planned)
@@ -195,6 +199,7 @@ def test_every_setting_finds_its_field(run):
     assert planned["Environment"]["PIP_NO_INDEX"] == "1"
 
 
+@pytest.mark.slow
 def test_a_search_carries_what_a_training_carries(run):
     words = (*EVERYTHING, "search.parallel=30", "search.trials=50", "sagemaker.warm_start=earlier")
     planned = request(run("tune", "mode=plan", *words, "sagemaker.strategy=random", "search.prune=false"))
@@ -213,6 +218,7 @@ def test_a_search_carries_what_a_training_carries(run):
     }
 
 
+@pytest.mark.slow
 def test_what_is_tuned_is_not_fixed_as_well(run):
     words = ("model.lr=0.02", "data.batch_size=64", "model.weight_decay=0.1")
     planned = request(run("tune", "mode=plan", *words))
@@ -221,6 +227,7 @@ def test_what_is_tuned_is_not_fixed_as_well(run):
     assert not {"lr", "batch-size"} & static.keys()
 
 
+@pytest.mark.slow
 def test_hyperband_and_grid(run):
     tuning = request(run("tune", "mode=plan", "sagemaker.strategy=hyperband", "trainer.max_epochs=9"))
     tuning = tuning["HyperParameterTuningJobConfig"]
@@ -231,6 +238,7 @@ def test_hyperband_and_grid(run):
     assert tuning["ParameterRanges"] == {"CategoricalParameterRanges": [{"Name": "lr", "Values": ["0.001", "0.01"]}]}
 
 
+@pytest.mark.slow
 def test_a_search_in_one_job(run):
     said = run("tune", "mode=plan", "search.where=one_job", "search.trials=7")
     planned = request(said)
@@ -338,6 +346,7 @@ def test_submitting_needs_no_torch(script, cloud, write_tree, tmp_path, run):
     assert script == "sagemaker_upload.py" or len(cloud.sent("CreateTrainingJob")) == 1
 
 
+@pytest.mark.slow
 def test_the_stand_ins_are_named(run):
     said = run("train", "mode=plan")
     for stand_in in ("region: us-east-1", "account: 000000000000", "bucket: sagemaker-us-east-1-000000000000"):
@@ -401,6 +410,7 @@ def test_bad_use_is_one_sentence(run: Callable, kind, words, says):
     assert list(Path.cwd().iterdir()) == [], "a plan leaves nothing behind"
 
 
+@pytest.mark.slow
 def test_thirty_ranges_and_no_more(run):
     names = [f"a{number}" for number in range(31)]
     ranges = [{"Name": name, "MinValue": "0", "MaxValue": "1", "ScalingType": "Linear"} for name in names]
@@ -412,6 +422,7 @@ def test_thirty_ranges_and_no_more(run):
         check_request("CreateHyperParameterTuningJob", planned)
 
 
+@pytest.mark.slow
 def test_weights_of_ones_own_get_a_channel(run, tmp_path):
     file = tmp_path / "mine.pth"
     file.write_bytes(b"weights")

@@ -2,6 +2,7 @@
 
 import fnmatch
 import json
+from functools import cache
 
 import pytest
 
@@ -21,6 +22,7 @@ OF_THE_ACCOUNT = {
 }
 
 
+@cache
 def statements(command: str, *words: str) -> list[dict]:
     config = compose([*WORDS, *words])
     return policy(command, config, offline(config))["Statement"]
