@@ -2,7 +2,6 @@
 
 import logging
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,7 @@ def _prepare(region: str) -> None:
     """The SDK wants a region when it is imported, and reports its use unless its own configuration says no."""
     os.environ.setdefault("AWS_DEFAULT_REGION", region)
     os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
-    if "SAGEMAKER_USER_CONFIG_OVERRIDE" not in os.environ:
-        own = Path(tempfile.gettempdir()) / f"dogbreed-sagemaker-{os.getuid()}.yaml"
-        own.write_text("SchemaVersion: '1.0'\nSageMaker:\n  PythonSDK:\n    Modules:\n      TelemetryOptOut: true\n")
-        os.environ["SAGEMAKER_USER_CONFIG_OVERRIDE"] = str(own)
+    os.environ.setdefault("SAGEMAKER_USER_CONFIG_OVERRIDE", str(Path(__file__).with_name("sdk_defaults.yaml")))
     for name in ("sagemaker", "sagemaker.config", "sagemaker.core", "botocore.credentials"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
