@@ -11,12 +11,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from dogbreed.config import compose, conf_dir, diff, flatten, ranges
+from dogbreed.config import compose, conf_dir, diff, flatten
 from dogbreed.errors import DogbreedError
 from dogbreed.hyperparameters import to_wire
 from dogbreed.lines import METRIC_REGEXES
 from launch import managed
 from launch.naming import Place, job_name, prefix, split_s3, tags
+from launch.search import LOCAL_OBJECTIVES, check_search, spans_of, tuning_config
+from launch.settings import check_settings
 from launch.staging import ENTRY_POINT, Source, stage
 
 SPLITS = ("train", "valid", "test")
@@ -41,9 +43,6 @@ STAYS_HERE = (
 CHECKPOINTS = "/opt/ml/checkpoints"
 CACHE = "/tmp/dogbreed"  # noqa: S108  the container's own, on the job's volume
 CHANNELS = "/opt/ml/input/data"
-
-STRATEGIES = {"bayesian": "Bayesian", "random": "Random", "hyperband": "Hyperband", "grid": "Grid"}
-OBJECTIVES = ("val_loss", "val_acc", "average test loss")
 
 
 @dataclass(frozen=True)
@@ -105,6 +104,8 @@ def training_job(
     Raises:
         DogbreedError: The configuration asks for something that cannot be.
     """
+    if searches:
+        check_search(config, LOCAL_OBJECTIVES)
     shared = _Shared(config, place, image, experiment, searches)
     name = job_name(config, "search" if searches else "train", now)
     request: dict[str, Any] = {
@@ -142,12 +143,12 @@ def tuning_job(
             )
     shared = _Shared(config, place, image, experiment, searches=False)
     name = job_name(config, "tune", now, longest=32)
-    spans = _ranges(config)
+    spans = spans_of(config)
     names = [span["Name"] for kind in spans.values() for span in kind]
     static = {key: value for key, value in shared.hyperparameters.items() if key not in names}
     request: dict[str, Any] = {
         "HyperParameterTuningJobName": name,
-        "HyperParameterTuningJobConfig": _tuning(config, spans),
+        "HyperParameterTuningJobConfig": tuning_config(config, spans),
         "TrainingJobDefinition": {"StaticHyperParameters": static, **shared.definition(name)},
         "Tags": tags(config),
     }
@@ -166,7 +167,7 @@ class _Shared:
     ) -> None:
         self.config, self.place, self.image, self.searches = config, place, image, searches
         self.wanted = config["sagemaker"]
-        _check(config)
+        check_settings(config)
         self.source = stage(config, search=searches)
         folder = f"s3://{place.bucket}/{prefix(config)}"
         self.folder = folder
@@ -342,107 +343,3 @@ def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: 
 @cache
 def _base(**given: str) -> dict[str, Any]:
     return compose([f"{key}={value}" for key, value in given.items()])
-
-
-def _ranges(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The search's space as the tuner's ranges."""
-    found: dict[str, list[dict[str, Any]]] = {
-        "ContinuousParameterRanges": [],
-        "IntegerParameterRanges": [],
-        "CategoricalParameterRanges": [],
-    }
-    for key, bounds in ranges(config["search"]["space"]).items():
-        (name,) = to_wire({key: 0})
-        if "choices" in bounds:
-            values = [to_wire({key: choice})[name] for choice in bounds["choices"]]
-            found["CategoricalParameterRanges"].append({"Name": name, "Values": values})
-            continue
-        low, high = bounds["low"], bounds["high"]
-        whole = isinstance(low, int) and isinstance(high, int)
-        found["IntegerParameterRanges" if whole else "ContinuousParameterRanges"].append(
-            {
-                "Name": name,
-                "MinValue": str(low),
-                "MaxValue": str(high),
-                "ScalingType": "Logarithmic" if bounds["log"] else "Linear",
-            }
-        )
-    return {kind: spans for kind, spans in found.items() if spans}
-
-
-def _tuning(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    search, strategy = config["search"], config["sagemaker"]["strategy"]
-    if strategy not in STRATEGIES:
-        raise DogbreedError(f"sagemaker.strategy={strategy} is unknown; it is one of {', '.join(STRATEGIES)}.")
-    if search["objective"] not in OBJECTIVES:
-        raise DogbreedError(
-            f"search.objective={search['objective']} is unknown; in a tuning job it is one of {', '.join(OBJECTIVES)}."
-        )
-    if (search["objective"] == "val_acc") != (search["direction"] == "maximize"):
-        raise DogbreedError(
-            f"search.direction={search['direction']} does not fit search.objective={search['objective']}: a loss is "
-            "minimized, an accuracy maximized."
-        )
-    trials = search["trials"]
-    limits = {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": min(search["parallel"], trials)}
-    found: dict[str, Any] = {
-        "Strategy": STRATEGIES[strategy],
-        "HyperParameterTuningJobObjective": {
-            "Type": search["direction"].capitalize(),
-            "MetricName": search["objective"],
-        },
-        "ResourceLimits": limits,
-        "ParameterRanges": spans,
-        "TrainingJobEarlyStoppingType": "Auto" if search["prune"] and strategy != "hyperband" else "Off",
-        "RandomSeed": config["seed"] + 1,  # the SDK drops what is 0 or false within a request
-    }
-    if strategy == "grid" and set(spans) != {"CategoricalParameterRanges"}:
-        raise DogbreedError(
-            "sagemaker.strategy=grid tries every combination, so it takes choices only; give "
-            "search.space.model.lr={choices: [0.001,0.01,0.1]}, or another strategy."
-        )
-    if strategy == "hyperband":
-        # It decides itself when to stop a trial, from the value of each epoch.
-        epochs = {"MinResource": 1, "MaxResource": config["trainer"]["max_epochs"]}
-        found["StrategyConfig"] = {"HyperbandStrategyConfig": epochs}
-    return found
-
-
-def _check(config: Mapping[str, Any]) -> None:
-    """What the API would refuse, or what could not work, and its model does not say."""
-    wanted = config["sagemaker"]
-    for key, least in (("instance_count", 1), ("volume_gb", 1), ("max_run", 1), ("keep_alive", 0)):
-        if wanted[key] < least:
-            raise DogbreedError(f"sagemaker.{key}={wanted[key]} is out of range; it is a whole number from {least}.")
-    if wanted["channels"] not in ("splits", "root"):
-        raise DogbreedError(f"sagemaker.channels={wanted['channels']} is unknown; it is splits or root.")
-    if wanted["max_wait"] is not None and not wanted["spot"]:
-        raise DogbreedError("sagemaker.max_wait is for spot jobs; give sagemaker.spot=true too, or leave it out.")
-    if wanted["max_wait"] is not None and wanted["max_wait"] < wanted["max_run"]:
-        raise DogbreedError(
-            f"sagemaker.max_wait={wanted['max_wait']} is less than sagemaker.max_run={wanted['max_run']}; the waiting "
-            "counts the work too, so it must be at least as long."
-        )
-    if wanted["spot"] and wanted["keep_alive"]:
-        raise DogbreedError(
-            "sagemaker.keep_alive cannot go with sagemaker.spot=true: spot machines are not kept. Choose one."
-        )
-    if bool(wanted["subnets"]) != bool(wanted["security_groups"]):
-        raise DogbreedError("sagemaker.subnets and sagemaker.security_groups go together; give both, as lists.")
-    if wanted["isolate"]:
-        _check_isolated(config)
-
-
-def _check_isolated(config: Mapping[str, Any]) -> None:
-    wanted, weights = config["sagemaker"], config["model"]["weights"]
-    if weights == "imagenet" and not wanted["weights"]:
-        raise DogbreedError(
-            "sagemaker.isolate=true leaves the job without network, so it cannot fetch the ImageNet weights; give "
-            "model.weights=PATH (it is sent along) or sagemaker.weights=s3://bucket/file."
-        )
-    if not (wanted["packages"] or wanted["image"]):
-        raise DogbreedError(
-            "sagemaker.isolate=true leaves the job without network, so it cannot install packages; put wheels into "
-            "sagemaker.packages=s3://bucket/folder (pip download -d wheels -r requirements.txt --only-binary=:all: "
-            "--python-version 3.12 --platform manylinux_2_28_x86_64), or give a sagemaker.image that has all of them."
-        )

@@ -394,6 +394,13 @@ def test_the_stand_ins_are_named(run):
         ("tune", ["sagemaker.strategy=guess"], "sagemaker.strategy=guess is unknown"),
         ("tune", ["sagemaker.strategy=grid"], "takes choices only"),
         ("tune", ["search.objective=train_loss"], "search.objective=train_loss is unknown"),
+        ("tune", ["search.trials=0"], "search.trials=0 is out of range"),
+        (
+            "tune",
+            ["search.where=one_job", "search.objective='average test loss'"],
+            "here it is one of val_loss, val_acc",
+        ),
+        ("tune", ["search.where=one_job", "search.direction=down"], "search.direction=down is unknown"),
         ("tune", ["search.direction=maximize"], "does not fit search.objective=val_loss"),
         ("upload", ["data.root=nowhere"], "The data folder nowhere does not exist"),
         ("upload", ["data=sample"], "a job draws it itself"),
