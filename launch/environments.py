@@ -21,10 +21,11 @@ from importlib import metadata
 from pathlib import Path
 
 from dogbreed.errors import DogbreedError
-from dogbreed.progress import track
 
 CHECKOUT = Path(__file__).resolve().parents[1]
-READY = "ready.json"
+READY = "ready"  # an empty file in every environment that is whole
+LINKED = "linked.pth"
+KEPT = 4  # environments of one name
 # Written into what an environment is known by: raise it when what is made here changes.
 FORMAT = 1
 
@@ -50,6 +51,11 @@ class Environment:
     def script(self, name: str) -> Path:
         """A command that a package of the environment has brought."""
         return self.folder / "venv" / "bin" / name
+
+    @property
+    def site_packages(self) -> Path:
+        (found,) = (self.folder / "venv" / "lib").glob("python*/site-packages")
+        return found
 
     def variables(self) -> dict[str, str]:
         """The variables of this process, for one in the environment: its programs first, nothing of our Python."""
@@ -113,8 +119,30 @@ def ready(
     """
     links = _links(linked)
     base = ((folder or home()) / name).absolute()
-    known_by = [FORMAT, str(base), sys.version, sys.base_prefix, sorted(packages), also, *map(str, links)]
-    key = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:12]
+    known_by = [FORMAT, str(base), sys.version, sys.base_prefix, sorted(packages), *map(str, links)]
+
+    def make(new: Environment) -> None:
+        print(f"Making the environment {name} in {base}; this is done once.", file=sys.stderr, flush=True)
+        _make(new, packages, links)
+
+    def make_more(new: Environment) -> None:
+        assert step is not None
+        with _kept(base, _key(known_by), make) as plain:
+            _copy(plain, new)
+        step(new)
+
+    known_by_more = [*known_by, also, step is not None]
+    with _kept(base, _key(known_by_more), make_more) if step else _kept(base, _key(known_by), make) as environment:
+        yield environment
+
+
+def _key(known_by: Sequence[object]) -> str:
+    return hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _kept(base: Path, key: str, make: Step) -> Iterator[Environment]:
+    """The environment of this key, made whole by one process; while it is in use, its lock is held."""
     try:
         base.mkdir(parents=True, exist_ok=True)
         lock = (base / f"{key}.lock").open("a")
@@ -126,33 +154,47 @@ def ready(
         if not (found.folder / READY).is_file():
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (found.folder / READY).is_file():  # another process may have made it while this one waited
-                _make(found, name, packages, links, step)
-                _forget_others(base, key)
+                shutil.rmtree(found.folder, ignore_errors=True)  # of somebody who was killed while making it
+                try:
+                    make(found)
+                    (found.folder / READY).touch()
+                except BaseException:
+                    shutil.rmtree(found.folder, ignore_errors=True)
+                    raise
+                _forget_old_ones(base)
             fcntl.flock(lock, fcntl.LOCK_SH)
+        os.utime(lock.name)
         yield found
 
 
-def _make(new: Environment, name: str, packages: Sequence[str], links: Sequence[Path], step: Step | None) -> None:
-    shutil.rmtree(new.folder, ignore_errors=True)  # of somebody who was killed while making it
+def _make(new: Environment, packages: Sequence[str], links: Sequence[Path]) -> None:
+    _run([sys.executable, "-m", "venv", new.folder / "venv"], dict(os.environ), "no venv could be made")
+    linked = new.folder / "linked"  # outside the venv's own folder: what lies within, pip would think its own to remove
+    linked.mkdir()
+    for path in links:
+        (linked / path.name).symlink_to(path)
+    (new.site_packages / LINKED).write_text(f"{linked}\n")
+    if packages:
+        new.install(*packages)
+
+
+def _copy(old: Environment, new: Environment) -> None:
+    """Takes no room for what stays the same. pip replaces files, it does not write into them."""
+    ignored = shutil.ignore_patterns(READY, "__pycache__")
+    shutil.copytree(old.folder, new.folder, symlinks=True, copy_function=_link_or_copy, ignore=ignored)
+    scripts = [file for file in (new.folder / "venv" / "bin").iterdir() if file.is_file() and not file.is_symlink()]
+    for file in [*scripts, new.site_packages / LINKED]:
+        content, mode = file.read_bytes(), file.stat().st_mode
+        file.unlink()
+        file.write_bytes(content.replace(bytes(old.folder), bytes(new.folder)))
+        file.chmod(mode)
+
+
+def _link_or_copy(old: str, new: str) -> None:
     try:
-        with track(3 + bool(step), f"Making the {name} environment (once)", "steps") as progress:
-            _run([sys.executable, "-m", "venv", new.folder / "venv"], dict(os.environ), "no venv could be made")
-            progress.advance()
-            _link(new, links)
-            progress.advance()
-            if packages:
-                new.install(*packages)
-            progress.advance()
-            if step:
-                step(new)
-                progress.advance()
-        content = {"python": sys.version, "packages": list(packages), "linked": [str(link) for link in links]}
-        beside = new.folder / f".{READY}"
-        beside.write_text(json.dumps(content, indent=2) + "\n")
-        beside.replace(new.folder / READY)
-    except BaseException:
-        shutil.rmtree(new.folder, ignore_errors=True)
-        raise
+        os.link(old, new)
+    except OSError:  # not every file system has such links
+        shutil.copy2(old, new)
 
 
 def _links(names: Sequence[str]) -> list[Path]:
@@ -183,16 +225,6 @@ def _links(names: Sequence[str]) -> list[Path]:
     return sorted({path for paths in found.values() for path in paths})
 
 
-def _link(new: Environment, links: Sequence[Path]) -> None:
-    """Outside the venv's own folder: what lies within, pip would think its own to remove."""
-    folder = new.folder / "linked"
-    folder.mkdir()
-    for path in links:
-        (folder / path.name).symlink_to(path)
-    (site,) = (new.folder / "venv" / "lib").glob("python*/site-packages")
-    (site / "linked.pth").write_text(f"{folder}\n")
-
-
 def _run(command: Sequence[str | Path], variables: dict[str, str], failed: str) -> None:
     done = subprocess.run(  # noqa: S603
         list(map(str, command)), env=variables, stdin=subprocess.DEVNULL, capture_output=True, text=True
@@ -204,18 +236,16 @@ def _run(command: Sequence[str | Path], variables: dict[str, str], failed: str) 
 def why(failed: str, said: str) -> str:
     """A sentence for what pip, or a tool that calls it, has said when it failed."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
-    unreachable = [line for line in lines if re.search(r"NewConnectionError|Max retries|connection|resolution", line)]
-    errors = [line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: ")]
-    if unreachable:
-        return f"{failed}: there is no way to the package index. The network is needed once; later runs do without."
-    return f"{failed}: {' '.join(errors) or (lines[-1] if lines else 'it said nothing')}"
+    errors = " ".join(line.removeprefix("ERROR: ") for line in lines if line.startswith("ERROR: "))
+    if re.search(r"NewConnectionError|Max retries|from versions: none", said):  # pip takes no answer for no versions
+        return f"{failed}: no answer from the package index ({errors}). The network is needed once, later not."
+    return f"{failed}: {errors or (lines[-1] if lines else 'it said nothing')}"
 
 
-def _forget_others(base: Path, key: str) -> None:
-    """Removes environments that were made for other versions and that nobody uses: each takes hundreds of MB."""
-    for file in base.glob("*.lock"):
-        if file.stem == key:
-            continue
-        with suppress(OSError), file.open("a") as lock:  # a lock that is held raises BlockingIOError
+def _forget_old_ones(base: Path) -> None:
+    """Removes those that were not used for the longest time: each may take hundreds of MB."""
+    locks = sorted(base.glob("*.lock"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in locks[KEPT:]:
+        with suppress(OSError), file.open("a") as lock:  # BlockingIOError, if it is in use
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             shutil.rmtree(base / file.stem, ignore_errors=True)

@@ -78,6 +78,8 @@ def rehearse(config: Mapping[str, Any], job: Job) -> None:
         JobFailed: The job failed, as it would in the cloud.
         DogbreedError: Something that the job needs is not on this machine.
     """
+    if config["sagemaker"]["instance_count"] > 1:
+        raise DogbreedError("A rehearsal has one machine; rehearse with sagemaker.instance_count=1.")
     options = Options(**config["sagemaker"]["rehearsal"], cache_dir=config["cache"]["dir"])
     folder = Path(config["output_dir"] or Path("outputs") / "rehearsals" / job.name)
     (tune if job.operation == TUNING else train)(job.request, _sources(config, job), folder, options)
@@ -223,12 +225,9 @@ def _stage(
     request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options
 ) -> Iterator[tuple[Environment, LocalS3]]:
     """The toolkit's environment, and an S3 that holds what the job needs. What is printed here says what is real."""
-    machines = request["ResourceConfig"].get("InstanceCount", 1)
     hyperparameters = request["HyperParameters"]
     requirements = requirements_of(request, sources)
     print(f"Rehearsing {request['TrainingJobName']} on this machine; nothing is sent to AWS.", flush=True)
-    if machines > 1:
-        print(f"The request has {machines} machines; one is rehearsed.", flush=True)
     with _ends_on_sigterm(), toolkit(requirements) as environment:
         print(f"Toolkit:  sagemaker-training {version(environment)} in {environment.folder}", flush=True)
         with serve(hyperparameters.get(REGION, "us-east-1").strip('"')) as s3:

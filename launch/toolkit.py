@@ -2,6 +2,7 @@
 
 import io
 import subprocess
+import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ def toolkit(requirements: str, folder: Path | None = None) -> Iterator[Environme
 
     def install(environment: Environment) -> None:
         if requirements.strip():
+            print(f"The toolkit installs {REQUIREMENTS}; this is done once, too.", file=sys.stderr, flush=True)
             _install_requirements(environment, requirements)
 
     with ready("toolkit", [TOOLKIT], also=requirements, step=install, folder=folder) as environment:
@@ -82,5 +84,5 @@ def requirements_of(request: Request, sources: Mapping[str, Path | bytes]) -> st
 
 def version(environment: Environment) -> str:
     """The version of the toolkit that is installed."""
-    found = sorted((environment.folder / "venv" / "lib").glob("python*/site-packages/sagemaker_training-*.dist-info"))
-    return found[0].name.removeprefix("sagemaker_training-").removesuffix(".dist-info") if found else "?"
+    (found,) = environment.site_packages.glob("sagemaker_training-*.dist-info")
+    return found.name.removeprefix("sagemaker_training-").removesuffix(".dist-info")

@@ -225,6 +225,7 @@ NEEDS: Sequence[tuple[list[str], str]] = (
     (["sagemaker.weights=s3://elsewhere/weights.pth"], "s3://elsewhere/weights.pth is out of reach for a rehearsal"),
     (["sagemaker.packages=s3://elsewhere/wheels"], "the channel packages would be empty"),
     (["sagemaker.rehearsal.interrupt_after=1"], "interrupt_after needs sagemaker.spot=true"),
+    (["sagemaker.instance_count=2"], "A rehearsal has one machine"),
     (["sagemaker.rehearsal.images=-1"], "sagemaker.rehearsal.images=-1 is out of range"),
 )
 
