@@ -131,7 +131,10 @@ def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, o
     """
     if options.interrupt_after and not (request.get("EnableManagedSpotTraining") and "CheckpointConfig" in request):
         raise DogbreedError("sagemaker.rehearsal.interrupt_after needs sagemaker.spot=true: only then a job goes on.")
-    with _stage(request, sources, folder, options) as (environment, s3), (folder / "job.log").open("w") as log:
+    with (
+        _stage(request["TrainingJobName"], request, sources, folder, options) as (environment, s3),
+        (folder / "job.log").open("w") as log,
+    ):
         screen = _Screen()
 
         def say(line: str) -> None:
@@ -171,8 +174,9 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
     parallel = min(options.parallel, limits["MaxParallelTrainingJobs"], len(jobs))
     threads = max(1, (os.cpu_count() or 1) // parallel)
     metric, minimize = trials.objective(request)
-    with _stage(jobs[0], sources, folder, options) as (environment, s3):
-        print(f"{len(jobs)} trials, {parallel} at a time", flush=True)
+    name = request["HyperParameterTuningJobName"]
+    with _stage(name, jobs[0], sources, folder, options) as (environment, s3):
+        print(f"Trials:   {len(jobs)}, {parallel} at a time; what each says is in trial-<number>.log", flush=True)
         outcomes = _run_all(
             [Container(job, environment, s3, threads=threads, cache_dir=options.cache_dir) for job in jobs],
             parallel=parallel,
@@ -222,12 +226,12 @@ def _run_all(containers: Sequence[Container], *, parallel: int, folder: Path) ->
 
 @contextmanager
 def _stage(
-    request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options
+    name: str, request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options
 ) -> Iterator[tuple[Environment, LocalS3]]:
     """The toolkit's environment, and an S3 that holds what the job needs. What is printed here says what is real."""
     hyperparameters = request["HyperParameters"]
     requirements = requirements_of(request, sources)
-    print(f"Rehearsing {request['TrainingJobName']} on this machine; nothing is sent to AWS.", flush=True)
+    print(f"Rehearsing {name} on this machine; nothing is sent to AWS.", flush=True)
     with _ends_on_sigterm(), toolkit(requirements) as environment:
         print(f"Toolkit:  sagemaker-training {version(environment)} in {environment.folder}", flush=True)
         with serve(hyperparameters.get(REGION, "us-east-1").strip('"')) as s3:

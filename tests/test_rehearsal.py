@@ -24,7 +24,7 @@ TINY = (
     "data.batch_size=4",
     "data.num_workers=0",
     "trainer.max_epochs=4",
-    "model.lr=0.01",
+    "model.lr=0.001",
 )
 
 
@@ -119,6 +119,7 @@ def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) 
     assert job["metrics"]["average test loss"] == pytest.approx(here["test_loss"], abs=1e-6)
     assert job["metrics"]["val_loss"] == pytest.approx(here["val_loss"], abs=1e-6)
     assert len(job["emitted"]["best_val_loss"]) == 4, "one an epoch"
+    assert len(set(job["emitted"]["train_loss"])) == 4, "it learned something that could differ"
     assert not left_behind(place)
 
 
@@ -175,7 +176,7 @@ def test_a_tuning_job_tries_and_picks(place: Path) -> None:
     space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
     tuned = rehearse(place, "tune", space, "search.trials=6", "trainer.max_epochs=2", command="tune")
     assert tuned.code == 0, tuned.out + tuned.err
-    assert "4 trials, 2 at a time" in tuned.out
+    assert "Trials:   4, 2 at a time" in tuned.out
     record = tuned.record
     assert [job["status"] for job in record["jobs"]] == ["Completed"] * 4
     values = [job["metrics"]["val_loss"] for job in record["jobs"]]
