@@ -12,7 +12,9 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dogbreed.errors import DogbreedError
+from launch.upload import Bucket
 
+ACCOUNT = "123456789012"  # moto's
 NOBODY = "rehearsal"  # the access key: nobody's, so that no real credential can be used by mistake
 LOOPBACK = "127.0.0.1"
 
@@ -31,7 +33,6 @@ class LocalS3:
 
         self.endpoint = endpoint
         self.region = region
-        self.buckets: set[str] = set()
         session = boto3.session.Session(
             aws_access_key_id=NOBODY, aws_secret_access_key=NOBODY, region_name=region, botocore_session=_no_files()
         )
@@ -54,14 +55,10 @@ class LocalS3:
             "no_proxy": no_proxy,
         }
 
-    def put(self, content: Path | bytes, uri: str) -> None:
-        """Uploads bytes or a file."""
+    def put(self, file: Path, uri: str) -> None:
+        """Uploads a file, as the service does with what a job leaves; the bucket is there."""
         bucket, key = split(uri)
-        self.make_bucket(bucket)
-        if isinstance(content, bytes):
-            self.client.put_object(Bucket=bucket, Key=key, Body=content)
-        else:
-            self.client.upload_file(str(content), bucket, key)
+        self.client.upload_file(str(file), bucket, key)
 
     def get(self, uri: str, folder: Path) -> int:
         """Downloads an object, or all objects below a prefix, into a folder as the service does for a channel.
@@ -109,14 +106,14 @@ class LocalS3:
             self.put(archive, uri)
         return True
 
-    def make_bucket(self, bucket: str) -> None:
+    def bucket(self, name: str) -> Bucket:
+        """A bucket as the commands that talk to AWS use it."""
+        return Bucket(self.client, name, ACCOUNT, self.region)
+
+    def make_bucket(self, name: str) -> None:
         """Makes a bucket, if there is none of this name."""
-        elsewhere = {} if self.region == "us-east-1" else {"LocationConstraint": self.region}
-        more: dict[str, Any] = {"CreateBucketConfiguration": elsewhere} if elsewhere else {}
-        if bucket not in self.buckets:
-            with suppress(self.client.exceptions.BucketAlreadyOwnedByYou):
-                self.client.create_bucket(Bucket=bucket, **more)
-            self.buckets.add(bucket)
+        if not self.bucket(name).check(may_lack=True):
+            self.bucket(name).make()
 
 
 @contextmanager

@@ -20,12 +20,11 @@ from typing import Any
 
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
-from dogbreed.progress import track
 from launch import rehearsed, trials
 from launch.container import Container, Outcome
 from launch.environments import Environment
 from launch.job import TUNING, Job
-from launch.local_s3 import LocalS3, serve
+from launch.local_s3 import LocalS3, serve, split
 from launch.opt_ml import Request
 from launch.sampling import sample
 from launch.toolkit import requirements_of, toolkit, version
@@ -236,26 +235,34 @@ def _stage(
         print(f"Toolkit:  sagemaker-training {version(environment)} in {environment.folder}", flush=True)
         with serve(hyperparameters.get(REGION, "us-east-1").strip('"')) as s3:
             folder.mkdir(parents=True, exist_ok=True)
-            _upload(sources, s3, folder, options.images)
+            _upload(request, sources, s3, folder, options.images)
             yield environment, s3
 
 
-def _upload(sources: Mapping[str, Path | bytes], s3: LocalS3, folder: Path, images: int) -> None:
+def _upload(request: Request, sources: Mapping[str, Path | bytes], s3: LocalS3, folder: Path, images: int) -> None:
     """Uploads files as they are, and samples of folders, whose links stay in the rehearsal's folder to be looked at."""
     folders = {uri: content for uri, content in sources.items() if isinstance(content, Path) and content.is_dir()}
-    files = {uri: content for uri, content in sources.items() if uri not in folders}
+    found = {uri: content for uri, content in sources.items() if uri not in folders}
     for uri, whole in folders.items():
         linked = folder / DATA / whole.name if len(folders) > 1 else folder / DATA
         shutil.rmtree(linked, ignore_errors=True)  # of an earlier rehearsal in the same folder
-        files |= {f"{uri}/{name}": linked / name for name in sample(whole, linked, images or None)}
-    with track(len(files), "Uploading to the S3 server here", "files") as progress:
-        for uri, content in files.items():
-            s3.put(content, uri)
-            progress.advance()
+        found |= {f"{uri}/{name}": linked / name for name in sample(whole, linked, images or None)}
     if folders:
         most = f"at most {images} of a breed and split" if images else "all there are"
-        count = len(files) - len(sources) + len(folders)
+        count = len(found) - len(sources) + len(folders)
         print(f"Data:     {count:,} photographs ({most}), links to them in {folder / DATA}", flush=True)
+    files: dict[str, dict[str, Path]] = {split(request["OutputDataConfig"]["S3OutputPath"])[0]: {}}
+    for uri, content in found.items():
+        bucket, key = split(uri)
+        s3.make_bucket(bucket)
+        if isinstance(content, bytes):
+            s3.bucket(bucket).put(key, content)
+        else:
+            files.setdefault(bucket, {})[key] = content
+    for bucket, some in files.items():
+        s3.make_bucket(bucket)
+        if some:
+            s3.bucket(bucket).send(some)
 
 
 def _fetch(outcome: Outcome, s3: LocalS3, folder: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 import tarfile
@@ -57,19 +58,24 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("rehearsals")
 
 
-def rehearse(place: Path, name: str, *arguments: str, command: str = "train") -> Rehearsed:
-    """Runs the command as a person does, with no AWS credentials to be found."""
-    folder = place / name
-    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", f"output_dir={folder}", f"cache.dir={place / 'cache'}"]
-    done = subprocess.run(
+def start(place: Path, name: str, *arguments: str, command: str = "train") -> subprocess.Popen[str]:
+    """Starts the command as a person does, with no AWS credentials to be found."""
+    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", f"output_dir={place / name}", f"cache.dir={place / 'cache'}"]
+    return subprocess.Popen(
         [sys.executable, ROOT / "launch" / f"sagemaker_{command}.py", "mode=rehearse", *TINY, *given, *arguments],
         cwd=place,
         env={**without_aws(), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary(place))},
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=500,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    return Rehearsed(done.returncode, done.stdout, done.stderr, folder)
+
+
+def rehearse(place: Path, name: str, *arguments: str, command: str = "train") -> Rehearsed:
+    process = start(place, name, *arguments, command=command)
+    out, err = process.communicate(timeout=600)
+    return Rehearsed(process.returncode, out, err, place / name)
 
 
 def temporary(place: Path) -> Path:
@@ -218,6 +224,19 @@ def test_a_job_that_fails_says_why(place: Path) -> None:
     assert "on_bad_image" in failed.err, "and the job's, from the end of its log"
     assert "Traceback" not in failed.err
     assert not (failed.folder / "model.tar.gz").exists()
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_running(place: Path) -> None:
+    process = start(place, "stopped", "trainer.max_epochs=5000", command="tune")
+    assert process.stdout
+    for line in process.stdout:
+        if "epoch=2" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
     assert not left_behind(place)
 
 
