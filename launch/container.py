@@ -26,6 +26,7 @@ from launch.opt_ml import Request
 # they go where this machine keeps its own.
 CACHE = "DOGBREED_CACHE"
 LAST_LINES = 15
+TAKEN_AWAY = "The machine is taken away (SIGTERM, SIGKILL); another one goes on with the checkpoints."
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL; the service gives 120
 LOOK_SECONDS = 0.05
 
@@ -177,7 +178,7 @@ class Container:
                     break
         self.outcome.seconds += time.monotonic() - started
         if end == "Interrupted":
-            self._take("The machine is taken away (SIGTERM, SIGKILL); another one goes on with the checkpoints.")
+            self._take(TAKEN_AWAY)
         if end == "Stopped" and not self.cancelled.is_set():
             self.outcome.reason = f"It ran longer than the request allows, {limit:.0f} s (sagemaker.max_run)."
         return end

@@ -21,7 +21,7 @@ from typing import Any
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
 from launch import rehearsed, trials
-from launch.container import Container, Outcome
+from launch.container import TAKEN_AWAY, Container, Outcome
 from launch.environments import Environment
 from launch.job import TUNING, Job
 from launch.local_s3 import LocalS3, serve, split
@@ -288,6 +288,7 @@ class _Screen:
             _line("| (What the toolkit says while it prepares the container is in job.log.)")
         if self.shows:
             _line(f"| {line}")
+        self.shows &= line != TAKEN_AWAY  # another container, another list
 
 
 def _line(text: str) -> None:

@@ -166,6 +166,8 @@ def test_the_toolkit_really_ran(trained: Rehearsed) -> None:
 def test_an_interrupted_spot_job_ends_as_one_that_was_not(trained: Rehearsed, place: Path) -> None:
     spot = rehearse(place, "spot", "sagemaker.spot=true", "sagemaker.rehearsal.interrupt_after=2")
     assert spot.code == 0, spot.out + spot.err
+    assert "SM_HPS" in spot.log
+    assert "SM_HPS" not in spot.out, "what the toolkit lists is in the log"
     before, _, after = spot.log.partition("The machine is taken away")
     assert re.findall(r"^epoch=(\d)", before, re.MULTILINE)[:2] == ["1", "2"]
     went_on = re.findall(r"^epoch=(\d)", after, re.MULTILINE)
