@@ -75,7 +75,7 @@ class Archive:
         Raises:
             DogbreedError: The disk is full or not writable.
         """
-        # Weights get 7 % smaller at best, and take a second for every 30 MB to do so: they are stored as they are.
+        # Weights hardly get smaller, and take long to do so: they are stored as they are.
         with (
             written_whole(file) as beside,
             beside.open("wb") as raw,

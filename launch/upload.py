@@ -167,7 +167,8 @@ class Bucket:
         missing = [key for key, kept in zip(files, same, strict=True) if not kept]
         size = sum(files[key].stat().st_size for key in missing)
         if missing:
-            with track(size, f"Sending {len(missing):,} files", unit="bytes", quiet=quiet) as tracker:
+            what = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
+            with track(size, f"Sending {what}", unit="bytes", quiet=quiet) as tracker:
                 self._send({key: files[key] for key in missing}, tracker)
         strange = tuple(sorted(there.keys() - files.keys())) if below is not None else ()
         return Sent(len(missing), size, len(files) - len(missing), strange)
