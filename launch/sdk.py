@@ -15,9 +15,8 @@ ATTEMPTS = 8  # of each call, with growing pauses, before throttling or a fault 
 _IMAGES = "pytorch-amzn2023"
 
 
-def _prepare(region: str) -> None:
-    """The SDK wants a region when it is imported, and reports its use unless its own configuration says no."""
-    os.environ.setdefault("AWS_DEFAULT_REGION", region)
+def _prepare() -> None:
+    """The SDK reports its use unless its own configuration says no."""
     os.environ.setdefault("SAGEMAKER_VALIDATE_ROLE", "false")
     os.environ.setdefault("SAGEMAKER_USER_CONFIG_OVERRIDE", str(Path(__file__).with_name("sdk_defaults.yaml")))
     for name in ("sagemaker", "sagemaker.config", "sagemaker.core", "botocore.credentials"):
@@ -28,11 +27,18 @@ def _sdk(module: str, region: str) -> Any:
     """A module of the SDK."""
     from importlib import import_module
 
-    _prepare(region)
+    _prepare()
+    # It wants a region when it is imported. The one that a plan assumes must not be taken for a person's choice later.
+    none = environment_region() is None
+    if none:
+        os.environ["AWS_DEFAULT_REGION"] = region
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
         raise DogbreedError(f"launch/ needs {error.name}: pip install -e '.[sagemaker]'.") from error
+    finally:
+        if none:
+            del os.environ["AWS_DEFAULT_REGION"]
 
 
 # Without an account
@@ -135,7 +141,6 @@ class Account:
             self.session = boto3.Session(region_name=config["sagemaker"]["region"] or environment_region())
         if not self.session.region_name:
             raise DogbreedError("No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_REGION.")
-        os.environ["AWS_DEFAULT_REGION"] = self.session.region_name
         self._planned: tuple[str, Mapping[str, Any]] = ("", {})
         self._answered = False
         # Before the SDK makes its client of this session, which keeps the handlers that are there.

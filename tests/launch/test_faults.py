@@ -52,6 +52,11 @@ def test_no_region(run, monkeypatch, cloud, dog_tree):
     refuses(run("train", f"data.root={dog_tree}"), "No AWS region is set", "sagemaker.region=us-east-1")
 
 
+def test_a_region_in_the_configuration_is_enough(run, monkeypatch, cloud, words):
+    monkeypatch.delenv("AWS_DEFAULT_REGION")
+    assert run("train", *words, "sagemaker.region=us-east-1").code == 0
+
+
 def test_an_unknown_profile(run, monkeypatch, cloud):
     monkeypatch.setenv("AWS_PROFILE", "nobody")
     refuses(run("train"), "nobody", "check AWS_PROFILE")
