@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.passes.split_module import split_module
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -144,7 +145,44 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
                 traced.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     traced.graph.lint()
     traced.recompile()
-    return traced.eval()
+    return _image_by_image(traced).eval()
+
+
+class ImageByImage(nn.Module):
+    """Convolutions one image after the other, whose numbers stay in the caches; linear layers for all at once, since
+    what they cost is the reading of their weights.
+
+    Args:
+        body: From images to what the first linear layer takes.
+        head: The rest.
+    """
+
+    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        self.body, self.head = body, head
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W] to [N, classes]."""
+        outputs: Tensor = self.head(torch.cat([self.body(image) for image in images.split(1)]))
+        return outputs
+
+
+def _image_by_image(traced: fx.GraphModule) -> nn.Module:
+    """The network cut before its first linear layer, where one tensor passes there."""
+    nodes = list(traced.graph.nodes)
+    linear = [
+        place
+        for place, node in enumerate(nodes)
+        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Linear | PackedLinear)
+    ]
+    if not linear:
+        return traced
+    behind = set(nodes[linear[0] :])
+    parts = split_module(traced, traced, lambda node: int(node in behind))
+    calls = [node for node in parts.graph.nodes if node.op == "call_module"]
+    if len(calls) != 2 or calls[1].args != (calls[0],):
+        return traced
+    return ImageByImage(parts.get_submodule(str(calls[0].target)), parts.get_submodule(str(calls[1].target)))
 
 
 def _replace_convolution(

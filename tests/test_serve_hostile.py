@@ -141,6 +141,8 @@ class Attacker:
 
     def odd_address(self):
         paths = [
+            "/ping",
+            "/invocations",
             "/../../etc/passwd",
             "/page.css/../../serve.py",
             "/%00",

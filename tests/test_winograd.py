@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dogbreed.winograd import PackedLinear, WinogradConv2d, accelerate
+from dogbreed.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -49,7 +49,8 @@ def test_whole_networks(name, size):
     fast, half = accelerate(network), accelerate(network, torch.bfloat16)
     assert sum(isinstance(module, WinogradConv2d) for module in fast.modules()) >= 6
     assert any(isinstance(module, PackedLinear | nn.Linear) for module in half.modules())
-    images = torch.randn(2, 3, size, size)
+    assert isinstance(fast, ImageByImage)
+    images = torch.randn(3, 3, size, size)
     with torch.inference_mode():
         expected = network(images)
         assert off(fast(images), expected) < 1e-5
