@@ -130,11 +130,11 @@ class Attacker:
 
     def odd_head(self):
         heads = [
-            b"GET / HTTP/9.9\r\n\r\n",
+            b"GET / HTTP/9.9\r\nConnection: close\r\n\r\n",
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: -5\r\n\r\n",
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
             b"POST /invocations HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzzz\r\n",
-            b"POST /invocations HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
+            b"POST /invocations HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX: " + b"a" * 100_000 + b"\r\n\r\n",
             b"POST /invocations HTTP/1.1\r\n\r\n",
         ]
         return self.server.send(heads[int(self.rng.integers(0, len(heads)))])
