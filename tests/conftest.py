@@ -2,6 +2,7 @@
 
 import os
 import resource
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -53,12 +54,20 @@ def _write_tree(
     return root
 
 
+# A suite that is run in the background is deaf to Ctrl-C, and so is every process that it starts.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 @pytest.fixture(autouse=True)
-def denormals() -> Iterator[None]:
-    """Commands switch denormal numbers off for their process; the next test has them again."""
+def settings_of_the_process() -> Iterator[None]:
+    """Commands switch denormal numbers off and servers choose their threads; the next test has them as they were."""
+    threads = sys.modules["torch"].get_num_threads() if "torch" in sys.modules else None
     yield
     if "torch" in sys.modules:
         sys.modules["torch"].set_flush_denormal(False)
+    if threads is not None and threads != sys.modules["torch"].get_num_threads():
+        sys.modules["torch"].set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")
