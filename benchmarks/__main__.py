@@ -57,7 +57,8 @@ def asked_and_reached(found: dict[str, float]) -> list[tuple[str, str, float]]:
         ("one more trial of 5 epochs", "1 s or less", found["one_more_trial_seconds"]),
         ("extraction, float32", "1.3x", found["extraction_float32_per_second"] / plain),
         ("extraction, bfloat16", "5x", found["extraction_bfloat16_per_second"] / plain),
-        ("head training, share of the matrix product's rate", "0.6", found["head_gflops"] / matmul),
+        ("head training, share of the matrix product's rate, 512 a step", "0.6", found["head_gflops_512"] / matmul),
+        ("the same, mean over 32 to 512 images a step", "0.6", found["head_gflops"] / matmul),
         ("a run with system metrics, against one without", "1.02 or less", found["profiling_system_ratio"]),
     ]
 
@@ -69,9 +70,9 @@ def show(found: dict[str, float]) -> None:
     print(f"\n{'seconds, scaled to dogImages':34}" + "".join(f"{way:>15}" for way in ways))
     for task, seconds in rows.items():
         print(f"{task:34}" + "".join(f"{seconds[way]:15,.1f}" for way in ways))
-    print(f"\n{'against the published loop':56} {'asked':>12} {'reached':>10}")
+    print(f"\n{'against the published loop':64} {'asked':>12} {'reached':>10}")
     for what, asked, reached in asked_and_reached(found):
-        print(f"{what:56} {asked:>12} {reached:>10.3g}")
+        print(f"{what:64} {asked:>12} {reached:>10.3g}")
 
 
 def main() -> None:

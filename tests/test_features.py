@@ -10,12 +10,14 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import runs
 import torch
 from lightning.pytorch import Trainer
 from safetensors import safe_open
@@ -87,6 +89,13 @@ def everything(data: DogImages) -> dict[str, np.ndarray]:
 
 def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
     return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here and in the processes that are started: with other threads rows differ in their last bits."""
+    with runs.one_thread():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -422,13 +431,12 @@ print(cache.state)
 
 
 def start(tree: Path, folder: Path) -> subprocess.Popen[str]:
-    environment = os.environ | {"PYTHONPATH": str(Path(features.__file__).parents[1])}
     process = subprocess.Popen(
         [sys.executable, "-c", RUN, str(tree), str(folder)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=runs.environment(),
     )
     assert process.stdout.readline() == "ready\n"
     return process
