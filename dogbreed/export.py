@@ -21,14 +21,12 @@ from safetensors.torch import save_file
 from torch import nn
 
 import dogbreed
-from dogbreed import backbones, cli
+from dogbreed import backbones
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
-from dogbreed.formats import Answering, to_onnx, to_torch_export
 from dogbreed.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.images import load as read_image
 from dogbreed.record import FORMAT_VERSION, RECORD, WEIGHTS, find_model, read_record
-from dogbreed.scan import list_images
 
 CHECKED_ON = 16  # photographs
 _DESCRIPTION = "Writes an exported model as ONNX or for torch.export, and keeps the file only if it answers the same."
@@ -168,6 +166,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = parser.parse_args(argv)
     if given.onnx is None and given.torch_export is None:
         parser.error("nothing to write: give --onnx FILE, --torch-export FILE.pt2, or both")
+    from dogbreed import cli  # here: an endpoint uses this room, and has no Hydra
+
     return cli.guard(lambda: _convert(given))
 
 
@@ -175,6 +175,8 @@ def _convert(given: argparse.Namespace) -> int:
     folder = find_model(given.model)
     record, model = read_record(folder), load(folder)
     photographs = torch.stack(_some_inputs(given.paths, model.preprocessing))
+    from dogbreed.formats import Answering, to_onnx, to_torch_export
+
     answering = Answering(model.network, model.temperature).eval()
     for file, write in ((given.onnx, to_onnx), (given.torch_export, to_torch_export)):
         if file is not None:
@@ -186,6 +188,8 @@ def _convert(given: argparse.Namespace) -> int:
 
 def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[torch.Tensor]:
     """Network inputs of the first photographs that can be read, spread over what was given."""
+    from dogbreed.scan import list_images
+
     files = []
     for path in paths:
         if not path.exists():
