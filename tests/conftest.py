@@ -13,6 +13,7 @@ import pytest
 from browser import browser, chromium  # noqa: F401  (fixtures)
 from debugger import smdebug_python  # noqa: F401
 from PIL import Image
+from places import SHARED_DATA
 
 # Before torch is loaded: on a machine that does something else as well, its threads would spin for each other, and what
 # takes half a second alone takes ten.
@@ -28,7 +29,6 @@ BREEDS = {
     "004.Red_terrier": (190, 50, 60),
 }
 COUNTS = {"train": 6, "valid": 3, "test": 3}
-SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 
 
 def _picture(colour: Sequence[int], rng: np.random.Generator) -> Image.Image:

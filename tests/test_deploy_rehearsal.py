@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 
 import pytest
 import runs
-from conftest import SHARED_DATA
 from exports import export_tiny
+from places import SHARED_DATA
 
 from dogbreed import archive, certify
 from dogbreed.client import Endpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import runs
 import torch
-from conftest import SHARED_DATA
+from places import SHARED_DATA
 from torch import nn
 
 from dogbreed.config import compose

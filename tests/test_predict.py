@@ -12,8 +12,8 @@ from types import SimpleNamespace
 
 import pytest
 import runs
-from conftest import SHARED_DATA
 from exports import NAMES, export_tiny
+from places import SHARED_DATA
 
 from dogbreed import Predictor
 from dogbreed.predict import find_model, find_photographs, main

@@ -78,7 +78,7 @@ def test_killed_again_and_again(name: str, tmp_path: Path) -> None:
         process.send_signal(signal.SIGKILL)
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
-    assert kills >= 4, "the run was too quick to be killed"
+    assert kills >= 3, "the run was too quick to be killed"
     runs.finish(runs.start(runs.overrides(killed, *more), tmp_path))
     runs.assert_same_result(whole, killed)
     assert runs.metrics(killed)["epochs"] == EPOCHS

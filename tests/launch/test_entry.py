@@ -54,8 +54,9 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("DOGBREED_CACHE", str(ml / "cache"))
     monkeypatch.setenv("TRAINING_JOB_NAME", "one")
     monkeypatch.delenv("SM_CHANNEL_TRAINING", raising=False)
-    yield ml
-    monkeypatch.delenv("SM_CHANNEL_TRAINING", raising=False)  # set by the entry point
+    with runs.one_thread():
+        yield ml
+    os.environ.pop("SM_CHANNEL_TRAINING", None)  # set by the entry point
 
 
 def result(folder: Path) -> dict:
