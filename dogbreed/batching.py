@@ -109,6 +109,7 @@ class Batcher:
         return future
 
     def _work(self, threads: int | None) -> None:
+        torch.get_num_threads()  # what other threads have set is taken over at the first asking, and not later
         if threads is not None:
             torch.set_num_threads(threads)
         try:

@@ -77,7 +77,7 @@ class Service:
         threads = threads or torch.get_num_threads()
         self.metrics = Metrics(predictor.model.backbone, len(predictor.class_names))
         # Each decodes on one core: torch's threads within these threads would only compete.
-        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(torch.set_num_threads, 1))
+        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=_one_thread)
         self.batcher = Batcher(
             predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
         )
@@ -197,6 +197,11 @@ class Service:
             return list(await asyncio.wait_for(waiting, self.limits.answer_seconds))
         except TimeoutError as error:
             raise Busy(f"There was no answer within {self.limits.answer_seconds:g} seconds; try again.") from error
+
+
+def _one_thread() -> None:
+    torch.get_num_threads()  # as in the batcher
+    torch.set_num_threads(1)
 
 
 def _rounded(heat: Tensor) -> list[list[float]]:

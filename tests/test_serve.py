@@ -18,6 +18,7 @@ from pathlib import Path
 import boto3
 import pytest
 import runs
+import torch
 from botocore.config import Config
 from exports import NAMES, export_tiny
 from PIL import Image
@@ -339,6 +340,17 @@ def test_a_port_that_is_taken(model, capfd):
 def test_senseless_flags(model, flags, said, capfd):
     assert main([str(model), *flags]) == 2
     assert said in capfd.readouterr().err
+
+
+def test_the_network_has_the_threads_and_each_decoder_one(model, photos):
+    service = Service(Predictor(model, device="cpu"), threads=2)
+    try:
+        inputs = service.decoders.submit(service.predictor.read, photos[0]).result(20)
+        service.batcher.submit(inputs).result(20)
+        assert service.batcher.run(torch.get_num_threads).result(20) == 2
+        assert service.decoders.submit(torch.get_num_threads).result(20) == 1
+    finally:
+        service.close()
 
 
 def test_a_dead_network_is_not_healthy(model, photos):
