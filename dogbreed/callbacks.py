@@ -19,6 +19,7 @@ from dogbreed.files import written_whole
 from dogbreed.lines import EPOCH_LINE
 from dogbreed.model import DogBreedClassifier
 
+BEST, LAST = "best.ckpt", "last.ckpt"
 HISTORY = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "images_per_second")
 
 
@@ -26,7 +27,8 @@ class History(Checkpoint):
     """Prints the epoch's line, writes `metrics.csv`, and keeps the best and the last checkpoint.
 
     The best is that of the lowest val_loss, the first of equals. It is written before the last, so that a run killed
-    between the two does its epoch again and comes to the same best.
+    between the two does its epoch again and comes to the same best. An epoch without a validation
+    (`trainer.check_val_every_n_epoch`, `trainer.max_steps`) has no val_loss, and is never the best.
 
     Args:
         folder: Of the run.
@@ -34,7 +36,7 @@ class History(Checkpoint):
 
     Attributes:
         rows: One dict an epoch, with the columns of `metrics.csv`.
-        best: The row of the best epoch; None before the first.
+        best: The row of the best epoch; None before the first that was validated.
         kept: Epochs that the last checkpoint holds; while an epoch is being saved, one less than there are rows.
     """
 
@@ -46,21 +48,35 @@ class History(Checkpoint):
         self.kept = 0
         self._started = time.monotonic()
         self._seen = 0
+        self._validated = False
 
     @property
     def best_path(self) -> Path:
-        return self.folder / "checkpoints" / "best.ckpt"
+        return self.folder / "checkpoints" / BEST
 
     @property
     def last_path(self) -> Path:
-        return self.folder / "checkpoints" / "last.ckpt"
+        return self.folder / "checkpoints" / LAST
+
+    @property
+    def chosen(self) -> tuple[Path, dict[str, float]] | None:
+        """The checkpoint that is exported, with its row: the best, or the last where none was validated."""
+        if not self.rows:
+            return None
+        return (self.last_path, self.rows[-1]) if self.best is None else (self.best_path, self.best)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.monotonic()
         self._seen = _images_seen(pl_module)
+        self._validated = False
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._validated = not trainer.sanity_checking
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
+        if not self._validated:  # Lightning still has the values of an earlier epoch
+            measured = {name: value for name, value in measured.items() if not name.startswith("val_")}
         seconds = time.monotonic() - self._started
         row = {
             "epoch": trainer.current_epoch + 1,
@@ -70,7 +86,7 @@ class History(Checkpoint):
             "images_per_second": round((_images_seen(pl_module) - self._seen) / max(seconds, 1e-9), 1),
         }
         self.rows.append(row)
-        better = self.best is None or row["val_loss"] < self.best["val_loss"]
+        better = self._validated and (self.best is None or row["val_loss"] < self.best["val_loss"])
         if better:
             self.best = row
         if trainer.is_global_zero:
@@ -196,7 +212,11 @@ class PatientStopping(EarlyStopping):
     def __init__(self, patience: int) -> None:
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:
             raise DogbreedError(f"early_stopping={patience} is out of range; it is a whole number of epochs from 1.")
-        super().__init__(monitor="val_loss", patience=patience, mode="min", check_finite=False)
+        # Not strict: an epoch that max_steps cuts short has no val_loss.
+        super().__init__(monitor="val_loss", patience=patience, mode="min", check_finite=False, strict=False)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        super().load_state_dict({**state_dict, "patience": self.patience})  # a resumed run may have another one
 
 
 class _Rate:

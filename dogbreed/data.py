@@ -134,6 +134,8 @@ class DogImages(LightningDataModule):
         _at_least_one("data.batch_size", batch_size)
         _at_least_one("cache.views", views)
         _at_least_one("data.max_pixels", max_pixels)
+        if not 0 <= seed < 1 << 63:
+            raise DogbreedError(f"seed={seed} is out of range; it is a whole number from 0.")
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
             raise DogbreedError(f"data.num_workers={num_workers} is out of range; it is auto or 0 and more.")
         self.root = Path(root)

@@ -14,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from dogbreed import backbones
-from dogbreed.callbacks import Bar, PatientStopping, PlainProgress
+from dogbreed.callbacks import BEST, Bar, PatientStopping, PlainProgress
 from dogbreed.checkpoints import network_state
 from dogbreed.config import diff, flatten
 from dogbreed.data import DogImages
@@ -36,7 +36,9 @@ MAY_DIFFER = (
     "data.download",
     "data.url",
     "model.weights",
-    "cache.",
+    "cache.mode",
+    "cache.dir",
+    "cache.max_gb",
     "search.",
     "sagemaker.",
     "profile",
@@ -80,6 +82,22 @@ def prepare_process() -> None:
         r".*It is recommended to use `self.log\('train_loss'.*",  # it was added up over all devices before
     ):
         warnings.filterwarnings("ignore", message=message)
+
+
+def check_trainer(arguments: Mapping[str, Any]) -> None:
+    """Refuses what Lightning takes, but after which there would be nothing to export.
+
+    Raises:
+        DogbreedError: Nothing would be trained, or nothing validated, by which the best epoch is chosen.
+    """
+    for key, lacks in (
+        ("max_epochs", "train"),
+        ("max_steps", "train"),
+        ("limit_train_batches", "train on"),
+        ("limit_val_batches", "choose the best epoch by"),
+    ):
+        if arguments.get(key) == 0:
+            raise DogbreedError(f"trainer.{key}=0 leaves nothing to {lacks}; give more, or leave it out.")
 
 
 def run_folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
@@ -134,12 +152,35 @@ def check_same_run(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], p
     if kept is None:
         raise DogbreedError(f"{path} was not written by a run of dogbreed.train, so it cannot be resumed.")
     keys = [key for key in diff(kept, settings) if not key.startswith(MAY_DIFFER)]
+    if settings["data"]["augment"] != "crop" and "cache.views" in keys:
+        keys.remove("cache.views")  # nothing looks at them
     if settings["model"]["schedule"] != "constant" and "trainer.max_epochs" in diff(kept, settings):
         keys.append("trainer.max_epochs")  # the schedule is spread over all epochs
     if keys:
         old, new = flatten(kept), flatten(settings)
         told = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
         raise DogbreedError(f"{path} belongs to another configuration: {told}. Resume with the same, or start anew.")
+
+
+def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:
+    """The checkpoint of the best epoch so far, of a run that is gone on with; None where it has none.
+
+    Raises:
+        DogbreedError: It is gone, and could not be exported if it stays the best.
+    """
+    history = checkpoint["callbacks"]["History"]
+    best = history["best"]
+    if best is None:
+        return None
+    if best["epoch"] == history["rows"][-1]["epoch"]:
+        return path
+    beside = path.with_name(BEST)
+    if not beside.is_file():
+        raise DogbreedError(
+            f"{path} needs {BEST} beside it, which has the weights of epoch {best['epoch']:.0f}, the best so far; move "
+            "the whole folder."
+        )
+    return beside
 
 
 def build_data(settings: Mapping[str, Any], quiet: bool) -> DogImages:

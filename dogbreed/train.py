@@ -9,11 +9,12 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -27,11 +28,11 @@ import dogbreed
 from dogbreed import backbones, cli, export, profile_report, report
 from dogbreed.analysis import PREDICTIONS, measure, prediction_rows
 from dogbreed.callbacks import History
-from dogbreed.checkpoints import RunCheckpointIO, changed_state, read_checkpoint
+from dogbreed.checkpoints import FROZEN, RunCheckpointIO, changed_state, read_checkpoint
 from dogbreed.confidence import fit_temperature
 from dogbreed.config import compose, to_yaml
 from dogbreed.data import DogImages
-from dogbreed.errors import Interrupted
+from dogbreed.errors import DogbreedError, Interrupted
 from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
 from dogbreed.help import TRAIN_HELP
@@ -42,6 +43,7 @@ from dogbreed.profiling import Profiling, mode_of
 from dogbreed.results import Answers, Run
 from dogbreed.run import (
     FOLDER_FOR_RANKS,
+    best_before,
     build_callbacks,
     build_data,
     build_hook,
@@ -49,6 +51,7 @@ from dogbreed.run import (
     build_model,
     build_trainer,
     check_same_run,
+    check_trainer,
     find_checkpoint,
     prepare_process,
     run_folder,
@@ -89,6 +92,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     checkpoint_path = find_checkpoint(settings)
     folder = run_folder(settings, checkpoint_path)
     trainer_arguments = dict(settings["trainer"])
+    check_trainer(trainer_arguments)
     callbacks = build_callbacks(settings, quiet=not main_process)
     callbacks += build_hook(settings, folder, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
@@ -98,8 +102,10 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     live_rules = LiveRules(settings["rules"], history, profiling.system if profiling else None)
     data = build_data(settings, quiet=not main_process)
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
+    before: Path | None = None
     if checkpoint is not None and checkpoint_path is not None:
         check_same_run(checkpoint, settings, checkpoint_path)
+        before = best_before(checkpoint, checkpoint_path)
     if main_process:
         data.prepare_data()
     data.setup()
@@ -107,7 +113,9 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
     say("\n".join([f"dogbreed {dogbreed.__version__}", *_facts(data, model, settings)]))
 
     # Behind the cache's setup, which may still refuse.
-    starts = [LambdaCallback(on_fit_start=lambda *_: _start_folder(folder, settings, data))] if main_process else []
+    starts = (
+        [LambdaCallback(on_fit_start=lambda *_: _start_folder(history, settings, data, before))] if main_process else []
+    )
     io_plugin = RunCheckpointIO(backbones.changing_names(model.network))
     trainer = build_trainer(
         {
@@ -146,12 +154,24 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
 # Before training
 
 
-def _start_folder(folder: Path, settings: Mapping[str, Any], data: DogImages) -> None:
+def _start_folder(history: History, settings: Mapping[str, Any], data: DogImages, best_before: Path | None) -> None:
+    folder = history.folder
+    # A run that goes on in another folder may export what was the best before.
+    if best_before is not None and best_before.resolve() != history.best_path.resolve():
+        for source, target in (
+            (best_before, history.best_path),
+            (best_before.with_name(FROZEN), history.best_path.with_name(FROZEN)),
+        ):
+            if source.is_file() and source.resolve() != target.resolve():
+                with written_whole(target) as file:
+                    shutil.copyfile(source, file)
     with written_whole(folder / "config.yaml") as file:
         file.write_text(to_yaml(settings))
     if data.skipped:
         rows = [(skipped.path.relative_to(data.root), skipped.reason) for skipped in data.skipped]
         _write_csv(folder / "skipped.csv", ("path", "reason"), rows)
+    else:
+        _remove([folder / "skipped.csv"])
 
 
 def _facts(data: DogImages, model: DogBreedClassifier, settings: Mapping[str, Any]) -> list[str]:
@@ -195,11 +215,17 @@ def _finish(
     say: "_Say",
 ) -> Result:
     folder = history.folder
-    model.network.load_state_dict(_best_state(trainer, history.best_path), strict=False)
+    if history.chosen is None:
+        raise DogbreedError(
+            "Not one epoch came to its end, so there is nothing to evaluate; give trainer.max_epochs, "
+            "trainer.max_steps or trainer.max_time room for one."
+        )
+    file, best = history.chosen
+    model.network.load_state_dict(_best_state(trainer, file), strict=False)
     trainer.validate(model, datamodule=data, verbose=False)
     valid = _predictions(model)
     test = None
-    if settings["test"]:
+    if settings["test"] and settings["trainer"]["limit_test_batches"] != 0:
         trainer.test(model, datamodule=data, verbose=False)
         test = _predictions(model)
     if not trainer.is_global_zero:
@@ -207,16 +233,15 @@ def _finish(
 
     temperature = fit_temperature(valid.logits, valid.labels)
     measured = measure(_answers("valid", valid, data, temperature), "val")
-    best = history.best or {}
     training_seconds = sum(row["seconds"] for row in history.rows)
     metrics: dict[str, Any] = {
-        "train_loss": best.get("train_loss"),
+        "train_loss": best["train_loss"],
         "val_loss": measured["val_loss"],
         "val_acc": measured["val_acc"],
         **(measure(_answers("test", test, data, temperature)) if test else {}),
         "temperature": temperature,
         "epochs": len(history.rows),
-        "best_epoch": best.get("epoch"),
+        "best_epoch": best["epoch"],
         "seconds": round(time.monotonic() - started, 3),
         "images_seen": model.images_seen,
         "images_per_second": round(model.images_seen / max(training_seconds, 1e-9), 1),
@@ -259,12 +284,22 @@ def _finish(
         findings=live_rules.all_findings(),
     )
     report.write_safely(folder / "report.html", run)
+    _remove(folder / name for name, made in (("profile", profiling), ("predictions.csv", test)) if not made)
     if profiling:
         found = profiling.result(live_rules.all_findings(), settings["rules"]["step_outlier"])
         title = f"{run.backbone} on {data.root.resolve().name or data.root}"
         profile_report.write_safely(folder / "profile", found, title, settings)
-    say(_summary(folder, metrics, data, profiled=profiling is not None))
+    say(_summary(folder, metrics, data, 0 if test is None else len(test.labels), profiled=profiling is not None))
     return Result(metrics, folder, model)
+
+
+def _remove(of_an_earlier_run: Iterable[Path]) -> None:
+    """Takes away what lies in this run's folder and would pass for this run's."""
+    for left in of_an_earlier_run:
+        if left.is_dir():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 def _best_state(trainer: Trainer, file: Path) -> Mapping[str, Any]:
@@ -281,8 +316,9 @@ def _answers(split: str, said: Predictions, data: DogImages, temperature: float)
 
 
 def _predictions(model: DogBreedClassifier) -> Predictions:
-    assert model.predictions is not None
-    return model.predictions
+    said, model.predictions = model.predictions, None  # once: nothing may pass for the next evaluation's
+    assert said is not None
+    return said
 
 
 def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
@@ -294,13 +330,12 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
         temporary.write_text(text.getvalue(), encoding="utf-8")
 
 
-def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages, profiled: bool) -> str:
+def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages, tested: int, profiled: bool) -> str:
     lines = [""]
     if "test_acc" in metrics:
         low, high = metrics["test_acc_ci95"]
-        count = len(data.samples["test"])
         lines.append(
-            f"Reached {metrics['test_acc']:.1%} of {count:,} test images (95 % interval {low:.1%} to {high:.1%}), "
+            f"Reached {metrics['test_acc']:.1%} of {tested:,} test images (95 % interval {low:.1%} to {high:.1%}), "
             f"among the first five {metrics['test_top5']:.1%},"
         )
         lines.append(

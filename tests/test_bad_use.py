@@ -172,6 +172,9 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
         (["trainer.precision=foo"], ["Trainer refuses", "foo"]),
         (["trainer.accelerator=abacus"], ["Trainer refuses", "abacus"]),
         (["trainer.strategy=teamwork"], ["Trainer refuses", "teamwork"]),
+        (["trainer.max_epochs=0"], ["trainer.max_epochs=0", "nothing to train"]),
+        (["trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "best epoch"]),
+        (["seed=-1"], ["seed=-1 is out of range", "from 0"]),
         (["trainer.max_epoch=3"], ["Unknown key trainer.max_epoch", "did you mean trainer.max_epochs?"]),
         (["cache.mode=require", "model.trainable=all"], ["cache.mode=require", "cannot be used"]),
     ],
@@ -179,6 +182,10 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
 )
 def test_configuration(bad: Callable[..., str], words: list[str], says: list[str]) -> None:
     bad(*words, says=says)
+
+
+def test_no_time_for_one_epoch(tmp_path: Path) -> None:
+    refused(runs.run(*runs.overrides(tmp_path / "run", "trainer.max_time=00:00:00:00")), "Not one epoch", "max_time")
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

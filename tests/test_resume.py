@@ -36,12 +36,49 @@ def test_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     runs.assert_same_result(tmp_path / "whole", tmp_path / "rest")
 
 
+def test_gone_on_with_elsewhere_but_never_better(tmp_path: Path) -> None:
+    """What is exported is the best of before, though the new folder never wrote it."""
+    more = ["test=false", "model.lr=3", "model.optimizer=sgd", "data.batch_size=4"]
+    runs.train_in(tmp_path / "whole", *more, "trainer.max_epochs=8")
+    best = int(runs.metrics(tmp_path / "whole")["best_epoch"])
+    assert best <= 6
+    runs.train_in(tmp_path / "half", *more, "trainer.max_epochs=7")
+    resume = [*more, "trainer.max_epochs=8", f"resume={tmp_path / 'half'}"]
+    runs.train_in(tmp_path / "rest", *resume)
+    runs.assert_same_model(tmp_path / "whole", tmp_path / "rest")
+    for name in ("best.ckpt", "last.ckpt"):
+        DogBreedClassifier.load_from_checkpoint(tmp_path / "rest" / "checkpoints" / name)
+
+    (tmp_path / "half" / "checkpoints" / "best.ckpt").unlink()
+    ran = runs.run(*runs.overrides(tmp_path / "other", *resume, f"output_dir={tmp_path / 'other'}"))
+    assert ran.code == 2
+    assert f"best.ckpt beside it, which has the weights of epoch {best}" in ran.err
+    assert not (tmp_path / "other").exists()
+
+
+def test_other_views_are_another_run(tmp_path: Path) -> None:
+    """How many crops an image has, where crops are looked at, and the precision of features."""
+    for augment, code in (("crop", 2), ("flip", 0)):
+        folder = tmp_path / augment
+        more = [f"data.augment={augment}", "test=false"]
+        runs.train_in(folder, *more, "trainer.max_epochs=1")
+        ran = runs.run(*runs.overrides(folder, *more, "cache.views=2", f"resume={folder}"))
+        assert ran.code == code, ran.err
+        assert ("cache.views (was 4, is 2)" in ran.err) is (code == 2)
+    ran = runs.run(*runs.overrides(folder, *more, "cache.precision=bfloat16", f"resume={folder}"))
+    assert "cache.precision (was float32, is bfloat16)" in ran.err
+
+
 @pytest.mark.slow
 def test_folder_that_is_used_again(tmp_path: Path) -> None:
-    """A second run in the same folder, with other random weights: its checkpoints hold its own frozen part."""
+    """A second run in the same folder, with other random weights: its checkpoints hold its own frozen part.
+
+    Nothing of the first run lies beside what the second wrote.
+    """
     folder = tmp_path / "run"
-    for seed in (0, 1):
-        runs.train_in(folder, f"seed={seed}", "test=false", "trainer.max_epochs=1")
+    for seed, more in ((0, "profile=system"), (1, "test=false")):
+        runs.train_in(folder, f"seed={seed}", more, "trainer.max_epochs=1")
+        assert (folder / "profile").exists() is (folder / "predictions.csv").exists() is (seed == 0)
     model = DogBreedClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     for name, value in runs.weights(folder).items():
         assert torch.equal(model.network.state_dict()[name], value), name

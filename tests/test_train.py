@@ -1,6 +1,7 @@
 """One whole run: what it writes, what it says, and that both agree; and the ways to start one."""
 
 import csv
+import math
 import re
 import shutil
 import subprocess
@@ -13,7 +14,7 @@ import torch
 import yaml
 
 import dogbreed
-from dogbreed import Predictor
+from dogbreed import DogBreedClassifier, Predictor
 from dogbreed.images import load
 from dogbreed.lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.train import Result
@@ -223,6 +224,49 @@ def test_early_stopping_and_no_test(tmp_path: Path) -> None:
     assert not (folder / "predictions.csv").exists()
     assert "test_acc" not in metrics
     assert (folder / "model" / "model.json").exists()
+
+
+def test_epochs_without_a_validation_are_never_the_best(tmp_path: Path) -> None:
+    """Lightning shows the val_loss of an earlier epoch for them; the weights are others."""
+    folder = tmp_path / "run"
+    more = ("trainer.check_val_every_n_epoch=2", "trainer.max_epochs=5", "model.lr=0.01", "early_stopping=9")
+    runs.train_in(folder, *more)
+    rows, metrics = runs.history(folder), runs.metrics(folder)
+    validated = {row["epoch"]: row["val_loss"] for row in rows if math.isfinite(row["val_loss"])}
+    assert list(validated) == [2, 4]
+    assert metrics["best_epoch"] == min(validated, key=lambda epoch: validated[epoch])
+    assert metrics["val_loss"] == pytest.approx(min(validated.values()), abs=1e-6)
+
+
+def test_steps_that_end_within_the_first_epoch(tmp_path: Path) -> None:
+    """Nothing was validated: what was trained last is exported."""
+    folder = tmp_path / "run"
+    ran = runs.train_in(folder, "trainer.max_steps=2", "early_stopping=1", "data.batch_size=4")
+    assert "val_loss=nan" in ran.out
+    last = DogBreedClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
+    assert torch.equal(last.network.state_dict()["classifier.1.weight"], runs.weights(folder)["classifier.1.weight"])
+    assert runs.metrics(folder)["best_epoch"] == 1
+
+
+def test_what_is_said_of_a_test_is_of_that_test(tmp_path: Path) -> None:
+    """Of as many images as were tested; without any, the validation's answers do not pass for the test's."""
+    ran = runs.train_in(tmp_path / "few", "trainer.limit_test_batches=1", "data.batch_size=4")
+    assert re.search(r"Accuracy: \d/4 ", ran.out)
+    assert "of 4 test images" in ran.out
+    ran = runs.train_in(tmp_path / "none", "trainer.limit_test_batches=0")
+    assert "Test set" not in ran.out
+    assert "test_acc" not in runs.metrics(tmp_path / "none")
+
+
+def test_a_resumed_run_has_the_patience_that_it_was_given(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    more = ("model.lr=3", "model.optimizer=sgd", "test=false")  # no epoch is better than one of the first
+    runs.train_in(folder, *more, "early_stopping=1", "trainer.max_epochs=60")
+    stopped = len(runs.history(folder))
+    runs.train_in(folder, *more, "early_stopping=4", "trainer.max_epochs=60", f"resume={folder}")
+    losses = [row["val_loss"] for row in runs.history(folder)]
+    assert len(losses) == losses.index(min(losses)) + 1 + 4
+    assert len(losses) > stopped
 
 
 @pytest.mark.slow
