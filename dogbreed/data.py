@@ -192,7 +192,9 @@ class DogImages(LightningDataModule):
             for label, name in enumerate(names)
             for path in list_images(folders[split][name])
         ]
-        scanned = scan([path for _, _, path in found], memory=self.scan_memory, quiet=self.quiet)
+        scanned = scan(
+            [path for _, _, path in found], memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet
+        )
         usable = [
             (split, label, file) for (split, label, _), file in zip(found, scanned, strict=True) if not file.reason
         ]
@@ -368,6 +370,10 @@ def _checked_folders(root: Path) -> dict[str, dict[str, Path]]:
     if not any(folders.values()):
         raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder a class.")
     everywhere = set().union(*folders.values())
+    for name in everywhere:  # it becomes a class name, which travels in JSON
+        if name.encode("utf-8", "replace").decode() != name:
+            told = name.encode("utf-8", "backslashreplace").decode()
+            raise DogbreedError(f"{root} has a class folder whose name is not UTF-8, {told}; rename it.")
     for split in SPLITS:
         lacking = sorted(everywhere - folders[split].keys())
         if lacking:

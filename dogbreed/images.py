@@ -7,6 +7,7 @@
 import io
 import math
 import os
+import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -61,6 +62,9 @@ class BadImage(DogbreedError, ValueError):
     """
 
     def __init__(self, reason: str, name: str | None = None) -> None:
+        # A DataLoader's worker hands an error on as the text of its traceback, which ends with what it said.
+        if name is None and (said := re.search(r"BadImage: (.+) cannot be used: (.+)\.\s*\Z", reason)):
+            name, reason = said.groups()
         super().__init__(reason, name)  # both, so that the error survives pickling on its way out of a worker
         self.reason = reason
         self.name = name

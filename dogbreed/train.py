@@ -327,7 +327,7 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
     writer.writerow(header)
     writer.writerows(rows)
     with written_whole(file) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 
 def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages, tested: int, profiled: bool) -> str:
@@ -366,7 +366,8 @@ class _Say:
 
     def __call__(self, text: str) -> None:
         if self.main_process:
-            print(text, flush=True)
+            # Names of files need not be UTF-8, and a terminal takes nothing else.
+            print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dogbreed.data import Batch, DogImages, EvaluationBatches, FeatureBatch, Samples, TrainBatches, keyed
 from dogbreed.errors import DogbreedError
-from dogbreed.images import WHOLE, Preprocessing, View, load
+from dogbreed.images import WHOLE, BadImage, Preprocessing, View, load
 
 SMALL = Preprocessing(size=24, resize_size=28)
 
@@ -345,6 +345,35 @@ def test_bad_files_are_skipped_and_listed(tmp_path, write_tree):
     assert not set(data.samples["train"].paths) & set(bad)
     assert len(data.samples["train"].views[0]) == len(data.samples["train"].digests) == 22
     assert sorted(epoch_of(data).indices.tolist()) == list(range(22))
+
+
+def test_an_image_that_is_too_large_is_a_bad_file(tmp_path, write_tree):
+    root = write_tree(tmp_path / "dogs")
+    (large,) = list(root.glob("train/001*/*0.jpg"))
+    Image.new("RGB", (200, 200)).save(large)
+    data = DogImages(root, max_pixels=200 * 200 - 1, quiet=True)
+    data.setup()
+    assert [(file.path, file.reason) for file in data.skipped] == [(large, "too many pixels (200 x 200)")]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_an_image_that_breaks_later_is_named_in_one_sentence(tmp_path, write_tree, workers):
+    root = write_tree(tmp_path / "dogs")
+    data = DogImages(root, num_workers=workers, quiet=True)
+    data.setup()
+    broken = data.samples["valid"].paths[0]
+    broken.write_bytes(b"")
+    with pytest.raises(BadImage) as error:
+        list(data.val_dataloader())
+    assert str(error.value) == f"{broken} cannot be used: empty file."
+
+
+def test_a_class_name_that_cannot_travel(tmp_path, write_tree):
+    root = write_tree(tmp_path / "dogs")
+    for split in ("train", "valid", "test"):
+        (root / split / "001.Amber_hound").rename(root / split / "001.Fris\udce9")
+    with pytest.raises(DogbreedError, match=r"not UTF-8, 001\.Fris\\udce9; rename it"):
+        DogImages(root, quiet=True).setup()
 
 
 def test_bad_files_can_be_an_error(tmp_path, write_tree):

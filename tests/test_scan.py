@@ -38,9 +38,9 @@ def reads(monkeypatch) -> list[str]:
     names: list[str] = []
     look = scan._look
 
-    def counted(path):
+    def counted(path, *more):
         names.append(path.name)
-        return look(path)
+        return look(path, *more)
 
     monkeypatch.setattr(scan, "_look", counted)
     return names
@@ -99,6 +99,23 @@ def test_only_changed_files_are_read_again(folder, tmp_path, reads):
     assert changed == ["dog_1.jpg"]
 
 
+def test_a_file_in_anothers_place_is_read_though_size_and_time_are_the_same(folder, tmp_path, reads):
+    files, memory = list_images(folder)[:2], tmp_path / "memory.json"
+    for file, content in zip(files, (b"one", b"two"), strict=True):
+        file.write_bytes(content)
+        os.utime(file, ns=(1, 1))
+    one, two = scan.scan(files, memory=memory)
+    for source, target in ((files[0], folder / "kept"), (files[1], files[0]), (folder / "kept", files[1])):
+        source.rename(target)
+    assert [entry.digest for entry in scan.scan(files, memory=memory)] == [two.digest, one.digest]
+
+
+def test_how_many_pixels_are_too_many_is_not_remembered(folder, tmp_path):
+    files, memory = list_images(folder), tmp_path / "memory.json"
+    for limit, reason in ((48 * 40 - 1, "too many pixels (48 x 40)"), (48 * 40, None)):
+        assert {entry.reason for entry in scan.scan(files, memory=memory, max_pixels=limit)} == {reason}
+
+
 def test_memory_holds_whatever_the_path_is_called(folder, tmp_path, reads, monkeypatch):
     memory = tmp_path / "memory.json"
     scan.scan(list_images(folder), memory=memory)
@@ -121,11 +138,11 @@ def test_another_check_asks_again(folder, tmp_path, reads, monkeypatch):
 @pytest.mark.parametrize(
     "content",
     [b"", b"\xff\x00", b"[]", b"7", b'{"check": 1}', b'{"check": "CHECK", "files": []}', b"[" * 100_000]
-    + [b'{"check": "CHECK", "files": {"FILE": %s}}' % entry for entry in (b"[1]", b"null", b'["a", 1, "d", 2]')],
+    + [b'{"check": "CHECK", "files": {"FILE": %s}}' % entry for entry in (b"[1]", b"null", b'["a", 1, 1, "d", 2]')],
 )
 def test_damaged_memory_is_made_anew(folder, tmp_path, reads, content):
     files, memory = list_images(folder), tmp_path / "memory.json"
-    version = json.dumps(scan.CHECK_VERSION)[1:-1].encode()
+    version = json.dumps(f"{scan.CHECK_VERSION}, {images.MAX_PIXELS} pixels")[1:-1].encode()
     memory.write_bytes(content.replace(b"CHECK", version).replace(b"FILE", str(files[0]).encode()))
     scan.scan(files, memory=memory)
     assert len(reads) == 4
@@ -162,7 +179,7 @@ def test_a_memory_that_cannot_be_written_does_not_matter(folder, tmp_path):
 
 
 def test_what_was_seen_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
-    def interrupted(data):
+    def interrupted(data, **limits):
         if data == (folder / "dog_3.jpg").read_bytes():
             raise KeyboardInterrupt
 

@@ -274,13 +274,17 @@ def test_damaged_image_is_skipped_and_listed(tmp_path: Path) -> None:
     root = tmp_path / "dogs"
     shutil.copytree(runs.photographs(), root)
     damaged = sorted((root / "train").rglob("*.jpg"))[4]
+    damaged = damaged.rename(damaged.with_name("caf\udce9.jpg"))  # not UTF-8, as in archives of other systems
+    tested = next((root / "test").rglob("*.jpg"))
+    tested.rename(tested.with_name("\udce9.jpg"))
     damaged.write_bytes(damaged.read_bytes()[:700])
     ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=1", data=root)
-    with (tmp_path / "run" / "skipped.csv").open(newline="") as stream:
+    with (tmp_path / "run" / "skipped.csv").open(newline="", errors="surrogateescape") as stream:
         (row,) = csv.DictReader(stream)
     assert row["path"] == str(damaged.relative_to(root))
     assert row["reason"]
-    assert damaged.name in ran.out
+    assert "caf\\udce9.jpg" in ran.out
+    assert b"/\xe9.jpg," in (tmp_path / "run" / "predictions.csv").read_bytes()
     metrics = runs.metrics(tmp_path / "run")
     assert (metrics["images_skipped"], metrics["images_seen"]) == (1, 17)
 
