@@ -72,21 +72,27 @@ def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, arg
         print(f"dogbreed {__version__}")
         return 0
     overrides = prepare(overrides)
-    code = 0
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    given = [word.partition("=")[2] for word in overrides if word.startswith("output_dir=")]
+    shared = multirun and given and not any("," in word or "${" in word for word in given)
+    code = runs = 0
     failure: Exception | None = None
 
     def job(composed: DictConfig) -> None:
-        nonlocal code, failure
+        nonlocal code, failure, runs
         try:
             config = plain(composed)
             check(config)
+            if shared and config["output_dir"]:  # each has a folder of its own, as in Hydra's sweeps
+                config["output_dir"] = f"{config['output_dir']}/{runs}"
+            runs += 1
             code = task(config) or code
         except Exception as error:
             failure = error
             raise _Failed from None
 
     with ExitStack() as stack:
-        if {"-m", "--multirun"} & set(flags):  # Hydra's sweeper cannot but write multirun.yaml
+        if multirun:  # Hydra's sweeper cannot but write multirun.yaml
             overrides.append(f"hydra.sweep.dir={quote(stack.enter_context(TemporaryDirectory()))}")
         stack.enter_context(_hydra_reads([*flags, *overrides]))
         try:

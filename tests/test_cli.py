@@ -85,6 +85,20 @@ def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("given", "folders"),
+    [
+        ("output_dir=runs", ["runs/0", "runs/1"]),
+        ("output_dir=runs/${seed}", ["runs/1", "runs/2"]),
+        ("output_dir=null", [None, None]),
+    ],
+)
+def test_runs_of_a_multirun_do_not_overwrite_each_other(given, folders):
+    seen = []
+    assert run("-m", "seed=1,2", given, task=lambda config: seen.append(config["output_dir"])) == 0
+    assert seen == folders
+
+
 def test_the_first_error_ends_a_multirun(capsys):
     seen = []
 
