@@ -14,7 +14,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -379,8 +379,8 @@ class FeatureCache(Callback):
         if wanted:
             self._announce(store, wanted, damaged, parts.cut)
             with locked(store.folder, leader=rank == 0):
-                if world == 1:  # another run may have built it while this one waited for the lock
-                    store.refresh()
+                store.refresh()  # another run may have built it while this one waited for the lock
+                if world == 1:  # of several, all have to share the work that all have seen
                     wanted = missing(store, data.samples)
                 if rank == 0:
                     self._prepare(store, model, parts.cut, wanted)
@@ -393,7 +393,8 @@ class FeatureCache(Callback):
             barrier("features-locked")
             barrier("features-filled")
         self.state = "built" if wanted else "hit"
-        (store.folder / META).touch()  # its age says when it was last used
+        with suppress(OSError):  # a cache that may only be read serves as well
+            os.utime(store.folder / META)  # its age says when it was last used
         data.use_features({name: store.table(_keys(samples)) for name, samples in data.samples.items()})
         model.use_features(parts)
 
@@ -438,6 +439,18 @@ class FeatureCache(Callback):
 # The command
 
 
+_UNREADABLE = f"its {META} is damaged: delete it"
+
+
+def _told(store: Path) -> dict[str, Any] | None:
+    """What a store says of itself; None where that is damaged."""
+    try:
+        told: dict[str, Any] = json.loads((store / META).read_bytes())
+        return told if PRECISIONS[told["precision"]] and {"shape", "backbone", "cut"} <= told.keys() else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
 def _list(folder: Path) -> int:
     found = sorted(stores(folder), key=lambda entry: -entry[2])
     if not found:
@@ -445,8 +458,11 @@ def _list(folder: Path) -> int:
         return 0
     print(f"{'key':24}  {'size':>8}  {'last used':16}  {'precision':9}  of")
     for store, size, used in found:
-        told = json.loads((store / META).read_text())
+        told = _told(store)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        if told is None:
+            print(f"{store.name:24}  {amount(size):>8}  {when}  {_UNREADABLE}")
+            continue
         what = f"{told['backbone']} up to {told['cut']}"
         print(f"{store.name:24}  {amount(size):>8}  {when}  {told['precision']:9}  {what}")
     print(f"{amount(sum(size for _, size, _ in found))} in {folder}")
@@ -456,7 +472,11 @@ def _list(folder: Path) -> int:
 def _verify(folder: Path) -> int:
     bad = 0
     for path, _, _ in stores(folder):
-        told = json.loads((path / META).read_text())
+        told = _told(path)
+        if told is None:
+            bad += 1
+            print(f"{path.name}  {_UNREADABLE}")
+            continue
         store = Store(path, told["shape"], PRECISIONS[told["precision"]])
         damaged = store.refresh()
         bad += damaged

@@ -16,7 +16,7 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -187,14 +187,19 @@ def stores(folder: Path) -> list[tuple[Path, int, float]]:
     """Every store with its size in bytes and when it was last used (seconds since 1970)."""
     found = []
     for meta in folder.glob(f"*/{META}"):
-        size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
-        found.append((meta.parent, size, meta.stat().st_mtime))
+        with suppress(FileNotFoundError):  # another process is deleting it
+            size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
+            found.append((meta.parent, size, meta.stat().st_mtime))
     return found
 
 
 def delete(store: Path) -> bool:
     """Deletes a store unless a build holds it; says whether it did."""
-    with (store / ".lock").open("a") as lock:
+    try:
+        lock = (store / ".lock").open("a")
+    except FileNotFoundError:  # another process was faster
+        return True
+    with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

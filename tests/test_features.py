@@ -4,6 +4,7 @@ import fcntl
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import struct
@@ -25,7 +26,7 @@ from safetensors import safe_open
 from dogbreed import features
 from dogbreed.data import Batch, DogImages, FeatureBatch
 from dogbreed.errors import DogbreedError
-from dogbreed.features import FeatureCache, Store, cache_folder, fill, main, make_room, missing, row_key, stores
+from dogbreed.features import FeatureCache, Store, cache_folder, delete, fill, main, make_room, missing, row_key, stores
 from dogbreed.images import WHOLE, Preprocessing, View, load
 from dogbreed.model import DogBreedClassifier
 
@@ -644,6 +645,27 @@ def test_verifying(cache, capsys):
     flip_byte(file, offset_of(file, "features") + 3)
     assert main(["--dir", str(cache), "verify"]) == 1
     assert "71 rows, 1 damaged; the next run computes them again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"precision": "float64"}'])
+def test_a_store_whose_description_is_damaged(dog_tree, cache, capsys, content):
+    (store,) = (cache / "features").iterdir()
+    (store / "store.json").write_bytes(content)
+    for action, code in (("list", 0), ("verify", 1)):
+        assert main(["--dir", str(cache), action]) == code
+        assert re.search(rf"^{store.name}  .*its store.json is damaged: delete it", capsys.readouterr().out, re.M)
+    assert attached(dog_tree, cache)[0].state == "hit", "features do not need it"
+    assert main(["--dir", str(cache), "delete", store.name]) == 0
+    assert not store.exists()
+
+
+def test_a_store_that_vanishes_is_none(tmp_path):
+    """Another process deletes it, after its files were listed."""
+    place = made_up(tmp_path, "aa1", 1)
+    (place / "gone.safetensors").symlink_to(place / "deleted")
+    assert stores(tmp_path / "features") == []
+    shutil.rmtree(place)
+    assert delete(place)
 
 
 def test_after_the_next_run_all_is_good(dog_tree, cache, capsys):
