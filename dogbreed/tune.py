@@ -23,11 +23,12 @@ import torch
 
 from dogbreed import cli, provenance
 from dogbreed.config import compose, diff, ranges, to_yaml
-from dogbreed.errors import DogbreedError
+from dogbreed.errors import DogbreedError, Interrupted
 from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
+from dogbreed.hyperparameters import literal
 from dogbreed.model import NonFiniteLoss
 from dogbreed.run import build_cache, build_data, build_model, prepare_process, run_folder
 from dogbreed.train import train
@@ -200,7 +201,7 @@ class Search:
         values = best.params if best else {}
         given = [part for part in provenance.overrides(self.config) if part.split("=")[0] not in values]
         given = [part for part in given if not part.startswith("search.")]
-        found = [f"{key}={value}" for key, value in values.items()]
+        found = [f"{key}={literal(value)}" for key, value in values.items()]
         return shlex.join(["python", "-m", "dogbreed.train", *given, *found])
 
     def _write_trials(self) -> None:
@@ -248,10 +249,16 @@ def tune(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ())
     else:
         say("Trials of equal batch size train side by side, on features that are computed once.")
     train_round = _one_by_one(search) if stacked is None else _side_by_side(search, stacked)
-    while (done := len(search.finished())) < search.wanted["trials"]:
-        train_round(search.ask(min(search.wanted["parallel"], search.wanted["trials"] - done)))
-        search.write()
-        say(_so_far(search))
+    try:
+        while (done := len(search.finished())) < search.wanted["trials"]:
+            train_round(search.ask(min(search.wanted["parallel"], search.wanted["trials"] - done)))
+            search.write()
+            say(_so_far(search))
+    except (KeyboardInterrupt, Interrupted):
+        raise Interrupted(
+            f"Stopped after {len(search.finished())} of {search.wanted['trials']} trials; the same command with "
+            f"output_dir={search.folder} goes on with the search."
+        ) from None
     search.write()
     say(_summary(search))
     return search
@@ -434,8 +441,10 @@ def _plot(search: Search) -> None:
             axis.set_xscale("log")
         axis.scatter(positions, values, c=colours, s=18)
         axis.set(xlabel=key, title=key)
-    low, high = min(values), statistics.median(values)
-    history.set_ylim(low - 0.15 * (high - low) - 1e-9, high + 1.5 * (high - low) + 1e-9)  # a few may have diverged
+    # A few trials may have come out far worse than most.
+    best, usual = (min if better is min else max)(values), statistics.median(values)
+    reach = usual - best or 1e-9
+    history.set_ylim(*sorted((best - 0.15 * reach, usual + 1.5 * reach)))
     figure.text(0.995, 0.01, "grey: stopped early", ha="right", fontsize=8, color="#6b7280")
     figure.tight_layout()
     with written_whole(search.folder / "search.png") as file:
@@ -452,7 +461,9 @@ _MAY_DIFFER = (
     "search.trials",
     "search.parallel",
     "data.num_workers",
-    "cache.",
+    "cache.mode",
+    "cache.dir",
+    "cache.max_gb",
 )
 
 

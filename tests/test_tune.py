@@ -1,6 +1,8 @@
 """The search command: what it records, that it repeats itself, and that it goes on after it was killed."""
 
 import csv
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,7 @@ import pytest
 import yaml
 
 from dogbreed.config import compose
-from dogbreed.heads import Head
+from dogbreed.heads import Head, HeadTrainer
 from dogbreed.train import train
 from dogbreed.tune import Search, main, tune
 
@@ -135,6 +137,38 @@ def test_another_search_in_the_same_folder_is_refused(
     assert main(given) == 0
     assert main([*given, "trainer.max_epochs=4"]) == 2
     assert "trainer.max_epochs" in capsys.readouterr().err
+
+
+def test_the_printed_line_carries_any_value(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    space = "search.space={model: {backbone_lr: {choices: [null]}, schedule: {choices: [cosine]}}}"
+    given = [*settings, space, "search.trials=1", "trainer.max_epochs=1", f"output_dir={tmp_path}"]
+    assert main(given) == 0
+    line = re.search(r"^Train with it: python -m dogbreed.train (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert line
+    composed = compose(shlex.split(line[1]))
+    assert composed["model"]["backbone_lr"] is None
+    assert composed["model"]["schedule"] == "cosine"
+
+
+def test_stopped_by_hand(
+    settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second round: says where the search lies and how it goes on."""
+    train_heads, rounds = HeadTrainer.train, []
+
+    def pressed(*arguments: Any, **more: Any) -> None:
+        rounds.append(1)
+        if len(rounds) == 3:
+            raise KeyboardInterrupt
+        train_heads(*arguments, **more)
+
+    monkeypatch.setattr(HeadTrainer, "train", pressed)
+    given = [*settings, "search.space={model: {lr: {low: 0.001, high: 0.1}}}", "search.parallel=2"]
+    assert main([*given, "search.trials=9", f"output_dir={tmp_path}"]) == 130
+    said = capsys.readouterr().err.splitlines()[-1]
+    assert said == f"Stopped after 4 of 9 trials; the same command with output_dir={tmp_path} goes on with the search."
 
 
 def test_the_median_rule(settings: list[str], tmp_path: Path) -> None:
