@@ -116,7 +116,7 @@ def evaluate(
         raise DogbreedError(f"split={split} is unknown; it is one of {', '.join(SPLITS)}.")
     if on_bad_image not in ("skip", "error"):
         raise DogbreedError(f"data.on_bad_image={on_bad_image} is unknown; it is one of skip, error.")
-    if batch_size < 1 or num_workers < 0:
+    if batch_size < 1 or not isinstance(num_workers, int) or num_workers < 0:
         raise DogbreedError("data.batch_size is a whole number from 1, and data.num_workers one from 0.")
     predictor = Predictor(find_model(Path(model)), device=find_device(device), max_pixels=max_pixels)
     root = _root(root, predictor.model.config)

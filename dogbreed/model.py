@@ -83,7 +83,7 @@ class DogBreedClassifier(LightningModule):
     ) -> None:
         super().__init__()
         backbones.check_name(backbone)
-        _check(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
+        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
         names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
         if len(names) != num_classes:
             raise DogbreedError(f"{len(names)} class names were given for {num_classes} classes.")
@@ -308,7 +308,7 @@ def make_scheduler(
     return None
 
 
-def _check(
+def check_training(
     num_classes: int,
     lr: float,
     backbone_lr: float | None,
@@ -317,6 +317,11 @@ def _check(
     optimizer: str,
     schedule: str,
 ) -> None:
+    """Checks how a model is to be trained.
+
+    Raises:
+        DogbreedError: An argument is unknown or out of range.
+    """
     if num_classes < 2:
         raise DogbreedError(f"A classifier needs at least 2 classes; the data has {num_classes}.")
     _number("model.lr", lr, lr > 0, "more than 0")

@@ -22,14 +22,14 @@ from typing import Any
 import torch
 
 from dogbreed import cli, provenance
-from dogbreed.config import compose, diff, ranges, to_yaml
+from dogbreed.config import check, compose, diff, ranges, to_yaml
 from dogbreed.errors import DogbreedError, Interrupted
 from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
 from dogbreed.hyperparameters import literal
-from dogbreed.model import NonFiniteLoss
+from dogbreed.model import NonFiniteLoss, check_training
 from dogbreed.run import build_cache, build_data, build_model, prepare_process, run_folder
 from dogbreed.train import train
 
@@ -74,6 +74,7 @@ class Search:
         self.wanted = config["search"]
         self.space = ranges(self.wanted["space"])
         _check(self.wanted, self.space)
+        _check_values(config, self.space)
         self.folder = run_folder(config, None)
         self.started = time.monotonic()
         self.curves: list[list[float]] = []  # val_loss by epoch of every trial so far, for the median
@@ -485,6 +486,23 @@ def _check(wanted: Mapping[str, Any], space: Mapping[str, Any]) -> None:
             f"search.direction={wanted['direction']} does not fit search.objective={wanted['objective']}: a loss is "
             "minimized, an accuracy maximized."
         )
+
+
+def _check_values(config: Mapping[str, Any], space: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuses ranges with a value that a run would refuse, before a trial meets it."""
+    for key, bounds in space.items():
+        for value in bounds.get("choices") or (bounds["low"], bounds["high"]):
+            changed = _with(config, {key: value})
+            try:
+                check(changed)
+                build_data(changed, quiet=True)
+                model = changed["model"]
+                check_training(2, *(model[name] for name in _OF_TRAINING))
+            except DogbreedError as error:
+                raise DogbreedError(f"search.space.{key} reaches {value}: {error}") from error
+
+
+_OF_TRAINING = ("lr", "backbone_lr", "weight_decay", "label_smoothing", "optimizer", "schedule")
 
 
 def _distribution(optuna: Any, bounds: Mapping[str, Any]) -> Any:

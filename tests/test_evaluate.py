@@ -110,6 +110,7 @@ def test_it_finds_what_was_trained_on(model, write_tree, tmp_path):
         (["{model}", "data.root={tree}", "model.lr=1"], "model.lr is not a setting of an evaluation"),
         (["{model}", "data.root={tree}", "device=abacus"], "The device abacus cannot be used"),
         (["{model}", "data.root={tree}", "data.batch_size=0"], "data.batch_size is a whole number from 1"),
+        (["{model}", "data.root={tree}", "data.num_workers=many"], "data.num_workers one from 0"),
         (["{model}", "data.root={tree}", "data.on_bad_image=cry"], "data.on_bad_image=cry is unknown"),
         (["{empty}", "data.root={tree}"], "is no exported model"),
         (["{model}", "{tree}"], "Give one exported model, then settings"),

@@ -119,6 +119,10 @@ def test_where_more_trains_trials_run_one_after_the_other(
         ("search.objective=test_loss", "The test split is not for choosing"),
         ("search.direction=maximize", "does not fit search.objective=val_loss"),
         ("search.space.model.lr.low=1", "search.space.model.lr"),
+        ("search.space.model.lr={low: -0.1, high: 0.1, log: false}", "model.lr=-0.1 is out of range"),
+        ("search.space.data.batch_size.choices=[8,0]", "data.batch_size=0 is out of range"),
+        ("search.space.data.batch_size.choices=[8,many]", "data.batch_size must be a whole number"),
+        ("search.space.model.optimizer.choices=[lion]", "model.optimizer=lion is unknown"),
     ],
 )
 def test_bad_use(
