@@ -256,7 +256,12 @@ class DogBreedClassifier(LightningModule):
         schedule = self.hparams["schedule"]
         if schedule == "constant":
             return optimizer
-        scheduler = make_scheduler(schedule, optimizer, int(self.trainer.estimated_stepping_batches))
+        steps = self.trainer.estimated_stepping_batches
+        if not math.isfinite(steps):
+            raise DogbreedError(
+                f"model.schedule={schedule} is spread over all steps, and this run has no end; give trainer.max_epochs."
+            )
+        scheduler = make_scheduler(schedule, optimizer, int(steps))
         assert scheduler is not None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

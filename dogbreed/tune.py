@@ -30,7 +30,7 @@ from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.help import TUNE_HELP
 from dogbreed.hyperparameters import literal
 from dogbreed.model import NonFiniteLoss, check_training
-from dogbreed.run import build_cache, build_data, build_model, prepare_process, run_folder
+from dogbreed.run import build_cache, build_data, build_model, check_trainer, prepare_process, run_folder
 from dogbreed.train import train
 
 OBJECTIVES = ("val_loss", "val_acc")
@@ -73,7 +73,8 @@ class Search:
         self.config = config
         self.wanted = config["search"]
         self.space = ranges(self.wanted["space"])
-        _check(self.wanted, self.space)
+        check_trainer(config["trainer"])
+        _check(config, self.space)
         _check_values(config, self.space)
         self.folder = run_folder(config, None)
         self.started = time.monotonic()
@@ -468,7 +469,10 @@ _MAY_DIFFER = (
 )
 
 
-def _check(wanted: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+def _check(config: Mapping[str, Any], space: Mapping[str, Any]) -> None:
+    wanted, epochs = config["search"], config["trainer"]["max_epochs"]
+    if not isinstance(epochs, int) or epochs < 1:
+        raise DogbreedError(f"trainer.max_epochs={epochs} gives a trial no end; it is a whole number from 1.")
     if not space:
         raise DogbreedError("search.space is empty; give at least one range, such as search.space.model.lr.")
     for key in ("trials", "parallel"):

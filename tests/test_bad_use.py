@@ -174,6 +174,7 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
         (["trainer.strategy=teamwork"], ["Trainer refuses", "teamwork"]),
         (["trainer.max_epochs=0"], ["trainer.max_epochs=0", "nothing to train"]),
         (["trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "best epoch"]),
+        (["trainer.max_epochs=-1", "model.schedule=cosine"], ["model.schedule=cosine", "no end", "max_epochs"]),
         (["seed=-1"], ["seed=-1 is out of range", "from 0"]),
         (["trainer.max_epoch=3"], ["Unknown key trainer.max_epoch", "did you mean trainer.max_epochs?"]),
         (["cache.mode=require", "model.trainable=all"], ["cache.mode=require", "cannot be used"]),
