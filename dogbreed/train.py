@@ -226,6 +226,7 @@ def _finish(
     valid = _predictions(model)
     test = None
     if settings["test"] and settings["trainer"]["limit_test_batches"] != 0:
+        model.predictions = None  # those of the validation may not pass for the test's
         trainer.test(model, datamodule=data, verbose=False)
         test = _predictions(model)
     if not trainer.is_global_zero:
@@ -316,9 +317,8 @@ def _answers(split: str, said: Predictions, data: DogImages, temperature: float)
 
 
 def _predictions(model: DogBreedClassifier) -> Predictions:
-    said, model.predictions = model.predictions, None  # once: nothing may pass for the next evaluation's
-    assert said is not None
-    return said
+    assert model.predictions is not None
+    return model.predictions
 
 
 def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
