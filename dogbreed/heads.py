@@ -7,6 +7,7 @@ have ended alone: the batches, views and masks are those that `DogBreedClassifie
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,8 +16,13 @@ from torch import Tensor, fx, nn
 from dogbreed import backbones
 from dogbreed.data import DogImages, FeatureReader, TrainBatches
 from dogbreed.model import DogBreedClassifier, make_optimizer, make_scheduler, step_seed
+from dogbreed.prefix import laid_out
 
 MEMORY_BYTES = 2 << 30  # what one stack's weights, gradients and two moments may take
+JOINED = 512  # images of several steps that pass the stem at once: 32 would mostly wait for its weights
+
+# What gives an image the same result whichever images are beside it; dropout is drawn step by step.
+ROW_WISE = (nn.Linear, nn.Dropout, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Tanh)
 
 
 @dataclass
@@ -73,12 +79,27 @@ class Stem:
         self.head = head
         self.model = model
         self._graphs = {mode: _without_head(model.split.tail.graph(mode), name) for mode in (True, False)}
+        self.row_wise = _is_row_wise(self._graphs[True])
 
-    def __call__(self, features: Tensor, training: bool) -> Tensor:
-        """The last layer's input [N, inputs] from features [N, ...]."""
+    def __call__(self, features: Tensor) -> Tensor:
+        """The last layer's input [N, inputs] in evaluation, from features [N, ...]."""
         with torch.no_grad():
-            result: Tensor = self._graphs[training](features)
+            result: Tensor = self._graphs[False](features)
         return result
+
+    def steps(self, features: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
+        """The last layer's input [N, inputs] of several training steps, from each one's features [N, ...] and seed."""
+        with torch.no_grad():
+            if self.row_wise:
+                joined: Tensor = _Joined(self._graphs[True], [len(own) for own in features], seeds).run(
+                    torch.cat(list(features))
+                )
+                return list(joined.split([len(own) for own in features]))
+            results = []
+            for own, seed in zip(features, seeds, strict=True):
+                torch.manual_seed(seed)
+                results.append(self._graphs[True](own))
+            return results
 
 
 def _without_head(tail: fx.GraphModule, name: str) -> fx.GraphModule:
@@ -92,6 +113,46 @@ def _without_head(tail: fx.GraphModule, name: str) -> fx.GraphModule:
     graph.output(features)
     graph.erase_node(output)
     return fx.GraphModule(tail, graph)
+
+
+def _is_row_wise(graph: fx.GraphModule) -> bool:
+    for node in graph.graph.nodes:
+        if node.op == "call_module":
+            if not isinstance(graph.get_submodule(str(node.target)), ROW_WISE):
+                return False
+        elif node.op == "call_function":
+            if node.target is not laid_out or node.args[1][0] != 0:  # images one after the other in memory
+                return False
+        elif node.op not in ("placeholder", "output"):
+            return False
+    return True
+
+
+class _Joined(fx.Interpreter):
+    """Runs the images of several steps at once; each step draws the dropout masks that it would have drawn alone."""
+
+    def __init__(self, graph: fx.GraphModule, sizes: Sequence[int], seeds: Sequence[int]) -> None:
+        super().__init__(graph)
+        self.sizes = list(sizes)
+        self.seeds = seeds
+        self._states: list[Tensor] = []
+
+    def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        module = self.fetch_attr(target)
+        if not isinstance(module, nn.Dropout):
+            return super().call_module(target, args, kwargs)
+        (inputs,) = args
+        random = torch.cuda if inputs.is_cuda else torch
+        outputs, states = torch.empty_like(inputs), []
+        for place, (part, result) in enumerate(zip(inputs.split(self.sizes), outputs.split(self.sizes), strict=True)):
+            if self._states:
+                random.set_rng_state(self._states[place])
+            else:
+                torch.manual_seed(self.seeds[place])
+            result.copy_(module(part))
+            states.append(random.get_rng_state())
+        self._states = states
+        return outputs
 
 
 GiveUp = Callable[[int, Sequence[Head]], Sequence[bool]]
@@ -116,7 +177,7 @@ class HeadTrainer:
         parts = []  # dropout is off in evaluation, so the last layer's inputs are computed once
         for start in range(0, len(samples), 512):
             indices = np.arange(start, min(start + 512, len(samples)))
-            parts.append(self.stem(reader(indices, np.zeros_like(indices)).to(model.device), training=False))
+            parts.append(self.stem(reader(indices, np.zeros_like(indices)).to(model.device)))
         self._valid_inputs = torch.cat(parts)
         self._valid_labels = torch.from_numpy(samples.labels).to(model.device)
 
@@ -193,12 +254,15 @@ def _stem_batches(
     stem: Stem, reader: FeatureReader, labels: Tensor, batches: TrainBatches, epoch: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the last layer's input and the labels for an epoch, with the random numbers of a run on its own."""
-    device = stem.model.device
-    for number, places in enumerate(batches):
-        indices, views = np.asarray(places, dtype=np.int64).T
-        features = reader(indices, views).to(device, non_blocking=True)
-        torch.manual_seed(step_seed(stem.model.hparams["seed"], epoch, number, 0))
-        yield stem(features, training=True), labels[torch.from_numpy(indices.copy())].to(device)
+    device, seed = stem.model.device, stem.model.hparams["seed"]
+    steps = [np.asarray(places, dtype=np.int64).T for places in batches]
+    together = max(1, JOINED // batches.batch_size)
+    for first in range(0, len(steps), together):
+        group = steps[first : first + together]
+        features = [reader(indices, views).to(device, non_blocking=True) for indices, views in group]
+        seeds = [step_seed(seed, epoch, first + place, 0) for place in range(len(group))]
+        for (indices, _), inputs in zip(group, stem.steps(features, seeds), strict=True):
+            yield inputs, labels[torch.from_numpy(indices.copy())].to(device)
 
 
 class _Stack:

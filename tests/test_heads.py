@@ -13,6 +13,7 @@ from dogbreed.config import compose
 from dogbreed.data import DogImages
 from dogbreed.heads import Head, HeadTrainer, NotStackable
 from dogbreed.model import DogBreedClassifier
+from dogbreed.prefix import split
 from dogbreed.run import build_cache, build_data, build_model
 from dogbreed.train import train
 
@@ -49,7 +50,7 @@ def test_logits(model: DogBreedClassifier, data: DogImages, weight: Tensor, bias
     stem = heads.Stem(model)
     model.eval()
     indices = np.arange(len(data.samples["test"]))
-    inputs = stem(data.reader("test")(indices, np.zeros_like(indices)), training=False)
+    inputs = stem(data.reader("test")(indices, np.zeros_like(indices)))
     return torch.addmm(bias, inputs, weight.T)
 
 
@@ -85,6 +86,20 @@ def test_a_head_in_the_stack_is_the_head_trained_alone(
         ours = test_logits(model, data, head.weight, head.bias)
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
         assert torch.equal(ours.argmax(1), theirs.argmax(1))
+
+
+def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
+    model = DogBreedClassifier(4, backbone="alexnet", weights="none")
+    model.use_features(split(model.network, 64))
+    stem = heads.Stem(model)
+    assert stem.row_wise  # two dropouts, two linear layers
+    model.train()
+    alone = model.network.classifier[:6]
+    sizes, seeds = (3, 3, 1), (5, 2**60, 7)
+    features = [torch.rand(size, 9216) for size in sizes]
+    for own, seed, joined in zip(features, seeds, stem.steps(features, seeds), strict=True):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(joined, alone(own), atol=1e-6, rtol=1e-5)
 
 
 def test_gradients_are_those_of_torch(settings: list[str]) -> None:
