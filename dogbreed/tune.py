@@ -79,6 +79,7 @@ class Search:
         self.folder = run_folder(config, None)
         self.started = time.monotonic()
         self.curves: list[list[float]] = []  # val_loss by epoch of every trial so far, for the median
+        self.present = _present(config, self.space)
 
     # The study
 
@@ -114,9 +115,16 @@ class Search:
         return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
 
     def ask(self, count: int) -> list[Any]:
-        """Proposes trials. What is proposed depends on the seed and on what has finished, not on interruptions."""
+        """Proposes trials. What is proposed depends on the seed and on what has finished, not on interruptions.
+
+        The first is the configuration as it is, so that the winner is never worse by the objective.
+        """
         optuna = self.optuna
-        done = len(self.finished())
+        finished = self.finished()
+        done = len(finished)
+        waiting = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        if self.present and not waiting and all(trial.params != self.present for trial in finished):
+            self.study.enqueue_trial(self.present)
         self.study.sampler = optuna.samplers.TPESampler(seed=self.config["seed"] * 100_003 + done, constant_liar=True)
         distributions = {key: _distribution(optuna, bounds) for key, bounds in self.space.items()}
         return [self.study.ask(distributions) for _ in range(count)]
@@ -321,8 +329,16 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> Callable[[Sequence[An
                 Head(**{key.removeprefix("model."): trial.params.get(key, config["model"][key[6:]]) for key in STACKED})
                 for trial in members
             ]
+            kept = [head for trial, head in zip(members, heads, strict=True) if trial.params == search.present]
+
+            def give_up(epoch: int, training: Sequence[Head], kept: Sequence[Head] = kept) -> list[bool]:
+                behind = search.behind(epoch, training)
+                return [
+                    poor and not any(head is one for one in kept) for poor, head in zip(behind, training, strict=True)
+                ]
+
             epochs = config["trainer"]["max_epochs"]
-            trainer.train(heads, batch_size=batch_size, epochs=epochs, give_up=search.behind)
+            trainer.train(heads, batch_size=batch_size, epochs=epochs, give_up=give_up)
             seconds = (time.monotonic() - started) / len(members)
             for trial, head in zip(members, heads, strict=True):
                 search.tell(trial, head.history, head.stopped, seconds)
@@ -507,6 +523,23 @@ def _check_values(config: Mapping[str, Any], space: Mapping[str, Mapping[str, An
 
 
 _OF_TRAINING = ("lr", "backbone_lr", "weight_decay", "label_smoothing", "optimizer", "schedule")
+
+
+def _present(config: Mapping[str, Any], space: Mapping[str, Any]) -> Parameters | None:
+    """The configuration's own values of what is searched; None where one of them lies outside its range."""
+    found: Parameters = {}
+    for key, bounds in space.items():
+        value: Any = config
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if "choices" in bounds:
+            inside = value in bounds["choices"]
+        else:
+            inside = isinstance(value, int | float) and bounds["low"] <= value <= bounds["high"]
+        if not inside:
+            return None
+        found[key] = value
+    return found
 
 
 def _distribution(optuna: Any, bounds: Mapping[str, Any]) -> Any:

@@ -71,6 +71,19 @@ def test_a_search_records_its_trials_and_repeats_itself(
     assert [row["model.lr"] for row in trials_of(other)] != [row["model.lr"] for row in rows[:4]]
 
 
+@pytest.mark.parametrize(("lr", "inside"), [(0.1, True), (0.5, False)])
+def test_the_first_trial_is_the_configuration_as_it_is_and_runs_to_its_end(
+    settings: list[str], tmp_path: Path, lr: float, inside: bool
+) -> None:
+    tune(overrides=[*settings, f"model.lr={lr}", "data.batch_size=4", "search.trials=8", "search.parallel=8",
+                    "trainer.max_epochs=4", f"output_dir={tmp_path}", "progress=none"])  # fmt: skip
+    first, *others = trials_of(tmp_path)
+    assert ((float(first["model.lr"]), first["data.batch_size"]) == (lr, "4")) is inside
+    if inside:  # by far too fast: the median rule would have stopped it
+        assert float(first["val_loss"]) > max(float(row["val_loss"]) for row in others if row["state"] == "complete")
+        assert (first["state"], first["epochs"]) == ("complete", "4")
+
+
 @pytest.mark.slow
 def test_the_printed_winner_trains_to_what_the_search_found(settings: list[str], tmp_path: Path) -> None:
     search = tune(overrides=[*settings, "search.trials=6", f"output_dir={tmp_path / 'search'}", "progress=none"])
