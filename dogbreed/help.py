@@ -57,7 +57,7 @@ Searches hyperparameters on this machine. Optuna proposes the trials; those that
 on features that are computed once, so a search costs little more than one training.
 
 What people change most, with the defaults:
-  search.trials=20             settings to try
+  search.trials=20             settings to try, the first of them those in force
   search.objective=val_loss    or val_acc with search.direction=maximize
   search.parallel=10           trials proposed at a time; the next ones learn from their results
   search.prune=true            stop a trial that is behind the median of the others at the same epoch
