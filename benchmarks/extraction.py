@@ -72,13 +72,13 @@ def extraction(bench: Bench) -> None:
 
 
 def _extract(bench: Bench, parts: Split, inputs: torch.Tensor, precision: str) -> Callable[[], Any]:
-    way = plan(parts.prefix, bench.device, precision)
-    batches = inputs.contiguous(memory_format=way.layout).split(way.images)
+    way = plan(parts.prefix, bench.device)
+    batches = inputs.contiguous(memory_format=torch.channels_last).split(way.images)
 
     def extract() -> None:
-        with running(parts.prefix, way, bench.device, precision):
+        with running(parts.prefix, way, bench.device, precision) as network:
             for batch in batches:
-                parts.prefix(batch)
+                network(batch)
 
     return extract
 

@@ -9,13 +9,11 @@ import argparse
 import hashlib
 import json
 import os
-import re
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +24,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
+from dogbreed import winograd
 from dogbreed.cli import guard
 from dogbreed.data import DogImages, Samples
 from dogbreed.errors import DogbreedError
@@ -50,7 +49,7 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
         "images": REVISION,
         "precision": precision,
         "device": device.type,
-        "plan": str(plan(prefix, device, precision)),
+        "plan": str(plan(prefix, device)),
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
     }
     return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=12).hexdigest()
@@ -113,46 +112,18 @@ class Plan(NamedTuple):
     Attributes:
         images: In one pass. On a CPU few, so that what one layer leaves for the next stays in reach of malloc and of
             the processor's caches: MobileNetV2 runs twice as fast with 4 as with 32.
-        layout: Memory format of images and weights.
-        winograd: Whether convolutions run through NNPACK instead of oneDNN.
+        kernels: `direct`, or the name of those that `dogbreed.winograd` puts in their place.
     """
 
     images: int
-    layout: torch.memory_format
-    winograd: bool
+    kernels: str
 
 
-def plan(prefix: fx.GraphModule, device: torch.device, precision: str) -> Plan:
-    """Chooses how to run a prefix.
-
-    NNPACK's Winograd transform takes 3x3 convolutions of stride 1 with a fraction of the multiplications, in float32 to
-    within 1e-5 of the direct ones; torch calls it for 16 images and more. VGG16 ran 1.7 times as fast with it on two
-    cores with AVX2, and 1.2 times as fast as oneDNN's best on a Zen 4, whose AVX-512 has the rate of AVX2. Where
-    AVX-512 doubles the rate, oneDNN has a match for it.
-    """
+def plan(prefix: fx.GraphModule, device: torch.device) -> Plan:
+    """Chooses how to run a prefix: on a CPU, 3x3 convolutions of stride 1 go through `dogbreed.winograd`."""
     if device.type != "cpu":
-        return Plan(64, torch.channels_last, winograd=False)
-    convolutions = [module for module in prefix.modules() if isinstance(module, nn.Conv2d)]
-    total = sum(module.weight.numel() for module in convolutions)
-    small = sum(
-        module.weight.numel()
-        for module in convolutions
-        if (module.kernel_size, module.stride, module.dilation, module.groups) == ((3, 3), (1, 1), (1, 1), 1)
-    )
-    if _winograd_pays() and precision != "bfloat16" and small > 0.8 * total:
-        return Plan(16, torch.contiguous_format, winograd=True)
-    return Plan(4, torch.channels_last, winograd=False)
-
-
-@cache
-def _winograd_pays() -> bool:
-    """NNPACK is there, and this processor's widest vectors do not outrun its kernels for AVX2."""
-    if not torch.backends.nnpack.is_available():
-        return False
-    if torch.backends.cpu.get_cpu_capability() == "AVX512":
-        told = Path("/proc/cpuinfo").read_text() if sys.platform == "linux" else ""
-        return "AuthenticAMD" in told and re.search(r"^cpu family\s*: 25$", told, re.MULTILINE) is not None
-    return torch.backends.cpu.get_cpu_capability() == "AVX2"
+        return Plan(64, "direct")
+    return Plan(16, winograd.NAME) if winograd.pays(prefix) else Plan(4, "direct")
 
 
 def fill(
@@ -192,11 +163,14 @@ def fill(
         written = time.monotonic()
 
     total = sum(len(entry.keys) for entry in wanted)
-    way = plan(prefix, device, precision)
-    with track(total, "Computing features", "views", quiet=quiet) as progress, running(prefix, way, device, precision):
+    way = plan(prefix, device)
+    with (
+        track(total, "Computing features", "views", quiet=quiet) as progress,
+        running(prefix, way, device, precision) as network,
+    ):
         for batch_keys, inputs in _passes(wanted, data, way.images):
-            images = inputs.to(device, non_blocking=True).contiguous(memory_format=way.layout)
-            features: Tensor = prefix(images)[: len(batch_keys)]
+            images = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            features: Tensor = network(images)[: len(batch_keys)]
             keys.extend(batch_keys)
             rows.append(features.to(store.dtype).cpu())
             progress.advance(len(batch_keys))
@@ -225,17 +199,17 @@ def _passes(wanted: list[Wanted], data: DogImages, images: int) -> Iterator[tupl
 
 
 @contextmanager
-def running(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[None]:
-    """The prefix set up as planned; the network's own layout is put back afterwards."""
-    onednn = bool(torch.backends.mkldnn.enabled)
-    prefix.to(memory_format=way.layout)
-    torch.backends.mkldnn.enabled = onednn and not way.winograd  # type: ignore[assignment]
-    try:
-        with torch.inference_mode(), in_bfloat16(prefix, device) if precision == "bfloat16" else nullcontext():
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = onednn  # type: ignore[assignment]
-        prefix.to(memory_format=torch.channels_last)
+def running(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[nn.Module]:
+    """The prefix as planned: images [N, 3, S, S], channels last, to features."""
+    bfloat16 = precision == "bfloat16"
+    if way.kernels != "direct":
+        network = winograd.accelerate(prefix, torch.bfloat16 if bfloat16 else torch.float32)
+        with torch.inference_mode():
+            yield network
+        return
+    prefix.to(memory_format=torch.channels_last)
+    with torch.inference_mode(), in_bfloat16(prefix, device) if bfloat16 else nullcontext():
+        yield prefix
 
 
 @contextmanager

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from dogbreed.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate
+from dogbreed.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate, in_threads, pays
 
 
 def off(found: torch.Tensor, expected: torch.Tensor) -> float:
@@ -45,6 +45,7 @@ def test_whole_networks(name, size):
                 module.running_var.uniform_(0.5, 1.5)
                 module.weight.uniform_(0.5, 1.5)
     network.eval()
+    assert pays(network) is name.startswith("vgg")
     before = {key: value.clone() for key, value in network.state_dict().items()}
     fast, half = accelerate(network), accelerate(network, torch.bfloat16)
     assert sum(isinstance(module, WinogradConv2d) for module in fast.modules()) >= 6
@@ -58,6 +59,24 @@ def test_whole_networks(name, size):
     assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet50"])
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet34", "alexnet"])
 def test_where_it_does_not_pay(name):
-    assert accelerate(torchvision.models.get_model(name, weights=None).eval()) is None
+    assert not pays(torchvision.models.get_model(name, weights=None).eval())
+
+
+def test_threads_change_nothing():
+    network = torchvision.models.vgg11(weights=None, num_classes=7).eval()
+    fast = accelerate(network)
+    images = torch.randn(5, 3, 64, 64)
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            torch.set_num_threads(1)
+            expected = fast(images)
+            torch.set_num_threads(3)
+            assert off(fast(images), expected) < 1e-5
+            assert off(fast(images[:1]), expected[:1]) < 1e-5
+            assert torch.get_num_threads() == 3
+            assert in_threads(lambda _: torch.get_num_threads(), range(4)) == [1] * 4
+    finally:
+        torch.set_num_threads(before)
