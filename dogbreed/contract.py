@@ -235,7 +235,7 @@ def _read_json(body: bytes | str, options: Options) -> Asked:
 def _decoded(value: object) -> bytes:
     if isinstance(value, str):
         try:
-            return b64decode(value, validate=True)
+            return b64decode("".join(value.split()), validate=True)  # many tools break its lines
         except (binascii.Error, ValueError):
             pass
     raise Refused(400, "An image in JSON is the base64 of the file's bytes; addresses are not fetched.")

@@ -27,6 +27,12 @@ def test_json_with_one_or_several():
     assert several == Asked([PICTURE, b""], several=True, options=Options(2, True))
 
 
+def test_base64_in_lines_as_many_tools_write_it():
+    picture = bytes(range(256))
+    body = json.dumps({"image": base64.encodebytes(picture).decode()})
+    assert read(body, "application/json") == Asked([picture])
+
+
 @pytest.mark.parametrize(
     ("status", "kind", "body", "said"),
     [
