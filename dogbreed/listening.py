@@ -21,7 +21,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from dogbreed.errors import DogbreedError, Interrupted
 
 IDLE_SECONDS = 10  # how long a connection is kept between two requests
-STOP_SECONDS = 25  # SageMaker and Kubernetes kill after 30
+STOP_SECONDS = 22  # SageMaker and Kubernetes kill after 30, and the process itself takes some to end
 ON_ITS_WAY = 0.5  # seconds in which a request that was sent before the end still arrives
 
 log = logging.getLogger(__name__)

@@ -96,7 +96,10 @@ def _run(given: argparse.Namespace) -> int:
             print(f"Images:  POST {address}/invocations", flush=True)
 
         listening.serve(create_app(service), listener, request_seconds=given.timeout, ready=ready)
-    print("Stopped; all that was asked is answered.", flush=True)
+    if service.cut_off:
+        print(f"Stopped; told to try again, since they took too long: {service.cut_off}.", flush=True)
+    else:
+        print("Stopped; all that was asked is answered.", flush=True)
     return 0
 
 

@@ -82,7 +82,7 @@ def create_app(service: Service) -> Starlette:
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
-        service.close()
+        await asyncio.to_thread(service.close)  # what is cut off is still told so meanwhile
 
     routes = [
         Route("/ping", ping),
@@ -156,6 +156,7 @@ class _Watched:
             await self.app(scope, receive, send)
             return
         started, status, received, whole = time.perf_counter(), CLIENT_LEFT, 0, False
+        stopping = False
 
         async def counted() -> Any:
             nonlocal received, whole
@@ -167,9 +168,10 @@ class _Watched:
         async def watched(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
-                status = message["status"]
-                if status != 408 and not (received == 0 and _asks_before_sending(scope)):
+                asked_first = received == 0 and _asks_before_sending(scope)
+                if message["status"] != 408 and not stopping and not asked_first:
                     await drain()
+                status = message["status"]
             await send(message)
 
         async def drain() -> None:
@@ -183,6 +185,12 @@ class _Watched:
             await self.app(scope, counted, watched)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:  # the server ends, and has waited for this request as long as it may
+            stopping = True
+            self.service.cut_off += 1
+            if status == CLIENT_LEFT:
+                headers = {"retry-after": "1", "connection": "close"}
+                await refusal(503, "The server is stopping; try again in a moment.", headers)(scope, counted, watched)
         except Exception:
             log.exception("This should not have happened")
             if status == CLIENT_LEFT:

@@ -81,7 +81,7 @@ class Service:
         self.batcher = Batcher(
             predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
         )
-        self.running = self.held = 0
+        self.running = self.held = self.cut_off = 0
         self.metrics.watch(lambda: self.running, lambda: self.batcher.waiting)
 
     def close(self) -> None:
@@ -99,7 +99,7 @@ class Service:
         async with self._body(request) as body:
             asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
             good = [value for value in inputs if isinstance(value, Tensor)]
-            logits = await self._within_time(*(self.batcher.submit(value) for value in good))
+            logits = await _answered(*(self.batcher.submit(value) for value in good))
             told = iter(self.predictor.told(torch.stack(logits), asked.options.top_k) if good else [])
             answers = [value if isinstance(value, BadImage) else next(told) for value in inputs]
         return contract.write(asked, answers, kind), kind
@@ -125,7 +125,7 @@ class Service:
                 return {"error": str(inputs[0])}
             top_k = min(asked.options.top_k, MAX_MAPS)
             task = partial(look, model.network, model.backbone, inputs[0][None], top_k)
-            ((logits, maps),) = await self._within_time(self.batcher.run(task))
+            ((logits, maps),) = await _answered(self.batcher.run(task))
         (answer,) = self.predictor.told(logits, top_k)
         told = [guess.to_dict() for guess in answer.guesses]
         if maps is not None:
@@ -136,14 +136,21 @@ class Service:
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body within its limits; until the end of the block the request counts as waiting."""
-        body = await self._arrived(request)
+        """The body within its limits; until the end of the block the request counts as waiting.
+
+        Raises:
+            Busy: The block takes longer than a request may wait for its answer.
+        """
+        body, seconds = await self._arrived(request), self.limits.answer_seconds
         try:
             if self.running >= self.limits.queue:
                 raise Busy(f"{self.limits.queue} requests are waiting already; try again in a moment.")
             self.running += 1
             try:
-                yield body
+                async with asyncio.timeout(seconds):
+                    yield body
+            except TimeoutError as error:
+                raise Busy(f"There was no answer within {seconds:g} seconds; try again.") from error
             finally:
                 self.running -= 1
         finally:
@@ -175,14 +182,22 @@ class Service:
     async def _decoded(
         self, body: bytes, content_type: str | None, options: Options
     ) -> tuple[Asked, list[Tensor | BadImage]]:
-        """What the body asks, and the network's inputs of its images; read by a decoder's thread."""
+        """What the body asks, and the network's inputs of its images; read by a decoder's thread.
 
-        def decode() -> tuple[Asked, list[Tensor | BadImage]]:
+        Of several images one at a time waits for a thread: whoever sends many large ones waits for them, and others
+        do not.
+        """
+        decoder = partial(asyncio.get_running_loop().run_in_executor, self.decoders)
+
+        def first() -> tuple[Asked, list[Tensor | BadImage]]:
             asked = contract.read(body, content_type, options)
-            return asked, [self._read(image) for image in asked.images]
+            return asked, [self._read(asked.images[0])]
 
         with self.batcher.coming():
-            return await asyncio.get_running_loop().run_in_executor(self.decoders, decode)
+            asked, inputs = await decoder(first)
+            for image in asked.images[1:]:
+                inputs.append(await decoder(self._read, image))
+        return asked, inputs
 
     def _read(self, image: bytes) -> Tensor | BadImage:
         with self.metrics.decoding():
@@ -191,12 +206,9 @@ class Service:
             except BadImage as error:
                 return error
 
-    async def _within_time(self, *futures: "Future[Any]") -> list[Any]:
-        waiting = asyncio.gather(*(asyncio.wrap_future(future) for future in futures))
-        try:
-            return list(await asyncio.wait_for(waiting, self.limits.answer_seconds))
-        except TimeoutError as error:
-            raise Busy(f"There was no answer within {self.limits.answer_seconds:g} seconds; try again.") from error
+
+async def _answered(*futures: "Future[Any]") -> list[Any]:
+    return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 
 def _one_thread() -> None:

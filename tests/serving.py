@@ -30,8 +30,8 @@ class Answer(NamedTuple):
 class Server:
     """`python -m dogbreed.serve` on a free port of this machine."""
 
-    def __init__(self, model: Path, *flags: str) -> None:
-        command = [sys.executable, "-m", "dogbreed.serve", str(model), "--port", "0", "--device", "cpu", *flags]
+    def __init__(self, model: Path, *flags: str, program: tuple[str, ...] = ("-m", "dogbreed.serve")) -> None:
+        command = [sys.executable, *program, str(model), "--port", "0", "--device", "cpu", *flags]
         self.process = subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
@@ -96,9 +96,9 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, *flags: str) -> Iterator[Server]:
+def serving(model: Path, *flags: str, program: tuple[str, ...] = ("-m", "dogbreed.serve")) -> Iterator[Server]:
     """A server that is gone afterwards, whatever happens."""
-    server = Server(model, *flags)
+    server = Server(model, *flags, program=program)
     try:
         yield server
     finally:

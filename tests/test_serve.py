@@ -27,7 +27,7 @@ from serving import is_refusal, received, request, serving
 from dogbreed import Predictor
 from dogbreed.serve import main
 from dogbreed.server import create_app
-from dogbreed.service import Service
+from dogbreed.service import Limits, Service
 
 
 @pytest.fixture(scope="module")
@@ -264,6 +264,31 @@ def test_sigterm_answers_what_was_asked(model, photos):
         assert "Traceback" not in "".join(server.log)
 
 
+IMPATIENT = """
+import sys
+from dogbreed import listening, serve
+listening.STOP_SECONDS = 1
+sys.exit(serve.main())
+"""
+
+
+@pytest.mark.slow
+def test_sigterm_tells_who_takes_too_long(model):
+    with serving(model, program=("-c", IMPATIENT)) as server, server.connect() as slow, server.connect() as refused:
+        slow.sendall(request("POST", "/invocations", b"x" * 100, "image/jpeg")[:-50])
+        refused.sendall(request("POST", "/nowhere", b"x" * 100, "image/jpeg")[:-50])
+        server.get("/ping")  # they were heard before it
+        assert server.stop() == 0
+        for connection in (slow, refused):
+            answer = received(connection)
+            assert answer.status == 503
+            assert answer.headers["retry-after"] == "1"
+            assert "stopping" in answer.json()["error"]
+        assert "Stopped; told to try again, since they took too long: 2." in "".join(server.said)
+        assert "all that was asked" not in "".join(server.said)
+        assert "Traceback" not in "".join(server.log)
+
+
 @pytest.mark.slow
 def test_ctrl_c(model):
     with serving(model) as server:
@@ -353,27 +378,58 @@ def test_the_network_has_the_threads_and_each_decoder_one(model, photos):
         service.close()
 
 
+def many(count: int, side: int = 5000) -> bytes:
+    """A small request with large images."""
+    file = BytesIO()
+    Image.new("RGB", (side, side), "brown").save(file, "PNG")
+    return json.dumps({"images": [base64.b64encode(file.getvalue()).decode()] * count}).encode()
+
+
+@pytest.mark.slow
+def test_many_large_images_do_not_keep_others_waiting(model, photos):
+    with serving(model, "--threads", "1") as server, ThreadPoolExecutor(1) as pool:
+        large = pool.submit(server.post, many(8), "application/json")
+        while b"dogbreed_requests_running 1.0" not in server.get("/metrics").body:
+            time.sleep(0.01)
+        assert server.post(photos[0]).status == 200
+        decoded = re.search(rb"dogbreed_decode_seconds_count (\d+)", server.get("/metrics").body)
+        assert int(decoded[1]) < 1 + 8, "the one image did not wait for all of the eight"
+        assert len(large.result().json()["results"]) == 8
+
+
+async def asked(app, method: str, path: str, body: bytes, kind: bytes = b"image/jpeg") -> int:
+    """The status that an application in this process answers with."""
+    sent = []
+
+    async def receive():
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def send(message):
+        sent.append(message)
+
+    headers = [(b"content-type", kind)]
+    scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
+    await app(scope, receive, send)
+    return sent[0]["status"]
+
+
+def test_decoding_counts_as_waiting_for_the_answer(model):
+    service = Service(Predictor(model, device="cpu"), Limits(answer_seconds=0.2))
+    try:
+        assert asyncio.run(asked(create_app(service), "POST", "/invocations", many(64), b"application/json")) == 503
+        assert service.running == service.held == 0
+        assert service.metrics.registry.get_sample_value("dogbreed_decode_seconds_count") < 64, "the rest is let be"
+    finally:
+        service.close()
+
+
 def test_a_dead_network_is_not_healthy(model, photos):
     """In this process: the thread dies as it would of a fault in torch, and everybody is told."""
     service = Service(Predictor(model, device="cpu"))
     app = create_app(service)
 
-    async def ask(method: str, path: str, body: bytes) -> int:
-        sent = []
-
-        async def receive():
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        async def send(message):
-            sent.append(message)
-
-        headers = [(b"content-type", b"image/jpeg")]
-        scope = {"type": "http", "method": method, "path": path, "query_string": b"", "headers": headers}
-        await app(scope, receive, send)
-        return sent[0]["status"]
-
-    assert asyncio.run(ask("GET", "/ping", b"")) == 200
-    assert asyncio.run(ask("POST", "/invocations", photos[0])) == 200
+    assert asyncio.run(asked(app, "GET", "/ping", b"")) == 200
+    assert asyncio.run(asked(app, "POST", "/invocations", photos[0])) == 200
     threading.excepthook, hook = (lambda args: None), threading.excepthook
     try:
         with pytest.raises(SystemExit):
@@ -381,8 +437,8 @@ def test_a_dead_network_is_not_healthy(model, photos):
         service.batcher._thread.join(5)
     finally:
         threading.excepthook = hook
-    assert asyncio.run(ask("GET", "/ping", b"")) == 503
-    assert asyncio.run(ask("POST", "/invocations", photos[0])) == 503
+    assert asyncio.run(asked(app, "GET", "/ping", b"")) == 503
+    assert asyncio.run(asked(app, "POST", "/invocations", photos[0])) == 503
     service.close()
 
 
