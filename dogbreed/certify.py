@@ -27,7 +27,7 @@ from dogbreed.archive import Archive
 from dogbreed.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
 from dogbreed.errors import DogbreedError
 from dogbreed.oddities import drawn, oddities
-from dogbreed.predict import find_photographs
+from dogbreed.predict import STDIN, find_photographs
 from dogbreed.predictor import Predictor
 from dogbreed.progress import track
 from dogbreed.record import RECORD, WEIGHTS, find_model
@@ -118,7 +118,14 @@ def certify(
 
 def _files(photos: Sequence[str]) -> dict[str, bytes]:
     """Files to look at by name: the photographs, a drawn one, and the odd ones, which are made from the first."""
-    found = {name: Path(name).read_bytes() for name in find_photographs(photos)}
+    if STDIN in photos:
+        raise DogbreedError("A certificate is not made from standard input; give photographs, or folders of them.")
+    found = {}
+    for name in find_photographs(photos):
+        try:
+            found[name] = Path(name).read_bytes()
+        except OSError as error:
+            raise DogbreedError(f"{name} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
     made = {"odd/drawn.jpg": drawn()}
     for data in (*found.values(), *made.values()):
         try:

@@ -102,6 +102,7 @@ def test_other_preprocessing_is_refused(tmp_path, capsys):
     [
         (["nowhere"], "error: nowhere does not exist; give an exported model"),
         (["MODEL", "no.jpg"], "error: no.jpg does not exist; give photographs"),
+        (["MODEL", "-"], "error: A certificate is not made from standard input; give photographs"),
     ],
 )
 def test_bad_use(arguments, sentence, tmp_path, capsys):
