@@ -103,6 +103,18 @@ def test_a_bad_file_is_a_sentence(page, photo, tmp_path, content, said):
     assert not page.driver.find_element("id", "error").is_displayed()
 
 
+def test_a_picture_that_browsers_do_not_show(page, photo, tmp_path):
+    with Image.open(photo) as opened:
+        opened.save(tmp_path / "dog.tiff")
+    page.driver.find_element("id", "file").send_keys(str(tmp_path / "dog.tiff"))
+    assert len(answer(page)) == len(NAMES)
+    wait(page, "document.getElementById('frame').hidden && !document.getElementById('note').hidden")
+    assert "does not show this kind of picture" in page.driver.find_element("id", "note").text
+    assert not page.driver.find_element("id", "switch").is_displayed(), "there is no map to switch off"
+    page.driver.find_element("id", "file").send_keys(str(photo))
+    wait(page, "!document.getElementById('switch').hidden")
+
+
 def test_the_keyboard_alone(page, photo):
     from selenium.webdriver.common.keys import Keys
 

@@ -92,7 +92,10 @@ function visible(on) {
 }
 
 // Some files that the network reads (TIFF) are not shown by browsers, and some files are no pictures at all.
-$("shown").addEventListener("error", () => visible(false));
+$("shown").addEventListener("error", () => {
+  visible(false);
+  if (answer) present(answer);
+});
 $("shown").addEventListener("load", () => {
   const ratio = $("shown").naturalWidth / $("shown").naturalHeight;
   $("frame").style.aspectRatio = ratio;
@@ -126,13 +129,15 @@ function present(told) {
   $("status").append(name, `${percent(best.probability)} sure`);
   $("rows").replaceChildren(...told.predictions.map(row));
   $("breeds").hidden = false;
-  const mapped = Boolean(best.heat_map);
+  const pictured = !$("frame").hidden;
+  const mapped = pictured && Boolean(best.heat_map);
   $("legend").textContent = mapped ? "Choose a breed to see what spoke for it" : "The likeliest breeds";
   $("switch").hidden = !mapped;
   $("note").hidden = mapped && told.seen === 1;
   $("note").textContent = mapped
     ? "The network looks at the middle of the photograph."
-    : "This network has no map of where it looked.";
+    : pictured ? "This network has no map of where it looked."
+      : "This browser does not show this kind of picture, and so not where the network looked.";
   paint();
 }
 
