@@ -46,4 +46,7 @@ def read_record(folder: Path) -> dict[str, Any]:
         raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
     if not isinstance(record.get("preprocessing"), dict):
         raise DogbreedError(f"{file} does not say its preprocessing.")
+    for name in ("config", "metrics"):
+        if not isinstance(record.get(name, {}), dict):
+            raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
     return record

@@ -324,9 +324,10 @@ def record(**changes):
         (truncate, "model.safetensors is damaged"),
         (record(format_version=99), "has format version 99; this is dogbreed"),
         (record(class_names=None), "has no list of class names"),
+        (record(metrics=None), "has no mapping of names to values as its metrics"),
         (lambda folder: (folder / "model.json").unlink(), "is no exported model"),
     ],
-    ids=["weights", "version", "labels", "nothing"],
+    ids=["weights", "version", "labels", "metrics", "nothing"],
 )
 def test_a_model_that_cannot_be_served(model, tmp_path, change, said, capfd):
     assert main([str(damaged(model, tmp_path / "model", change)), "--port", "0", "--device", "cpu"]) == 2
