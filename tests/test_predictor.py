@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from dogbreed import backbones, export
-from dogbreed.contract import Guess
+from dogbreed.contract import Asked, Guess, Options
 from dogbreed.errors import DogbreedError
 from dogbreed.images import BadImage, Preprocessing
 from dogbreed.predictor import Predictor
@@ -85,6 +85,21 @@ def test_the_batch_size_does_not_matter(predictor, photos, batch_size):
     assert [answer.label for answer in found] == [answer.label for answer in expected]
     for one, two in zip(found, expected, strict=True):
         assert one.probability == pytest.approx(two.probability, abs=1e-4)
+
+
+def test_a_request_of_many_images_takes_several_passes(predictor, photos):
+    sizes = []
+    hook = predictor.model.network.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
+    images = [path.read_bytes() for path in photos[:3]] * 7
+    try:
+        answers = predictor.answer(Asked([*images[:10], b"none", *images[10:]], several=True, options=Options(2)))
+    finally:
+        hook.remove()
+    assert sizes == [8, 8, 5]
+    assert isinstance(answers.pop(10), BadImage)
+    expected = predictor.predict(images, top_k=2)
+    assert [[guess.label for guess in a.guesses] for a in answers] == [[g.label for g in e.top] for e in expected]
+    assert [a.guesses[0].probability for a in answers] == pytest.approx([e.probability for e in expected], abs=1e-5)
 
 
 def test_grey_transparent_and_other_pictures_are_answered(predictor):
