@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Protocol
 
 from dogbreed.errors import DogbreedError
-from launch.deployment import DIMENSION, SCALING, Deployment, Step
+from launch.deployment import DIMENSION, EXPIRES, SCALING, Deployment, Step
 from launch.faults import AwsError, explained
 from launch.naming import MARK, split_s3
 from launch.upload import Bucket
@@ -92,9 +92,11 @@ class Deployer:
             self.scale(deployment)
             self.say(f"Testing {deployment.name}")
             self.test(deployment.name)
-        except (DogbreedError, KeyboardInterrupt) as error:
+            if there is not None:
+                self._tag(deployment, there)
+        except BaseException as error:  # whatever it was: nothing that costs is left behind
             self._take_back(deployment.name, made)
-            if isinstance(error, KeyboardInterrupt):
+            if not isinstance(error, DogbreedError):
                 raise
             gone = " What was made is gone again." if made else ""
             raise DeploymentFailed(f"{str(error).rstrip('.')}.{gone}") from error
@@ -162,8 +164,16 @@ class Deployer:
         settings = deployment.request("CreateEndpoint")["EndpointConfigName"]
         with explained(f"updating {deployment.name}"):
             self.sagemaker.update_endpoint(EndpointName=deployment.name, EndpointConfigName=settings)
-            arn = self.sagemaker.describe_endpoint(EndpointName=deployment.name)["EndpointArn"]
-            self.sagemaker.add_tags(ResourceArn=arn, Tags=deployment.request("CreateEndpoint")["Tags"])
+
+    def _tag(self, deployment: Deployment, there: Mapping[str, Any]) -> None:
+        """Gives an endpoint that was there the tags of today; when it expires is said, where that is not new."""
+        tags = deployment.request("CreateEndpoint")["Tags"]
+        with explained(f"tagging {deployment.name}"):
+            self.sagemaker.add_tags(ResourceArn=there["EndpointArn"], Tags=tags)
+            now = self.sagemaker.list_tags(ResourceArn=there["EndpointArn"])["Tags"]
+        kept = [tag["Value"] for tag in now if tag["Key"] == EXPIRES]
+        if kept and not any(tag["Key"] == EXPIRES for tag in tags):
+            self.say(f"It still expires at {kept[-1]}, as was said before; expires=7d moves that")
 
     def wait(self, name: str) -> None:
         """Until the endpoint is in service, saying now and then how it is.

@@ -105,6 +105,12 @@ def left() -> list[str]:
     ]
 
 
+def expiry() -> str:
+    arn = client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointArn"]
+    tags = client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in tags}["expires"]  # moto keeps the old value too, and lists it first
+
+
 def scaled() -> list[dict[str, Any]]:
     found = client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
     return list(found["ScalableTargets"])
@@ -156,7 +162,13 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
     assert told["probability"] == pytest.approx(expected.probability, abs=1e-6)
 
     assert deploy(model, "max_count=3") == 0, "the same again"
-    assert "already with just this model" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "already with just this model" in said
+    assert re.search(r"It still expires at 20\S+Z, as was said before", said)
+    before = expiry()
+    assert deploy(model, "expires=9d") == 0
+    assert before < expiry(), "the same again, for longer"
+    assert "still expires" not in capsys.readouterr().out
 
     assert deleting.main(list(CLOUD)) == 0
     said = capsys.readouterr().out
@@ -189,6 +201,17 @@ def test_an_endpoint_that_cannot_be_asked_is_taken_back(aws, model, monkeypatch,
     assert deploy(model) == 2
     assert "could not be reached" in capsys.readouterr().err
     assert left() == []
+
+
+def test_a_fault_of_this_program_leaves_nothing_behind(aws, model, monkeypatch, capsys):
+    def broken(self: deploying.Asks, name: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(deploying.Asks, "__call__", broken)
+    assert deploy(model, "max_count=2") == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert left() == []
+    assert scaled() == []
 
 
 def test_names_that_are_taken(aws, model, other, capsys):
