@@ -62,6 +62,8 @@ class Endpoint:
         self.name = name
         self.runtime = runtime
         self.timeout = timeout
+        # What takes photographs on another way than InvokeEndpoint says how large they may be.
+        self.most_bytes: int = getattr(runtime, "most_bytes", MOST_BYTES)
         if not is_address(name) and runtime is None:
             raise DogbreedError(
                 f"{name} is no address such as http://127.0.0.1:8080; for the name of an endpoint give "
@@ -80,8 +82,10 @@ class Endpoint:
             NotAnswered: It cannot be used, or the model cannot be reached or failed.
         """
         data = photograph if isinstance(photograph, bytes) else _read(photograph)
-        if len(data) > MOST_BYTES:
-            raise NotAnswered(f"The photograph has {len(data):,} bytes, and an endpoint takes {MOST_BYTES:,}.", 413)
+        if len(data) > self.most_bytes:
+            raise NotAnswered(
+                f"The photograph has {len(data):,} bytes, and an endpoint takes {self.most_bytes:,}.", 413
+            )
         accept = f"{JSON}; top_k={top_k}" + ("; logits=1" if logits else "")
         body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
         try:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 from dogbreed.client import Endpoint, NotAnswered
 from dogbreed.errors import DogbreedError
+from launch.deployment import LARGE
 from launch.faults import explained
 
 ANSWER_SECONDS = 900  # for a queue; an endpoint that is scaled to nothing has to start first
@@ -25,6 +26,8 @@ class Queue:
         folder: In the bucket.
         poll: Seconds between two looks for the answer.
     """
+
+    most_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
 
     def __init__(self, runtime: Any, s3: Any, bucket: str, folder: str, poll: float = 1.0) -> None:
         self.runtime, self.s3, self.bucket, self.folder, self.poll = runtime, s3, bucket, folder, poll

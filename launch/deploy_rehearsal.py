@@ -50,7 +50,8 @@ class Rehearses(Asks):
             place = Path(temporary)
             self.s3.get(self._model_address(name), place)
             start = time.monotonic()
-            with serving_container.running(place / "model.tar.gz") as address:
+            variables = self.deployment.request("CreateModel")["PrimaryContainer"]["Environment"]
+            with serving_container.running(place / "model.tar.gz", variables=variables) as address:
                 print(f"The container took {time.monotonic() - start:.1f} s to load the model: {address}/invocations")
                 self._ask(Endpoint(address))
                 if self.deployment.kind == "batch":
@@ -78,6 +79,7 @@ class Rehearses(Asks):
         job = self.deployment.request("CreateTransformJob")
         output = job["TransformOutput"]["S3OutputPath"]
         self.s3.get(job["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"], place)
+        endpoint.most_bytes = job["MaxPayloadInMB"] * 2**20
         failed = []
         files = [file for file in sorted(place.rglob("*")) if file.is_file()]
         for file in files:

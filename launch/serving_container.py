@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -43,12 +43,15 @@ class ContainerFailed(DogbreedError):
 
 
 @contextmanager
-def running(model_archive: Path, *, workers: int = 1, folder: Path | None = None) -> Iterator[str]:
+def running(
+    model_archive: Path, *, workers: int = 1, variables: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[str]:
     """Serves a `model.tar.gz` for as long as the context lasts; nothing runs afterwards, whatever happened.
 
     Args:
         model_archive: As `dogbreed.archive` writes it.
         workers: Processes that hold the model. The image takes one a core.
+        variables: Of CreateModel's Environment; what concerns this machine's folders and ports goes before them.
         folder: Where environments lie, see `environments.ready`.
 
     Yields:
@@ -66,7 +69,8 @@ def running(model_archive: Path, *, workers: int = 1, folder: Path | None = None
         archive.unpack(model_archive, place / "ml" / "model")
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         log = place / "container.log"
-        with _process(environment, place, ports, workers, log) as process:
+        own = _variables(place, ports, workers)
+        with _process(environment, place, {**(variables or {}), **own}, log) as process:
             _wait_until_ready(process, ports, log)
             yield f"http://127.0.0.1:{ports['inference']}"
 
@@ -92,14 +96,14 @@ def check_java() -> None:
 
 @contextmanager
 def _process(
-    environment: environments.Environment, place: Path, ports: dict[str, int], workers: int, log: Path
+    environment: environments.Environment, place: Path, variables: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     start = Path(__file__).with_name("serving_start.py")
     with log.open("wb") as said:
         process = subprocess.Popen(  # noqa: S603
             [environment.python, start, place],
             cwd=place,  # where it keeps its logs and its model store
-            env={**environment.variables(), **_variables(place, ports, workers)},
+            env={**environment.variables(), **variables},
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=subprocess.STDOUT,

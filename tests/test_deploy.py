@@ -27,6 +27,7 @@ pytest.importorskip("moto")
 from botocore.awsrequest import AWSResponse  # noqa: E402
 
 from launch import deleting, deploying, endpoints, invoking, local_s3, sdk  # noqa: E402
+from launch.asking import Queue  # noqa: E402
 
 ROOT = Path(dogbreed.__file__).parents[1]
 REGION = "us-east-1"
@@ -302,6 +303,27 @@ def test_the_client_class(address, model):
     assert error.value.status is None
     with pytest.raises(NotAnswered, match=r"none\.jpg cannot be read"):
         here.ask("none.jpg")
+
+
+def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
+    """With the answer there already: no moto runs an asynchronous endpoint."""
+    large = b"x" * 6_291_457
+    s3 = client("s3")
+    s3.create_bucket(Bucket="dogs")
+    s3.put_object(Bucket="dogs", Key="answer", Body=b'{"predictions": [{"label": "A", "index": 0, "probability": 1}]}')
+
+    class Runtime:
+        exceptions = client("sagemaker-runtime").exceptions
+
+        def invoke_endpoint_async(self, **asked: Any) -> dict[str, str]:
+            bucket, _, key = asked["InputLocation"].removeprefix("s3://").partition("/")
+            assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() == large
+            return {"OutputLocation": "s3://dogs/answer"}
+
+    queue = Queue(Runtime(), s3, "dogs", "queue")
+    assert Endpoint("any-name", queue).ask(large).label == "A"
+    with pytest.raises(NotAnswered, match="an endpoint takes 100,000,000"):
+        Endpoint("any-name", queue).ask(b"x" * 100_000_001)
 
 
 def test_the_command_that_asks(address, tmp_path, capsys):

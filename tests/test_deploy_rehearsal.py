@@ -21,6 +21,7 @@ pytest.importorskip("boto3")
 pytest.importorskip("moto")
 
 from launch import deploying, serving_container
+from launch.deployment import LARGE
 
 pytestmark = pytest.mark.slow
 
@@ -94,7 +95,7 @@ def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
     with archive.of(run) as packed:
         packed.write(tmp_path / "model.tar.gz")
     photo = AFFENPINSCHER.read_bytes()
-    with serving_container.running(tmp_path / "model.tar.gz") as address:
+    with serving_container.running(tmp_path / "model.tar.gz", variables=LARGE) as address:
         assert left_running() != []
         reply = Endpoint(address).ask(photo, top_k=3)
         assert (reply.guesses[0].label, reply.guesses[0].index, len(reply.guesses)) == ("Affenpinscher", 0, 3)
@@ -113,6 +114,7 @@ def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
         assert json.loads(body)["results"][0]["predictions"][0]["label"] == "Affenpinscher"
         for data, sent, wanted in (
             (b"x", "image/jpeg", 400),
+            (b"x" * 7_000_000, "image/jpeg", 400),  # more than TorchServe takes unless told
             (b"x", "text/plain", 415),
             (b"{}", "application/json", 400),
         ):
