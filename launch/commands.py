@@ -11,6 +11,7 @@ from launch import checks, plan, sdk, submit
 from launch.job import Job, training_job, tuning_job
 from launch.naming import Place, place
 from launch.pricing import Prices
+from launch.settings import check_kinds
 
 MODES = ("plan", "rehearse", "submit")
 
@@ -27,6 +28,7 @@ def describe(config: Mapping[str, Any], kind: str, where: Place, experiment: str
     Raises:
         DogbreedError: It cannot be.
     """
+    _check_backbone(config["model"]["backbone"])
     image, now = sdk.training_image(config, where.region), datetime.now()
     one_job = kind == "tune" and _way(config) == "one_job"
     if kind == "train" or one_job:
@@ -36,6 +38,17 @@ def describe(config: Mapping[str, Any], kind: str, where: Place, experiment: str
         job = tuning_job(config, where, image, now, experiment=experiment)
     checks.check_request(job.operation, job.request)
     return job
+
+
+def _check_backbone(name: str) -> None:
+    """Where torchvision is here to be asked; a plan needs none, and the default is one of its networks."""
+    if name == "vgg16":
+        return
+    try:
+        from dogbreed.backbones import check_name
+    except ModuleNotFoundError:
+        return
+    check_name(name)
 
 
 def _way(config: Mapping[str, Any]) -> str:
@@ -56,6 +69,7 @@ def main(kind: str, prog: str, help: str, argv: Sequence[str]) -> int:
     """
 
     def task(config: dict[str, Any]) -> int | None:
+        check_kinds(config)
         ways: dict[str, Callable[..., int | None]] = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
         if config["mode"] not in ways:
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(MODES)}.")

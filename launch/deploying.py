@@ -22,6 +22,7 @@ from launch.endpoints import PHOTOGRAPHS, POLL_SECONDS, Deployer
 from launch.faults import explained
 from launch.naming import Place, place, prefix, split_s3
 from launch.pricing import Prices
+from launch.settings import check_kinds
 
 MODES = ("plan", "rehearse", "submit")
 
@@ -64,6 +65,7 @@ def _main(argv: Sequence[str]) -> int:
     positional, words = arguments(argv)
 
     def task(config: dict[str, Any]) -> None:
+        check_kinds(config)
         if config["mode"] not in MODES:
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(MODES)}.")
         way = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}[config["mode"]]

@@ -4,6 +4,7 @@
 """
 
 import hashlib
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -288,7 +289,8 @@ def data_uri(config: Mapping[str, Any], place: Place) -> str | None:
         return str(given).rstrip("/")
     if config["data"]["source"] == "sample":
         return None
-    return f"s3://{place.bucket}/{prefix(config)}/data/{Path(config['data']['root']).name}"
+    folder = Path(os.path.abspath(config["data"]["root"])).name  # which . and .. have, too
+    return f"s3://{place.bucket}/{prefix(config)}/data/{folder}"
 
 
 def _weights(config: Mapping[str, Any], folder: str) -> tuple[str | None, dict[str, Path]]:

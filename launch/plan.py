@@ -35,6 +35,8 @@ def counts(config: Mapping[str, Any]) -> dict[str, int] | None:
 def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, Estimate]:
     """What the request is expected to take, first, and for a search the other way to do it too."""
     known, trials = counts(config), config["search"]["trials"]
+    if job.operation == TUNING:  # a grid has as many as it has combinations
+        trials = job.request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxNumberOfTrainingJobs"]
     if job.operation == TUNING or job.searches:
         ways = {
             "a job a trial": prices.training(known, trials=trials),
@@ -64,6 +66,11 @@ def notices(config: Mapping[str, Any], job: Job, prices: Prices) -> list[str]:
             "Each job fetches the ImageNet weights from download.pytorch.org; sagemaker.weights=s3://... is nearer"
         )
     limits = job.request.get("HyperParameterTuningJobConfig", {}).get("ResourceLimits")
+    if limits and limits["MaxNumberOfTrainingJobs"] != (asked := config["search"]["trials"]):
+        found.append(
+            f"A grid tries every combination: {limits['MaxNumberOfTrainingJobs']} training jobs, not "
+            f"search.trials={asked}"
+        )
     if limits and (count := limits["MaxParallelTrainingJobs"]) > 1:
         found.append(
             f"{count} machines at a time: the account's quota for {wanted['instance_type']} must allow as many "

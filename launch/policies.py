@@ -19,6 +19,7 @@ from dogbreed.errors import DogbreedError
 from dogbreed.hyperparameters import to_overrides
 from launch import commands
 from launch.naming import MARK, Place, partition, prefix
+from launch.settings import check_kinds
 
 HELP = """usage: python launch/policies.py COMMAND [key=value ...]
 
@@ -260,6 +261,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(HELP, end="")
             return
         config = compose(to_overrides(words[1:]))
+        check_kinds(config)
         print(json.dumps(policy(words[0], config, commands.offline(config)), indent=2))
 
     return cli.guard(task)

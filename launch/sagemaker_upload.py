@@ -16,6 +16,7 @@ from launch.help import UPLOAD_HELP
 from launch.job import SPLITS, data_uri
 from launch.naming import split_s3
 from launch.pricing import Prices
+from launch.settings import check_kinds
 from launch.upload import Bucket, photographs
 
 
@@ -30,19 +31,20 @@ def upload(config: dict[str, Any]) -> None:
     Raises:
         DogbreedError: There are none, the bucket cannot be used, or AWS cannot be reached.
     """
+    check_kinds(config)
     if config["mode"] not in ("plan", "submit"):
         raise DogbreedError(f"mode={config['mode']} is not for uploads; it is plan or submit.")
     root = Path(config["data"]["root"])
     if config["data"]["source"] == "sample":
         raise DogbreedError("The sample is not sent: a job draws it itself. Give data.root=FOLDER, or skip this step.")
     planned = config["mode"] == "plan"
+    account = None if planned else sdk.Account(config)  # before anything is fetched for it
     if not root.exists() and config["data"]["download"] and root.name == "dogImages" and not planned:
         fetch_dog_images(root, config["data"]["url"]) if config["data"]["url"] else fetch_dog_images(root)
     if not root.is_dir():
         raise DogbreedError(f"The data folder {root} does not exist; give data.root=FOLDER.")
     files = photographs(root, SPLITS)
     size = sum(file.stat().st_size for file in files.values())
-    account = None if planned else sdk.Account(config)
     place = account.place if account else commands.offline(config)
     address = data_uri(config, place)
     assert address is not None

@@ -1,5 +1,6 @@
 """The group search as a tuning job's ranges, objective and limits."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -70,6 +71,16 @@ def check_search(config: Mapping[str, Any], objectives: Sequence[str] = OBJECTIV
         )
 
 
+def jobs(config: Mapping[str, Any], spans: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    """How many training jobs a tuning job starts: `search.trials`, but of a grid every combination.
+
+    SageMaker refuses a grid with another number, smaller or larger.
+    """
+    if config["sagemaker"]["strategy"] != "grid":
+        return int(config["search"]["trials"])
+    return math.prod(len(span["Values"]) for span in spans.get("CategoricalParameterRanges", ()))
+
+
 def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """HyperParameterTuningJobConfig.
 
@@ -84,7 +95,7 @@ def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any
     search, strategy = config["search"], config["sagemaker"]["strategy"]
     if strategy not in STRATEGIES:
         raise DogbreedError(f"sagemaker.strategy={strategy} is unknown; it is one of {', '.join(STRATEGIES)}.")
-    trials = search["trials"]
+    trials = jobs(config, spans)
     limits = {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": min(search["parallel"], trials)}
     found: dict[str, Any] = {
         "Strategy": STRATEGIES[strategy],
@@ -100,7 +111,12 @@ def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any
     if strategy == "grid" and set(spans) != {"CategoricalParameterRanges"}:
         raise DogbreedError(
             "sagemaker.strategy=grid tries every combination, so it takes choices only; give "
-            "search.space.model.lr={choices: [0.001,0.01,0.1]}, or another strategy."
+            "'search.space={model: {lr: {choices: [0.001,0.01,0.1]}}}', or another strategy."
+        )
+    if config["sagemaker"]["warm_start"] and strategy not in ("bayesian", "random"):
+        raise DogbreedError(
+            f"sagemaker.warm_start cannot go with sagemaker.strategy={strategy}: SageMaker learns from an earlier "
+            "search with bayesian and random alone."
         )
     if strategy == "hyperband":
         # It decides itself when to stop a trial, from the value of each epoch.

@@ -20,7 +20,9 @@ from dogbreed.hyperparameters import to_overrides
 from dogbreed.lines import EPOCH_LINE, EXPORT_LINE, METRIC_REGEXES, TEST_LINE
 from launch import managed
 from launch.checks import check_request
-from launch.job import STAYS_HERE, settings
+from launch.commands import offline
+from launch.job import STAYS_HERE, data_uri, settings
+from launch.settings import WORDS
 from launch.staging import requirements
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -239,6 +241,18 @@ def test_hyperband_and_grid(run):
 
 
 @pytest.mark.slow
+def test_a_grid_has_as_many_jobs_as_combinations(run):
+    """AWS, ResourceLimits: for Grid, MaxNumberOfTrainingJobs has to be the number of combinations, if it is given."""
+    words = ("mode=plan", "sagemaker.strategy=grid", "sagemaker.instance_type=ml.m5.large", "sagemaker.volume_gb=1")
+    space = "search.space={model: {lr: {choices: [0.001, 0.01]}}, data: {batch_size: {choices: [32, 64, 128]}}}"
+    said = run("tune", *words, space, "search.trials=20", "sagemaker.max_cost=0.6")
+    limits = request(said)["HyperParameterTuningJobConfig"]["ResourceLimits"]
+    assert limits == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 6}
+    assert "A grid tries every combination: 6 training jobs, not search.trials=20." in said.out
+    assert "This could cost $0.69, more than sagemaker.max_cost=0.6" in said.out, "six hours at 0.115 $/h"
+
+
+@pytest.mark.slow
 def test_a_search_in_one_job(run):
     said = run("tune", "mode=plan", "search.where=one_job", "search.trials=7")
     planned = request(said)
@@ -393,6 +407,21 @@ def test_the_stand_ins_are_named(run):
         ("tune", ["search.where=here"], "search.where=here is unknown"),
         ("tune", ["sagemaker.strategy=guess"], "sagemaker.strategy=guess is unknown"),
         ("tune", ["sagemaker.strategy=grid"], "takes choices only"),
+        ("tune", ["sagemaker.strategy=hyperband", "sagemaker.warm_start=old"], "with bayesian and random alone"),
+        ("train", ["sagemaker.region=5"], "sagemaker.region=5 is no text"),
+        ("train", ["sagemaker.instance_type=5"], "sagemaker.instance_type=5 is no text"),
+        ("train", ["sagemaker.data=5"], "sagemaker.data=5 is no text"),
+        ("upload", ["sagemaker.bucket=5"], "sagemaker.bucket=5 is no text"),
+        ("train", ["sagemaker.max_cost=five"], "sagemaker.max_cost=five is out of range; it is a number above 0"),
+        ("train", ["sagemaker.images_per_second=-3"], "sagemaker.images_per_second=-3 is out of range"),
+        ("train", ["sagemaker.spot=true", "sagemaker.max_wait=1h"], "sagemaker.max_wait=1h is out of range"),
+        ("train", ["sagemaker.subnets=a", "sagemaker.security_groups=[b]"], "it looks like sagemaker.subnets=[a,b]"),
+        ("train", ["sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
+        ("train", ["data.batch_size=0"], "data.batch_size=0 is out of range"),
+        ("train", ["trainer.max_epochs=-1"], "trainer.max_epochs=-1 is out of range"),
+        ("train", ["trainer.max_epochs=null"], "trainer.max_epochs=None is out of range"),
+        ("train", ["data.augment=flop"], "data.augment=flop is unknown; it is one of none, flip, crop"),
+        ("train", ["model.backbone=mobilnet_v2"], "did you mean mobilenet_v2?"),
         ("tune", ["search.objective=train_loss"], "search.objective=train_loss is unknown"),
         ("tune", ["search.trials=0"], "search.trials=0 is out of range"),
         (
@@ -415,6 +444,25 @@ def test_bad_use_is_one_sentence(run: Callable, kind, words, says):
     assert said.out == ""
     assert said.code == 2
     assert list(Path.cwd().iterdir()) == [], "a plan leaves nothing behind"
+
+
+def test_the_words_are_those_of_the_training_code():
+    from dogbreed import backbones, data, features, model
+
+    assert WORDS["data.augment"] == data.AUGMENT
+    assert WORDS["model.trainable"] == backbones.TRAINABLE
+    assert WORDS["model.optimizer"] == model.OPTIMIZERS
+    assert WORDS["model.schedule"] == model.SCHEDULES
+    assert WORDS["cache.mode"] == features.MODES
+    assert WORDS["cache.precision"] == tuple(features.PRECISIONS)
+
+
+def test_a_folder_has_its_own_name(tmp_path, monkeypatch):
+    (tmp_path / "dogs" / "inner").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "dogs" / "inner")
+    for given, name in ((".", "inner"), ("..", "dogs"), ("../../dogs/", "dogs"), ("inner", "inner")):
+        config = compose([f"data.root={given}"])
+        assert data_uri(config, offline(config)).endswith(f"/dogbreed/data/{name}")
 
 
 @pytest.mark.slow
