@@ -13,6 +13,7 @@ from launch.endpoints import Deployer
 from launch.faults import explained
 from launch.naming import MARK
 from launch.pricing import Prices
+from launch.settings import check_kinds
 
 HELP = """
 Lists the endpoints, their settings, and the models that this project has made in the account and region, with what they
@@ -75,10 +76,13 @@ def _main(argv: Sequence[str]) -> int:
     from launch.deploying import arguments
 
     names, words = arguments(argv)
-    given = {name: any(word.lower() == f"{name}=true" for word in words) for name in SWITCHES}
+    given = {name: _switch(name, words) for name in SWITCHES}
     rest = [word for word in words if word.partition("=")[0] not in SWITCHES]
 
     def task(config: dict[str, Any]) -> None:
+        check_kinds(config)
+        if config["mode"] not in ("plan", "submit"):
+            raise DogbreedError(f"mode={config['mode']} is not for deleting; it is plan or submit.")
         account = sdk.Account(config)
         things = list(found(account))
         prices = Prices(config)
@@ -97,6 +101,14 @@ def _main(argv: Sequence[str]) -> int:
             print(f"Deleted the {_TOLD[thing.kind]} {thing.name}" + (f" (${saved:.3f} an hour)" if saved else ""))
 
     return cli.run(task, prog="python launch/sagemaker_delete.py [NAME...]", help=HELP, argv=rest)
+
+
+def _switch(name: str, words: Sequence[str]) -> bool:
+    """The value of a word that is no key of the configuration; the last one counts."""
+    found = [word.partition("=")[2].lower() for word in words if word.partition("=")[0] == name]
+    if found and found[-1] not in ("true", "false"):
+        raise DogbreedError(f"{name}={found[-1]} is neither true nor false.")
+    return found[-1:] == ["true"]
 
 
 def delete(account: sdk.Account, name: str) -> None:
@@ -145,7 +157,13 @@ def _thing(client: Any, kind: str, name: str, tags: Mapping[str, str]) -> Thing:
         return Thing(kind, name, uses=tuple(v["ModelName"] for v in variants), expires=expires, tags=tags)
     told = client.describe_endpoint(EndpointName=name)
     settings = told["EndpointConfigName"]
-    variants = client.describe_endpoint_config(EndpointConfigName=settings)["ProductionVariants"]
+    try:
+        variants = client.describe_endpoint_config(EndpointConfigName=settings)["ProductionVariants"]
+    except client.exceptions.ClientError as error:
+        if "ould not find" not in str(error):
+            raise
+        # Somebody has deleted them already. The endpoint runs on, on machines that SageMaker does not tell any more.
+        variants = [{"VariantName": "", "InstanceType": "unknown", "InitialInstanceCount": 1}]
     now = {v["VariantName"]: v.get("CurrentInstanceCount") for v in told.get("ProductionVariants", ())}
     machines = tuple(
         (v["InstanceType"], int(now.get(v["VariantName"]) or v["InitialInstanceCount"]))

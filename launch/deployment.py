@@ -180,7 +180,9 @@ class _Steps:
             }
         request: dict[str, Any] = {"ProductionVariants": [variant]}
         if kind == "async":
-            output: dict[str, Any] = {"S3OutputPath": wanted["output"] or f"{self.folder}/answers/{self.name}"}
+            answers = str(wanted["output"] or f"{self.folder}/answers/{self.name}").rstrip("/")
+            # Without a place for them failures are lost, and whoever asked waits for an answer that never comes.
+            output: dict[str, Any] = {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}
             if self.cloud["kms_key"]:
                 output["KmsKeyId"] = self.cloud["kms_key"]
             at_a_time = {"MaxConcurrentInvocationsPerInstance": wanted["concurrency"]}

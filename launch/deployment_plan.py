@@ -120,8 +120,13 @@ def check_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices
         DogbreedError: It may, or nobody knows how long it will run.
     """
     most = config["sagemaker"]["max_cost"]
-    if most is None or deployment.kind in ("serverless", "batch"):
+    if most is None or deployment.kind == "serverless":
         return
+    if deployment.kind == "batch":
+        raise DogbreedError(
+            f"sagemaker.max_cost={most} is set, and cannot be kept: SageMaker has no limit of time for kind=batch. "
+            "Leave it out, and look at mode=plan for what an hour costs."
+        )
     wanted = config["sagemaker"]["endpoint"]
     if not wanted["expires"]:
         raise DogbreedError(

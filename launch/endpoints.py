@@ -15,6 +15,8 @@ from launch.upload import Bucket
 
 POLL_SECONDS = 10.0
 START_SECONDS = 3600  # the longest that SageMaker itself lets a start take
+# SageMaker neither deletes nor updates an endpoint in these states.
+UNDER_WAY = ("Creating", "Updating", "SystemUpdating", "RollingBack")
 PHOTOGRAPHS = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 # Names of a resource's parameter and of its calls.
@@ -86,14 +88,14 @@ class Deployer:
                 self._create("Endpoint", deployment.request("CreateEndpoint"))
                 made.append(("Endpoint", deployment.name))
             elif there["EndpointConfigName"] != deployment.request("CreateEndpoint")["EndpointConfigName"]:
-                self._switch(deployment)
                 made.append(("Update", str(there["EndpointConfigName"])))
-            self.wait(deployment.name)
+                self._switch(deployment)
+            self.wait(deployment.name, deployment.request("CreateEndpoint")["EndpointConfigName"])
             self.scale(deployment)
             self.say(f"Testing {deployment.name}")
             self.test(deployment.name)
             if there is not None:
-                self._tag(deployment, there)
+                self._tag(deployment)
         except BaseException as error:  # whatever it was: nothing that costs is left behind
             self._take_back(deployment.name, made)
             if not isinstance(error, DogbreedError):
@@ -165,18 +167,22 @@ class Deployer:
         with explained(f"updating {deployment.name}"):
             self.sagemaker.update_endpoint(EndpointName=deployment.name, EndpointConfigName=settings)
 
-    def _tag(self, deployment: Deployment, there: Mapping[str, Any]) -> None:
-        """Gives an endpoint that was there the tags of today; when it expires is said, where that is not new."""
-        tags = deployment.request("CreateEndpoint")["Tags"]
+    def _tag(self, deployment: Deployment) -> None:
+        """What an endpoint that was there serves now, and until when; where no end was given, the former one stays."""
+        wanted = deployment.request("CreateEndpoint")["Tags"]
         with explained(f"tagging {deployment.name}"):
-            self.sagemaker.add_tags(ResourceArn=there["EndpointArn"], Tags=tags)
-            now = self.sagemaker.list_tags(ResourceArn=there["EndpointArn"])["Tags"]
-        kept = [tag["Value"] for tag in now if tag["Key"] == EXPIRES]
-        if kept and not any(tag["Key"] == EXPIRES for tag in tags):
-            self.say(f"It still expires at {kept[-1]}, as was said before; expires=7d moves that")
+            arn = self.sagemaker.describe_endpoint(EndpointName=deployment.name)["EndpointArn"]
+            self.sagemaker.add_tags(ResourceArn=arn, Tags=wanted)
+            tags = {tag["Key"]: tag["Value"] for tag in self.sagemaker.list_tags(ResourceArn=arn)["Tags"]}
+        if EXPIRES in tags:
+            self.say(f"{deployment.name} expires at {tags[EXPIRES]}")
 
-    def wait(self, name: str) -> None:
+    def wait(self, name: str, settings: str | None = None) -> None:
         """Until the endpoint is in service, saying now and then how it is.
+
+        Args:
+            name: Of the endpoint.
+            settings: It should have then; SageMaker itself goes back to the former ones where an update fails.
 
         Raises:
             DeploymentFailed: It failed, with SageMaker's reason and the last line of its log; or took too long.
@@ -186,6 +192,10 @@ class Deployer:
             with explained(f"looking at {name}"):
                 told = self.sagemaker.describe_endpoint(EndpointName=name)
             status, seconds = str(told["EndpointStatus"]), time.monotonic() - start
+            if status == "InService" and settings not in (None, told["EndpointConfigName"]):
+                reason = " ".join(str(told.get("FailureReason", "no reason given")).split())
+                former, log = told["EndpointConfigName"], self._last_log_line(name)
+                raise DeploymentFailed(f"{name} was put back to {former} by SageMaker: {reason}{log}")
             if status == "InService":
                 self.say(f"{name} is in service after {seconds:.0f} s")
                 return
@@ -263,21 +273,26 @@ class Deployer:
             self.say(f"{deployment.name} is there already with just this model")
 
     def _take_back(self, name: str, made: list[tuple[str, str]]) -> None:
-        """Undoes what was made, the last first; what cannot be undone is said."""
+        """Undoes what was made, the last first; what cannot be undone is said, and what it stands on is left to it."""
         for kind, what in reversed(made):
             try:
                 if kind == "Update":
-                    with explained(f"putting {name} back"):
-                        self.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=what)
-                    self.wait(name)
+                    there = self._settled(name)
+                    if there is not None and there["EndpointConfigName"] != what:
+                        with explained(f"putting {name} back"):
+                            self.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=what)
+                        self.wait(name, what)
                 else:
                     self.delete(kind, what)
-            except DogbreedError as error:
-                self.say(f"{what} is still there: {error} Delete it: python launch/sagemaker_delete.py {name}")
+            except (DogbreedError, KeyboardInterrupt) as error:
+                why = str(error) or "this was interrupted."
+                self.say(f"{what} is still there: {why} Delete it: python launch/sagemaker_delete.py {name}")
+                return
 
     def delete(self, kind: str, name: str) -> None:
         """Deletes a model, settings, or an endpoint, whose auto scaling goes first, and waits until it is gone."""
         if kind == "Endpoint":
+            self._settled(name)
             self._delete_scaling(name)
         try:
             with explained(f"deleting {name}"):
@@ -288,6 +303,20 @@ class Deployer:
         deadline = time.monotonic() + START_SECONDS
         while kind == "Endpoint" and self._found(kind, name) is not None and time.monotonic() < deadline:
             time.sleep(self.poll)
+
+    def _settled(self, name: str) -> dict[str, Any] | None:
+        """Waits until SageMaker lets an endpoint be changed; what is known of it then, None where there is none."""
+        deadline, said = time.monotonic() + START_SECONDS, False
+        while (told := self._found("Endpoint", name)) is not None and told["EndpointStatus"] in UNDER_WAY:
+            if time.monotonic() > deadline:
+                raise DogbreedError(
+                    f"{name} is still {told['EndpointStatus']}, and cannot be changed until it is done."
+                )
+            if not said:
+                self.say(f"{name} is {told['EndpointStatus']}, and cannot be changed before that is done; waiting")
+            said = True
+            time.sleep(self.poll)
+        return told
 
     def _delete_scaling(self, name: str) -> None:
         client = self.clients.client(SCALING)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.request import Request, urlopen
@@ -18,6 +19,8 @@ from exports import export_tiny
 import dogbreed
 from dogbreed import archive
 from dogbreed.client import Endpoint, NotAnswered
+from dogbreed.config import compose
+from dogbreed.errors import DogbreedError
 from dogbreed.oddities import drawn, oddities
 from dogbreed.predictor import Predictor
 
@@ -28,6 +31,8 @@ from botocore.awsrequest import AWSResponse  # noqa: E402
 
 from launch import deleting, deploying, endpoints, invoking, local_s3, sdk  # noqa: E402
 from launch.asking import Queue  # noqa: E402
+from launch.deployment import describe  # noqa: E402
+from launch.naming import MARK  # noqa: E402
 
 ROOT = Path(dogbreed.__file__).parents[1]
 REGION = "us-east-1"
@@ -165,7 +170,7 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
     assert deploy(model, "max_count=3") == 0, "the same again"
     said = capsys.readouterr().out
     assert "already with just this model" in said
-    assert re.search(r"It still expires at 20\S+Z, as was said before", said)
+    assert re.search(rf"{NAME} expires at 20\S+Z", said)
     before = expiry()
     assert deploy(model, "expires=9d") == 0
     assert before < expiry(), "the same again, for longer"
@@ -266,6 +271,87 @@ def test_update_in_place(aws, model, other, monkeypatch, capsys):
     assert updates[2:] == [new], "it went back"
     assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
     assert sorted(left()) == sorted([NAME, new, before[2]])
+
+
+def record(name: str) -> Any:
+    """moto's own record of an endpoint, whose state can be set."""
+    from moto.sagemaker.models import sagemaker_backends
+
+    return sagemaker_backends["123456789012"][REGION].endpoints[name]
+
+
+def test_ctrl_c_while_it_is_being_made_waits_until_it_can_be_deleted(aws, model):
+    """SageMaker deletes no endpoint that it is making; without its settings such an endpoint would hang, and cost."""
+    config = compose([*CLOUD])
+    account = sdk.Account(config)
+    said: list[str] = []
+
+    def interrupt(name: str) -> None:
+        record(name).endpoint_status = "Creating"
+        raise KeyboardInterrupt
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "waiting" in line:
+            assert len(left()) == 3, "nothing goes before the endpoint does"
+            record(NAME).endpoint_status = "InService"
+
+    with archive.of(model) as packed:
+        deployment = describe(config, packed, "squeezenet1_1", account.with_role(), "image", datetime.now(UTC))
+        with pytest.raises(KeyboardInterrupt):
+            endpoints.Deployer(account, interrupt, say=say, poll=0.01).deploy(deployment)
+    assert f"{NAME} is Creating, and cannot be changed before that is done; waiting" in said
+    assert left() == []
+
+
+def test_an_endpoint_that_cannot_be_deleted_keeps_its_settings(aws, model, monkeypatch, capsys):
+    monkeypatch.setattr(endpoints, "START_SECONDS", 0)
+
+    def never(self: deploying.Asks, name: str) -> None:
+        record(name).endpoint_status = "Creating"
+        raise DogbreedError("It is slow.")
+
+    monkeypatch.setattr(deploying.Asks, "__call__", never)
+    assert deploy(model) == 2
+    assert f"Delete it: python launch/sagemaker_delete.py {NAME}" in capsys.readouterr().out
+    assert len(left()) == 3
+
+
+def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
+    assert deploy(model) == 0
+    client("sagemaker").delete_endpoint_config(EndpointConfigName=left()[1])
+    capsys.readouterr()
+    assert deleting.main(list(CLOUD)) == 0
+    assert re.search(rf"endpoint +{NAME} +InService +unknown", capsys.readouterr().out)
+    assert deleting.main([NAME, *CLOUD]) == 0
+    assert NAME not in left()
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [("mode=rehearse", "mode=rehearse is not for deleting"), ("expired=yes", "expired=yes is neither true nor false")],
+)
+def test_what_is_no_order_to_delete_deletes_nothing(aws, model, word, sentence, capsys):
+    client("sagemaker").create_model(ModelName="ours", ExecutionRoleArn=ROLE, Tags=[MARK])
+    assert deleting.main(["all=true", word, *CLOUD]) == 2
+    assert sentence in capsys.readouterr().err
+    assert left() == ["ours"]
+
+
+def test_the_same_again_with_another_end(aws, model, capsys):
+    def expires() -> str:
+        tags = client("sagemaker").list_tags(ResourceArn=record(NAME).arn)["Tags"]
+        return {tag["Key"]: tag["Value"] for tag in tags}["expires"]  # moto keeps former values too, the new one last
+
+    assert deploy(model, "expires=2h") == 0
+    first = expires()
+    assert deploy(model, "expires=7d") == 0
+    second = expires()
+    assert second > first
+    capsys.readouterr()
+    assert deploy(model) == 0
+    assert expires() == second, "nothing was said about it"
+    assert f"{NAME} expires at {second}" in capsys.readouterr().out
 
 
 class _Raw:

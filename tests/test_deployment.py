@@ -89,6 +89,7 @@ def test_async(model):
     made = describe(model, "kind=async", "max_count=2")
     wanted = made.request("CreateEndpointConfig")["AsyncInferenceConfig"]
     assert wanted["OutputConfig"]["S3OutputPath"].endswith("/dogbreed/answers/dogbreed-squeezenet1-1")
+    assert wanted["OutputConfig"]["S3FailurePath"] == wanted["OutputConfig"]["S3OutputPath"] + "/failed"
     policy = made.request("PutScalingPolicy")["TargetTrackingScalingPolicyConfiguration"]
     assert policy["CustomizedMetricSpecification"]["MetricName"] == "ApproximateBacklogSizePerInstance"
     assert made.request("CreateModel")["PrimaryContainer"]["Environment"]["TS_MAX_REQUEST_SIZE"] == "100000000"
@@ -173,6 +174,8 @@ def test_max_cost(model):
 
     check("sagemaker.max_cost=1", "expires=2h")
     check("sagemaker.max_cost=1", "kind=serverless")
+    with pytest.raises(DogbreedError, match="SageMaker has no limit of time for kind=batch"):
+        check("sagemaker.max_cost=1", "kind=batch", "input=s3://bucket/dogs")
     with pytest.raises(DogbreedError, match="say how long with expires=2h"):
         check("sagemaker.max_cost=1")
     with pytest.raises(DogbreedError, match=r"could cost \$2\.76 until it expires, more than sagemaker\.max_cost=1"):
