@@ -18,7 +18,7 @@ from dogbreed.config import compose
 from dogbreed.errors import DogbreedError
 from dogbreed.hyperparameters import to_overrides
 from launch import commands
-from launch.naming import MARK, Place, partition, prefix
+from launch.naming import MARK, Place, partition, prefix, split_s3
 from launch.settings import check_kinds
 
 HELP = """usage: python launch/policies.py COMMAND [key=value ...]
@@ -55,7 +55,7 @@ class _Names:
         part = partition(place.region)
         account = "*" if "account" in place.assumed else place.account
         role = "role/*" if "role" in place.assumed else place.role.split(":")[5]
-        self.place, self.partition = place, part
+        self.place, self.partition, self.account = place, part, account
         self.bucket = f"arn:{part}:s3:::{place.bucket.replace(place.account, account)}"
         self.prefix = prefix(config)
         self.role = f"arn:{part}:iam::{account}:{role}"
@@ -64,7 +64,20 @@ class _Names:
         endpoint = config["sagemaker"]["endpoint"]
         self.scales, self.queues = endpoint["max_count"] is not None, endpoint["kind"] == "async"
         self.vpc = bool(config["sagemaker"]["subnets"])
-        self.kms = [key for key in (config["sagemaker"]["kms_key"], config["sagemaker"]["volume_kms_key"]) if key]
+        cloud = config["sagemaker"]
+        self.kms = [self._key(key) for key in dict.fromkeys((cloud["kms_key"], cloud["volume_kms_key"])) if key]
+        self.disks = [self._key(cloud["volume_kms_key"])] if cloud["volume_kms_key"] else []
+        given = {key: cloud[key] for key in ("data", "weights", "packages")}
+        given |= {key: endpoint[key] for key in ("input", "output")}
+        self.given = {key: split_s3(address, key) for key, address in given.items() if _elsewhere(address, self)}
+
+    def _key(self, key: str) -> str:
+        """The ARN of a KMS key that is given by its ARN or its ID."""
+        if key.startswith("arn:"):
+            return key
+        if "/" in key:
+            raise DogbreedError(f"A policy cannot name a KMS key by its alias, {key}; give the key's ARN or ID.")
+        return f"arn:{self.partition}:kms:{self.place.region}:{self.account}:key/{key}"
 
     def objects(self, *folders: str) -> list[str]:
         return [f"{self.bucket}/{self.prefix}/{folder}/*" for folder in folders]
@@ -72,6 +85,15 @@ class _Names:
     def named(self, *kinds: str) -> list[str]:
         """What SageMaker makes under the prefix; a name of your own (sagemaker.job_name) has to begin like it."""
         return [f"{self.sagemaker}:{kind}/{self.prefix.replace('/', '-')}-*" for kind in kinds]
+
+
+def _elsewhere(address: str | None, names: _Names) -> bool:
+    """Whether an address is in S3, and not below the prefix, where the policies allow it anyway."""
+    return (
+        bool(address)
+        and str(address).startswith("s3://")
+        and not f"{address}/".startswith(f"s3://{names.place.bucket}/{names.prefix}/")
+    )
 
 
 def policy(command: str, config: Mapping[str, Any], place: Place) -> dict[str, Any]:
@@ -112,10 +134,26 @@ def _keys(names: _Names) -> list[Statement]:
     return [_allow(["kms:GenerateDataKey", "kms:Decrypt"], names.kms)] if names.kms else []
 
 
+def _disks(names: _Names) -> list[Statement]:
+    """Disks are encrypted by EC2, which gets a grant for the key."""
+    return [_allow(["kms:CreateGrant", "kms:DescribeKey"], names.disks)] if names.disks else []
+
+
+def _given(names: _Names, keys: Sequence[str], *actions: str) -> list[Statement]:
+    """Places in S3 that the configuration names itself."""
+    found: list[Statement] = []
+    for bucket, folder in (names.given[key] for key in keys if key in names.given):
+        arn = f"arn:{names.partition}:s3:::{bucket}"
+        found.append(_allow(["s3:ListBucket", "s3:GetBucketLocation"], [arn]))
+        found.append(_allow(actions, [f"{arn}/{folder.rstrip('/')}*" if folder else f"{arn}/*"]))
+    return found
+
+
 def _upload(names: _Names) -> list[Statement]:
     return [
         _bucket(names, "s3:CreateBucket", "s3:PutBucketPublicAccessBlock"),
         _allow(["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"], names.objects("data")),
+        *_given(names, ["data"], "s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"),
         *_keys(names),
     ]
 
@@ -138,8 +176,10 @@ def _sending(names: _Names) -> list[Statement]:
         _bucket(names, "s3:CreateBucket", "s3:PutBucketPublicAccessBlock"),
         _allow(["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"], names.objects("code", "weights")),
         _allow(["s3:GetObject"], names.objects("jobs")),
+        *_given(names, ["data"], "s3:GetObject"),
         _pass_role(names),
         *_keys(names),
+        *_disks(names),
     ]
 
 
@@ -199,6 +239,7 @@ def _deploy(names: _Names) -> list[Statement]:
         _allow(["sagemaker:ListTags"], names.named(*made)),
         _price(names),
         *_keys(names),
+        *_disks(names),
     ]
 
 
@@ -217,7 +258,14 @@ def _scaling() -> list[Statement]:
 def _invoke(names: _Names) -> list[Statement]:
     if names.queues:
         queue = _allow(["s3:PutObject", "s3:GetObject", "s3:DeleteObject"], names.objects("queue", "answers"))
-        return [_allow(["sagemaker:InvokeEndpointAsync"], names.named("endpoint")), queue]
+        return [
+            _allow(["sagemaker:InvokeEndpointAsync"], names.named("endpoint")),
+            queue,
+            # Without it an answer that is not there yet looks like one that is forbidden.
+            _allow(["s3:ListBucket"], [names.bucket]),
+            *_given(names, ["output"], "s3:GetObject"),
+            *_keys(names),
+        ]
     return [_allow(["sagemaker:InvokeEndpoint"], names.named("endpoint"))]
 
 
@@ -227,6 +275,8 @@ def _execution(names: _Names) -> list[Statement]:
         _allow(["s3:ListBucket", "s3:GetBucketLocation"], [names.bucket]),
         _allow(["s3:GetObject"], [f"{names.bucket}/{names.prefix}/*"]),
         _allow(["s3:PutObject", "s3:AbortMultipartUpload"], writes),
+        *_given(names, ["data", "weights", "packages", "input"], "s3:GetObject"),
+        *_given(names, ["output"], "s3:PutObject", "s3:AbortMultipartUpload"),
         _allow(
             ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"],
             [f"{names.logs}/*"],
@@ -242,6 +292,7 @@ def _execution(names: _Names) -> list[Statement]:
             [f"arn:{names.partition}:ecr:{names.place.region}:*:repository/*"],
         ),
         *_keys(names),
+        *_disks(names),
         *([_allow([f"ec2:{action}" for action in VPC], "*")] if names.vpc else []),
     ]
 

@@ -7,6 +7,7 @@ from functools import cache
 import pytest
 
 from dogbreed.config import compose
+from dogbreed.errors import DogbreedError
 from launch.commands import offline
 from launch.policies import main, policy
 
@@ -28,8 +29,8 @@ def statements(command: str, *words: str) -> list[dict]:
     return policy(command, config, offline(config))["Statement"]
 
 
-def allows(command: str, action: str, resource: str) -> bool:
-    for statement in statements(command):
+def allows(command: str, action: str, resource: str, *words: str) -> bool:
+    for statement in statements(command, *words):
         resources = statement["Resource"]
         resources = [resources] if isinstance(resources, str) else resources
         if action in statement["Action"] and any(fnmatch.fnmatchcase(resource, pattern) for pattern in resources):
@@ -82,6 +83,35 @@ def test_keys_and_networks_only_where_they_are_used():
     assert key in json.dumps(statements("execution", f"sagemaker.kms_key={key}"))
     private = statements("execution", "sagemaker.subnets=[subnet-1]", "sagemaker.security_groups=[sg-1]")
     assert "ec2:CreateNetworkInterface" in json.dumps(private)
+
+
+def test_keys_by_their_id_and_disks():
+    assert "kms:CreateGrant" not in json.dumps(statements("train", "sagemaker.kms_key=1234-ab"))
+    for command in ("train", "tune", "deploy", "execution"):
+        made = statements(command, "sagemaker.volume_kms_key=1234-ab")
+        (grant,) = [statement for statement in made if "kms:CreateGrant" in statement["Action"]]
+        assert grant["Resource"] == ["arn:aws:kms:us-east-1:123456789012:key/1234-ab"]
+    with pytest.raises(DogbreedError, match="cannot name a KMS key by its alias, alias/dogs"):
+        statements("train", "sagemaker.kms_key=alias/dogs")
+
+
+def test_places_that_the_configuration_names():
+    words = ("sagemaker.data=s3://theirs/dogs", "sagemaker.weights=s3://models/vgg16.pth")
+    assert allows("execution", "s3:GetObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)
+    assert allows("execution", "s3:GetObject", "arn:aws:s3:::models/vgg16.pth", *words)
+    assert allows("execution", "s3:ListBucket", "arn:aws:s3:::theirs", *words)
+    assert not allows("execution", "s3:PutObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)
+    assert allows("train", "s3:ListBucket", "arn:aws:s3:::theirs", *words)
+    assert allows("upload", "s3:PutObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)
+    assert not allows("execution", "s3:GetObject", "arn:aws:s3:::theirs/dogs/train/a.jpg")
+
+
+def test_whoever_asks_a_queue_may_see_that_the_answer_is_not_there_yet():
+    """Without s3:ListBucket, S3 says AccessDenied of what does not exist, in place of NoSuchKey."""
+    queue = "sagemaker.endpoint.kind=async"
+    assert allows("invoke", "s3:ListBucket", "arn:aws:s3:::mine", queue)
+    assert allows("invoke", "s3:GetObject", "arn:aws:s3:::mine/dogbreed/answers/x/failed/1", queue)
+    assert not allows("invoke", "s3:ListBucket", "arn:aws:s3:::mine")
 
 
 def test_the_command(capsys):
