@@ -105,7 +105,7 @@ def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> N
 def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     if config["job"]:
         tuning = kind == "tune" and _way(config) == "trials"
-        submit.follow(config, config["job"], sdk.Account(config), tuning=tuning)
+        submit.follow(submit.kept(config), config["job"], sdk.Account(config), tuning=tuning)
         return
     describe(config, kind, offline(config), experiment)  # what is wrong here is said before anybody is asked
     account = sdk.Account(config)

@@ -224,6 +224,8 @@ class Asks:
         told = f"is {answer['label']} ({answer['probability']:.1%})" if "label" in answer else "cannot be read"
         hour = deployment_plan.hourly(self.config, self.deployment.kind, Prices(self.config))
         print(f"It answers as certified: {answer['file']} {told}.")
-        print(f"Ask it:     python launch/sagemaker_invoke.py {self.deployment.name} PHOTO...")
+        region = self.account.place.region
+        asked, deleted = (f" --region {region}", f" sagemaker.region={region}") if sdk.elsewhere(region) else ("", "")
+        print(f"Ask it:     python launch/sagemaker_invoke.py {self.deployment.name} PHOTO...{asked}")
         cost = "" if hour is None else f"   (${hour:.3f} an hour until then)"
-        print(f"Delete it:  python launch/sagemaker_delete.py {self.deployment.name}{cost}")
+        print(f"Delete it:  python launch/sagemaker_delete.py {self.deployment.name}{deleted}{cost}")

@@ -28,7 +28,7 @@ def follow_training(config: Mapping[str, Any], name: str, account: sdk.Account, 
         Interrupted: Ctrl-C; the job goes on.
     """
     client = account.client("sagemaker")
-    with leaving(name, "train", "stop-training-job --training-job-name"):
+    with leaving(name, "train", "stop-training-job --training-job-name", account.place.region):
         done = watch(account, client, name, Log(account, name, print_line))
     status = done["TrainingJobStatus"]
     if status == "Failed":
@@ -44,7 +44,8 @@ def follow_training(config: Mapping[str, Any], name: str, account: sdk.Account, 
         print(f"  results  {folder}/ (metrics.json, report.html, predictions.csv)")
     said = receipt(config, done, prices, folder)
     print("\n".join(f"  {line}" for line in said))
-    print(f"\nDeploy it: python launch/sagemaker_deploy.py mode=plan job={name}", flush=True)
+    job = f"job={name}{_where(account.place.region)}"
+    print(f"\nDeploy it: python launch/sagemaker_deploy.py mode=plan {job}", flush=True)
 
 
 def watch(account: sdk.Account, client: Any, name: str, log: "Log") -> dict[str, Any]:
@@ -133,31 +134,37 @@ def _stopped(job: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def leaving(name: str, command: str, stop: str) -> Iterator[None]:
+def leaving(name: str, command: str, stop: str, region: str) -> Iterator[None]:
     """Ctrl-C, or an account out of reach, leaves the job alone and says how to follow and how to stop it.
 
     Args:
         name: Of the job.
         command: `train` or `tune`.
         stop: What stops it, behind `aws sagemaker`.
+        region: That it runs in.
 
     Raises:
         Interrupted: At Ctrl-C.
         AwsError: AWS refused to tell about the job, or could not be reached.
     """
-    follow = f"python launch/sagemaker_{command}.py job={name}"
+    follow = f"python launch/sagemaker_{command}.py job={name}{_where(region)}"
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
             f"\n{name} goes on, and is billed until it ends.\n"
             f"Follow it: {follow}\n"
-            f"Stop it:   aws sagemaker {stop} {name}"
+            f"Stop it:   aws sagemaker {stop} {name}" + (f" --region {region}" if sdk.elsewhere(region) else "")
         ) from None
     except AwsError as error:
         if error.code in ("ValidationException", "ResourceNotFound"):  # there is none
             raise
         raise AwsError(f"{error} {name} goes on; follow it with {follow}", error.code) from error
+
+
+def _where(region: str) -> str:
+    """The region as a setting, for a command to copy, where it would not be found without."""
+    return f" sagemaker.region={region}" if sdk.elsewhere(region) else ""
 
 
 def fetch_output(account: sdk.Account, job: Mapping[str, Any], folder: Path) -> bool:
@@ -186,7 +193,8 @@ def follow_tuning(config: Mapping[str, Any], name: str, account: sdk.Account, pr
     from launch import tuner
 
     client = account.client("sagemaker")
-    with leaving(name, "tune", "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name"):
+    stop = "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name"
+    with leaving(name, "tune", stop, account.place.region):
         job = tuner.watch(client, name)
     found = tuner.listed(client, name)
     folder = RECEIPTS / name

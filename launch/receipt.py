@@ -70,10 +70,12 @@ def _speed(
     config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None
 ) -> float | None:
     """Images per second through the whole network: those of one training, over the time in the state Training."""
-    stage = next((s for s in job.get("SecondaryStatusTransitions", []) if s["Status"] == "Training"), None)
-    if counts is None or stage is None or stage.get("EndTime") is None or config["search"]["where"] == "one_job":
+    # A spot job that was interrupted has been in this state more than once.
+    stages = [stage for stage in job.get("SecondaryStatusTransitions", []) if stage["Status"] == "Training"]
+    whole_told = stages and all(stage.get("EndTime") is not None for stage in stages)
+    if counts is None or not whole_told or config["search"]["where"] == "one_job":
         return None
-    seconds = (stage["EndTime"] - stage["StartTime"]).total_seconds()
+    seconds = sum((stage["EndTime"] - stage["StartTime"]).total_seconds() for stage in stages)
     whole, head = prices.passes(counts)
     seconds -= head / prices.table["head_images_per_second"]
     return round(whole / seconds / job["ResourceConfig"]["InstanceCount"], 1) if seconds > 1 else None

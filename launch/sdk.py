@@ -116,6 +116,11 @@ def environment_region() -> str | None:
     return str(region) if region else None
 
 
+def elsewhere(region: str) -> bool:
+    """Whether a command that names no region would look in another one than this."""
+    return environment_region() != region
+
+
 # With an account
 
 

@@ -2,13 +2,14 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from dogbreed.config import to_yaml
+from dogbreed.config import check, to_yaml
 from dogbreed.errors import DogbreedError
 from dogbreed.files import written_whole
 from launch import plan, sdk
@@ -37,7 +38,8 @@ def submit(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
     for line in plan.summary(config, job, prices):
         print(line, flush=True)
     prepare(config, job, account)
-    account.create(job.operation, job.request)
+    with _room(RECEIPTS / job.name):
+        account.create(job.operation, job.request)
     _keep(config, job, estimate.cost)
     print(f"Sent. {job.name} runs in {job.place.region}; Ctrl-C leaves it running.", flush=True)
     follow(config, job.name, account, tuning=job.operation == TUNING)
@@ -56,6 +58,20 @@ def follow(config: Mapping[str, Any], name: str, account: sdk.Account, *, tuning
         DogbreedError: There is no such job, or it failed.
     """
     (follow_tuning if tuning else follow_training)(config, name, account, Prices(config, _listed(config, account)))
+
+
+def kept(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The configuration that the job of `config` was sent with, if it was sent from here, else `config`.
+
+    What came out is told with it: another network's speed would be a lie in the next plan.
+    """
+    try:
+        sent = yaml.safe_load((RECEIPTS / config["job"] / "config.yaml").read_text(encoding="utf-8"))
+        check(sent)
+    except (OSError, ValueError, AttributeError, yaml.YAMLError, DogbreedError):
+        return config
+    now = {key: config["sagemaker"][key] for key in ("region", "prices")}
+    return {**sent, "job": config["job"], "mode": config["mode"], "sagemaker": {**sent["sagemaker"], **now}}
 
 
 def prepare(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
@@ -96,6 +112,27 @@ def _listed(config: Mapping[str, Any], account: sdk.Account) -> dict[str, float]
     except Exception:  # a price is a courtesy: without permission or answer the table has one
         return {}
     return {} if found is None else {kind: found}
+
+
+@contextmanager
+def _room(folder: Path) -> Iterator[None]:
+    """Makes sure that there is a folder for what is kept before anything runs, and is billed; gone again on an error.
+
+    Raises:
+        DogbreedError: It cannot be.
+    """
+    new = [each for each in (folder, *folder.parents) if not each.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DogbreedError(f"{folder} cannot be made ({error.strerror}), so nothing was sent.") from error
+    try:
+        yield
+    except BaseException:
+        for each in new:
+            with suppress(OSError):
+                each.rmdir()
+        raise
 
 
 def _keep(config: Mapping[str, Any], job: Job, expected: float | None) -> None:

@@ -2,7 +2,7 @@
 
 import json
 import os
-from datetime import date
+from datetime import date, datetime
 from pathlib import Path
 
 import boto3
@@ -14,6 +14,7 @@ from dogbreed.errors import DogbreedError
 from dogbreed.sample import make_sample
 from launch.plan import counts, image_notice
 from launch.pricing import Prices, check_cost, listed_price
+from launch.receipt import receipt
 
 DOGS = {"train": 6680, "valid": 835, "test": 836}
 HOUR = 0.736
@@ -105,6 +106,24 @@ def test_a_receipt_goes_before_the_table():
     assert Prices(compose(())).speed("ml.g4dn.xlarge") == (101, "the receipt of b")
     (newer / "receipt.json").write_text("half-writ")
     assert Prices(compose(())).speed("ml.g4dn.xlarge") == (100, "the receipt of a")
+
+
+def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
+    def stage(status, start, end):
+        return {
+            "Status": status,
+            "StartTime": datetime(2026, 5, 1, 10, start),
+            "EndTime": datetime(2026, 5, 1, 10, end),
+        }
+
+    stages = [stage("Training", 0, 5), stage("Interrupted", 5, 9), stage("Training", 10, 15)]
+    machine = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1}
+    job = {"TrainingJobName": "one", "ResourceConfig": machine, "SecondaryStatusTransitions": stages}
+    config = compose(["cache.mode=off"])
+    (tmp_path / "expected.json").write_text(json.dumps({"cost": 1.0, "counts": DOGS}))
+    receipt(config, job, Prices(config), tmp_path)
+    images = 5 * (DOGS["train"] + DOGS["valid"]) + DOGS["valid"] + DOGS["test"]
+    assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(images / 600, 1)
 
 
 def test_photographs_are_counted_where_they_are(dog_tree):

@@ -207,6 +207,43 @@ def test_following_a_job_that_is_there(cloud, run, sent_data):
     assert cloud.sent("CreateTrainingJob") == []
 
 
+def test_following_tells_of_the_job_as_it_was_sent(cloud, run, sent_data):
+    """Not with the settings of the command that follows: another network's speed would be a lie in the next plan."""
+    assert run("train", *sent_data, "sagemaker.job_name=one").code == 0
+    receipt = Path("outputs/sagemaker/one/receipt.json")
+    receipt.unlink()
+    assert run("train", "job=one").code == 0
+    assert json.loads(receipt.read_text())["backbone"] == "squeezenet1_1"
+
+
+def test_commands_to_copy_name_a_region_that_is_not_the_usual_one(cloud, run, monkeypatch):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "eu-west-1")
+    words = ("data=sample", *MACHINE[1:], "sagemaker.job_name=one", "sagemaker.region=us-east-1")
+    done = run("train", *words)
+    assert done.code == 0, done.err
+    assert "sagemaker_deploy.py mode=plan job=one sagemaker.region=us-east-1" in done.out
+
+    def interrupt(body, ask):
+        import _thread
+
+        _thread.interrupt_main()
+        return said(**{**ask(), "TrainingJobStatus": "InProgress", "SecondaryStatus": "Training"})
+
+    cloud.answer("DescribeTrainingJob", interrupt)
+    left = run("train", "job=one", "sagemaker.region=us-east-1")
+    assert left.code == 130
+    assert "sagemaker_train.py job=one sagemaker.region=us-east-1\n" in left.err
+    assert "stop-training-job --training-job-name one --region us-east-1\n" in left.err
+
+
+def test_nothing_is_sent_that_could_not_be_kept(cloud, run, sent_data):
+    Path("outputs").write_text("a file, where the folder should be")
+    refused = run("train", *sent_data)
+    assert refused.code == 2
+    assert "so nothing was sent" in refused.err
+    assert cloud.sent("CreateTrainingJob") == []
+
+
 @pytest.mark.parametrize(
     ("kind", "stop"), [("train", "stop-training-job"), ("tune", "stop-hyper-parameter-tuning-job")]
 )
