@@ -52,6 +52,10 @@ def _lines(config: Mapping[str, Any], deployment: Deployment, prices: Prices, ce
     yield ""
     yield from _cost(config, deployment, prices)
     found = list(_notices(deployment, wanted))
+    try:
+        check_cost(config, deployment, prices)
+    except DogbreedError as error:
+        found.insert(0, f"mode=submit would refuse this. {str(error).rstrip('.')}")
     if found:
         yield ""
         yield "Beware:"

@@ -29,7 +29,7 @@ WORDS = {
 
 
 def check_kinds(config: Mapping[str, Any]) -> None:
-    """Refuses values of the group sagemaker that are of another kind than their key's.
+    """Refuses values of the group sagemaker that are of another kind than their key's, or no use to any command.
 
     Args:
         config: A composed configuration.
@@ -47,6 +47,9 @@ def check_kinds(config: Mapping[str, Any]) -> None:
         value = cloud[key]
         if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise DogbreedError(f"sagemaker.{key}={value} is no list of names; it looks like sagemaker.{key}=[a,b].")
+    if bool(cloud["subnets"]) != bool(cloud["security_groups"]):
+        raise DogbreedError("sagemaker.subnets and sagemaker.security_groups go together; give both, as lists.")
+    _check_tags(cloud["tags"] or {})
     for key in _POSITIVE:
         value = cloud[key]
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -65,7 +68,6 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     wanted = config["sagemaker"]
     _check_training(config)
-    _check_tags(wanted["tags"] or {})
     for key, least in (("instance_count", 1), ("volume_gb", 1), ("max_run", 1), ("keep_alive", 0)):
         if wanted[key] < least:
             raise DogbreedError(f"sagemaker.{key}={wanted[key]} is out of range; it is a whole number from {least}.")
@@ -86,8 +88,6 @@ def check_settings(config: Mapping[str, Any]) -> None:
         raise DogbreedError(
             "sagemaker.keep_alive cannot go with sagemaker.spot=true: spot machines are not kept. Choose one."
         )
-    if bool(wanted["subnets"]) != bool(wanted["security_groups"]):
-        raise DogbreedError("sagemaker.subnets and sagemaker.security_groups go together; give both, as lists.")
     if wanted["isolate"]:
         _check_isolated(config)
 

@@ -149,6 +149,8 @@ def test_plan(model, capsys, monkeypatch):
         assert words in said
     assert deploying.main([str(model), "mode=plan", "kind=serverless"]) == 0
     assert "Costs $0.00 an hour when nobody asks" in capsys.readouterr().out
+    assert deploying.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
+    assert "mode=submit would refuse this. sagemaker.max_cost=1 is set" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -158,6 +160,12 @@ def test_plan(model, capsys, monkeypatch):
         (["nowhere", "mode=plan"], "nowhere does not exist; give an exported model"),
         (["MODEL", "mode=fly"], "mode=fly is unknown; it is one of plan, rehearse, submit"),
         (["MODEL", "mode=plan", "knd=batch"], "Unknown key knd"),
+        (["MODEL", "mode=plan", "name=5"], "sagemaker.endpoint.name=5 is no text"),
+        (
+            ["MODEL", "mode=plan", "sagemaker.subnets=[a]"],
+            "sagemaker.subnets and sagemaker.security_groups go together",
+        ),
+        (["MODEL", "mode=plan", "sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
         (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no photograph"),
     ],
 )
