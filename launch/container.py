@@ -135,6 +135,7 @@ class Container:
             **self.s3.variables(),
             "SAGEMAKER_BASE_DIR": str(root),
             "TRAINING_JOB_NAME": self.request["TrainingJobName"],
+            "SMDEBUG_CONFIG_FILE_PATH": str(root / "input" / "config" / "debughookconfig.json"),  # if any
             "PYTHONUNBUFFERED": "TRUE",  # as in the image
             "PIP_QUIET": "1",
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),

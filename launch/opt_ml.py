@@ -60,7 +60,10 @@ def _configuration(request: Request, root: Path) -> dict[str, Any]:
             "RecordWrapperType": channel.get("RecordWrapperType", "None"),
             **({"ContentType": channel["ContentType"]} if "ContentType" in channel else {}),
         }
+    hook = request.get("DebugHookConfig")
     return {
+        # The addresses, the collections, and where the platform fetches the tensors from.
+        **({"debughookconfig": {**hook, "LocalPath": str(root / "output" / "tensors")}} if hook else {}),
         "hyperparameters": below(root, request.get("HyperParameters", {})),
         "inputdataconfig": channels,
         "resourceconfig": {

@@ -9,7 +9,7 @@ import sys
 import tarfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import runs
@@ -264,3 +264,20 @@ def test_what_a_rehearsal_cannot_do_it_says_at_once(
     assert main("train", "", "", ["mode=rehearse", *given]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_a_job_with_the_managed_hook_finds_its_configuration(tmp_path):
+    """As the platform leaves it: https://github.com/awslabs/sagemaker-debugger, debughookconfig.json."""
+    from launch import opt_ml
+    from launch.local_s3 import LocalS3
+
+    collections = [{"CollectionName": "loss", "CollectionParameters": {"save_interval": "10"}}]
+    hook = {"S3OutputPath": "s3://mine/debugger", "CollectionConfigurations": collections}
+    request = {
+        "AlgorithmSpecification": {"TrainingInputMode": "File"},
+        "ResourceConfig": {"InstanceType": "ml.m5.large"},
+        "DebugHookConfig": hook,
+    }
+    opt_ml.lay_out(request, tmp_path, cast(LocalS3, None))
+    written = json.loads((tmp_path / "input" / "config" / "debughookconfig.json").read_text())
+    assert written == {**hook, "LocalPath": str(tmp_path / "output" / "tensors")}
