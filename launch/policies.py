@@ -54,13 +54,17 @@ class _Names:
     def __init__(self, config: Mapping[str, Any], place: Place) -> None:
         part = partition(place.region)
         account = "*" if "account" in place.assumed else place.account
+        region = "*" if "region" in place.assumed else place.region  # not one that nobody has chosen
         role = "role/*" if "role" in place.assumed else place.role.split(":")[5]
-        self.place, self.partition, self.account = place, part, account
-        self.bucket = f"arn:{part}:s3:::{place.bucket.replace(place.account, account)}"
+        self.place, self.partition, self.account, self.region = place, part, account, region
+        bucket = place.bucket
+        if config["sagemaker"]["bucket"] is None:
+            bucket = f"sagemaker-{region}-{account}"
+        self.bucket = f"arn:{part}:s3:::{bucket}"
         self.prefix = prefix(config)
         self.role = f"arn:{part}:iam::{account}:{role}"
-        self.sagemaker = f"arn:{part}:sagemaker:{place.region}:{account}"
-        self.logs = f"arn:{part}:logs:{place.region}:{account}:log-group:/aws/sagemaker"
+        self.sagemaker = f"arn:{part}:sagemaker:{region}:{account}"
+        self.logs = f"arn:{part}:logs:{region}:{account}:log-group:/aws/sagemaker"
         endpoint = config["sagemaker"]["endpoint"]
         self.scales, self.queues = endpoint["max_count"] is not None, endpoint["kind"] == "async"
         self.vpc = bool(config["sagemaker"]["subnets"])
@@ -77,7 +81,7 @@ class _Names:
             return key
         if "/" in key:
             raise DogbreedError(f"A policy cannot name a KMS key by its alias, {key}; give the key's ARN or ID.")
-        return f"arn:{self.partition}:kms:{self.place.region}:{self.account}:key/{key}"
+        return f"arn:{self.partition}:kms:{self.region}:{self.account}:key/{key}"
 
     def objects(self, *folders: str) -> list[str]:
         return [f"{self.bucket}/{self.prefix}/{folder}/*" for folder in folders]
@@ -289,7 +293,7 @@ def _execution(names: _Names) -> list[Statement]:
         _allow(["ecr:GetAuthorizationToken"], "*"),
         _allow(
             ["ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"],
-            [f"arn:{names.partition}:ecr:{names.place.region}:*:repository/*"],
+            [f"arn:{names.partition}:ecr:{names.region}:*:repository/*"],
         ),
         *_keys(names),
         *_disks(names),

@@ -47,6 +47,13 @@ def test_no_credentials(run, monkeypatch, amazon, dog_tree):
         refuses(run(kind, f"data.root={dog_tree}"), "There are no AWS credentials", "mode=plan needs none")
 
 
+def test_no_credentials_are_noticed_before_anything_is_downloaded(run, monkeypatch, amazon):
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    refused = run("upload", "data.root=dogImages", "data.url=http://127.0.0.1:9/dogImages.zip")
+    assert refused.code == 2
+    assert "There are no AWS credentials" in refused.err
+
+
 def test_no_region(run, monkeypatch, cloud, dog_tree):
     monkeypatch.delenv("AWS_DEFAULT_REGION")
     refuses(run("train", f"data.root={dog_tree}"), "No AWS region is set", "sagemaker.region=us-east-1")

@@ -114,6 +114,21 @@ def test_whoever_asks_a_queue_may_see_that_the_answer_is_not_there_yet():
     assert not allows("invoke", "s3:ListBucket", "arn:aws:s3:::mine")
 
 
+def test_a_region_that_nobody_has_chosen_is_none(monkeypatch):
+    """Else the role could neither fetch its image nor write its log where the job then runs."""
+    config = compose(["sagemaker.bucket=mine"])
+    assert "us-east-1" not in json.dumps(policy("execution", config, offline(config)))
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    text = json.dumps(policy("execution", config, offline(config)))
+    assert "arn:aws:ecr:eu-west-1:*:repository/*" in text
+    config = compose([f"sagemaker.role={ROLE}"])
+    monkeypatch.delenv("AWS_REGION")
+    assert '"arn:aws:s3:::sagemaker-*-123456789012"' in json.dumps(policy("upload", config, offline(config)))
+    monkeypatch.setenv("AWS_REGION", "eu-west-1")
+    text = json.dumps(policy("upload", config, offline(config)))
+    assert '"arn:aws:s3:::sagemaker-eu-west-1-123456789012"' in text
+
+
 def test_the_command(capsys):
     assert main(["trust"]) == 0
     trust = json.loads(capsys.readouterr().out)
