@@ -126,7 +126,9 @@ def find_checkpoint(settings: Mapping[str, Any]) -> Path | None:
         if settings["output_dir"]:
             found = [Path(settings["output_dir"]) / "checkpoints" / "last.ckpt"]
         else:
-            found = sorted(Path("outputs").glob("*/*/checkpoints/last.ckpt"), key=lambda path: path.stat().st_mtime)
+            # outputs/DATE/TIME, and folders that were named, such as output_dir=outputs/dogs
+            runs = [path for depth in ("*", "*/*") for path in Path("outputs").glob(f"{depth}/checkpoints/last.ckpt")]
+            found = sorted(runs, key=lambda path: path.stat().st_mtime)
         found = [path for path in found if path.is_file()]
         if found:
             return found[-1]

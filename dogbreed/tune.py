@@ -362,7 +362,8 @@ def _one_by_one(search: Search) -> Callable[[Sequence[Any]], None]:
             rows = list(csv.DictReader(written.read_text().splitlines())) if written.exists() else []
             curve = [{name: float(row[name]) for name in ("train_loss", "val_loss", "val_acc")} for row in rows]
             search.tell(trial, curve, stopped=False, seconds=time.monotonic() - started)
-            _say(_so_far(search))
+            if search.config["progress"] != "none":
+                _say(_so_far(search))
 
     return train_round
 

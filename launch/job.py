@@ -236,7 +236,8 @@ class _Shared:
         if channels := self._channels():
             found["InputDataConfig"] = channels
         if wanted["spot"]:
-            found["CheckpointConfig"] = {"S3Uri": f"{self.folder}/checkpoints/{name}", "LocalPath": CHECKPOINTS}
+            # The service takes the address as a prefix: without its slash, job-1 would fetch what job-10 has left, too.
+            found["CheckpointConfig"] = {"S3Uri": f"{self.folder}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
         if wanted["subnets"]:
             found["VpcConfig"] = {"SecurityGroupIds": wanted["security_groups"], "Subnets": wanted["subnets"]}
         return found

@@ -1,5 +1,6 @@
 """A run that is killed again and again comes to the result of the run that was left alone, bit for bit."""
 
+import os
 import random
 import signal
 import time
@@ -11,6 +12,8 @@ import runs
 import torch
 
 from dogbreed import DogBreedClassifier
+from dogbreed.config import compose
+from dogbreed.run import find_checkpoint
 
 EPOCHS = 12
 CONFIGS = {
@@ -156,3 +159,17 @@ def _writing(folder: Path, *names: str) -> bool:
         return any(file.name.startswith(f".{name}.") for name in names for file in (folder / "checkpoints").iterdir())
     except OSError:
         return False
+
+
+def test_last_is_the_newest_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    by_time, named, trial = (
+        Path("outputs", *parts, "checkpoints", "last.ckpt")
+        for parts in (("2026-01-01", "10-00-00"), ("dogs",), ("search", "trials", "000"))
+    )
+    for age, path in ((20, by_time), (10, named), (0, trial)):  # a trial of a search is no run of its own
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert find_checkpoint(compose(["resume=last"])) == named
+    assert find_checkpoint(compose(["resume=last", "output_dir=outputs/2026-01-01/10-00-00"])) == by_time

@@ -175,7 +175,7 @@ def test_every_setting_finds_its_field(run):
         "VolumeKmsKeyId": "alias/b",
     }
     assert planned["CheckpointConfig"] == {
-        "S3Uri": "s3://mine/dogs/v2/checkpoints/one",
+        "S3Uri": "s3://mine/dogs/v2/checkpoints/one/",
         "LocalPath": "/opt/ml/checkpoints",
     }
     assert planned["OutputDataConfig"] == {"S3OutputPath": "s3://mine/dogs/v2/jobs", "KmsKeyId": "alias/a"}
