@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -278,9 +278,8 @@ class FeatureCache(Callback):
         assert isinstance(pl_module, DogBreedClassifier)
         assert isinstance(data, DogImages)
         strategy = trainer.strategy
-        barrier = strategy.barrier if trainer.world_size > 1 else lambda name: None
         rank, world = self._share(trainer)
-        self.attach(pl_module, data, strategy.root_device, rank, world, barrier)
+        self.attach(pl_module, data, strategy.root_device, rank, world, strategy.reduce_boolean_decision)
 
     def _share(self, trainer: Trainer) -> tuple[int, int]:
         """Rank and number among the processes that see the same folder: all, or those of this machine alone."""
@@ -304,7 +303,7 @@ class FeatureCache(Callback):
         device: torch.device,
         rank: int = 0,
         world: int = 1,
-        barrier: Callable[[str], Any] = lambda name: None,
+        agree: Callable[[bool], bool] = lambda well: well,
     ) -> None:
         """Lets data deliver features and the model take them, computing first what is missing; once.
 
@@ -314,7 +313,7 @@ class FeatureCache(Callback):
             device: Where the prefix runs.
             rank: Of this process among `world` that share the work.
             world: Number of processes.
-            barrier: Waits for the others.
+            agree: Waits for the others, and says whether all is well with all of them.
 
         Raises:
             DogbreedError: In `require` mode, where the cache cannot be used.
@@ -324,7 +323,7 @@ class FeatureCache(Callback):
         self._ready = True
         was_training = model.training
         try:
-            self._attach(model, data, device, rank, world, barrier)
+            self._attach(model, data, device, rank, world, agree)
         except (NoPrefix, DogbreedError) as error:
             self.state, self.reason = "off", str(error).rstrip(".")
             if self.mode == "require":
@@ -341,7 +340,7 @@ class FeatureCache(Callback):
         device: torch.device,
         rank: int,
         world: int,
-        barrier: Callable[[str], Any],
+        agree: Callable[[bool], bool],
     ) -> None:
         model.to(device).eval()
         parts = split(model.network, data.preprocessing.size)
@@ -349,23 +348,29 @@ class FeatureCache(Callback):
         store = Store(self.folder / key, parts.shape, PRECISIONS[self.precision])
         damaged = store.refresh()
         wanted = missing(store, data.samples)
-        barrier("features-seen")  # all have to see the same before they share the work
-        if wanted:
-            self._announce(store, wanted, damaged, parts.cut)
-            with locked(store.folder, leader=rank == 0):
-                store.refresh()  # another run may have built it while this one waited for the lock
-                if world == 1:  # of several, all have to share the work that all have seen
-                    wanted = missing(store, data.samples)
-                if rank == 0:
+        agree(True)  # all have to see the same before they share the work
+        with ExitStack() as held:
+            # One whose features another has on a disk of its own has nothing to do, and waits with the rest.
+            def begin() -> None:
+                if wanted:
+                    self._announce(store, wanted, damaged, parts.cut)
+                    held.enter_context(locked(store.folder, leader=rank == 0))
+
+            def prepare() -> None:
+                if wanted and rank == 0:
                     self._prepare(store, model, parts.cut, wanted)
-                barrier("features-locked")
-                mine = wanted[rank::world]
-                fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
-                barrier("features-filled")
-            store.refresh()
-        else:  # another machine, with a disk of its own, may have work to do
-            barrier("features-locked")
-            barrier("features-filled")
+
+            def compute() -> None:
+                if mine := wanted[rank::world]:
+                    fill(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
+
+            _together(agree, begin)
+            store.refresh()  # another run may have built it while this one waited for the lock
+            if world == 1:  # of several, all have to share the work that all have seen
+                wanted = missing(store, data.samples)
+            _together(agree, prepare)
+            _together(agree, compute)
+        store.refresh()
         self.state = "built" if wanted else "hit"
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
@@ -408,6 +413,17 @@ class FeatureCache(Callback):
                 damaged.unlink(missing_ok=True)
         coming = store.row_bytes * sum(len(entry.keys) for entry in wanted)
         make_room(self.folder, self.max_gb, keep=store.folder, coming=coming)
+
+
+def _together(agree: Callable[[bool], bool], step: Callable[[], None]) -> None:
+    """A step that all processes take; where one fails, none goes on, and none waits for it."""
+    problem: DogbreedError | None = None
+    try:
+        step()
+    except DogbreedError as error:
+        problem = error
+    if not agree(problem is None):
+        raise problem or DogbreedError("another process could not compute its part of the features")
 
 
 # The command

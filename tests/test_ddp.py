@@ -60,6 +60,16 @@ def test_two_processes(photographs: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_where_one_cannot_keep_its_features_neither_does(photographs: Path, tmp_path: Path) -> None:
+    """The first makes the folder, so it alone fails; the second would otherwise wait for it for ever."""
+    (tmp_path / "file").touch()
+    said = _train(tmp_path / "run", photographs, f"cache.dir={tmp_path / 'file' / 'cache'}")
+    assert said.count("Cache off: ") == 1
+    assert "cannot be written (Not a directory)" in said
+    assert runs.metrics(tmp_path / "run")["cache"] == "off"
+
+
+@pytest.mark.slow
 def test_two_processes_without_cache(photographs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     _train(folder, photographs, "cache.mode=off", "model.trainable=all", "data.batch_size=4")
