@@ -184,7 +184,10 @@ def test_many_threads(predictor, photos):
     expected = [predictor.predict([path]) for path in photos]
     with ThreadPoolExecutor(8) as pool:
         found = list(pool.map(lambda path: predictor.predict([path]), photos * 4))
-    assert found == expected * 4
+    for answers, same in zip(found, expected * 4, strict=True):
+        assert [one.label for one in answers] == [one.label for one in same]
+        # A thread may have fewer of torch's own, and round otherwise.
+        assert [one.probability for one in answers] == pytest.approx([one.probability for one in same], abs=1e-6)
 
 
 def test_no_model(tmp_path):
