@@ -21,7 +21,7 @@ from dogbreed.live_rules import LiveRules
 from dogbreed.profiling import StepTimer
 from dogbreed.system_metrics import SystemMetrics
 
-EPOCHS, PAIRS = 5, 15
+EPOCHS, PAIRS = 3, 11
 
 
 def profiling(bench: Bench) -> None:
