@@ -1,4 +1,4 @@
-"""3x3 convolutions with a quarter of the multiplications, for networks that answer on a CPU.
+"""3x3 convolutions with a quarter of the multiplications: VGG on a CPU, for features and for answers.
 
 Winograd's F(4x4, 3x3): a tile of 6x6 inputs and the kernel are brought to 36 points, multiplied there for all channels
 as 36 matrix products, and brought back to 4x4 outputs (Lavin and Gray, 2015, "Fast Algorithms for Convolutional Neural
