@@ -19,7 +19,7 @@ MATRIX = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def machine(bench: Bench) -> None:
-    """The rate of matrix products, to hold the others against."""
+    """The rates of matrix products and of memory, to hold the others against."""
     for precision, dtype in MATRIX.items():
         # Without units for bfloat16 a product of this size would take a minute.
         slow = precision == "bfloat16" and not has_bfloat16(bench.device)
@@ -27,6 +27,9 @@ def machine(bench: Bench) -> None:
         matrix = torch.randn(size, size, device=bench.device, dtype=dtype)
         seconds = bench.seconds(partial(torch.mm, matrix, matrix), 9)
         bench.note(f"matmul_gflops_{precision}", 2 * size**3 / seconds / 1e9)
+    one, other, result = torch.rand(3, 64 << 20, device=bench.device)
+    seconds = bench.seconds(partial(torch.add, one, other, out=result), 9)
+    bench.note("memory_gigabytes_per_second", 3 * one.nbytes / seconds / 1e9)
 
 
 def decoding(bench: Bench) -> None:

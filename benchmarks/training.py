@@ -11,6 +11,7 @@ each image costs the same. So is the computing of features. Epochs and trials on
 on random values.
 """
 
+import math
 import statistics
 import tempfile
 import time
@@ -106,6 +107,10 @@ def search(bench: Bench) -> None:
     flops = 2 * 4096 * CLASSES * EPOCHS * (2 * TRAIN + VALID)
     bench.note("head_gflops_512", flops / more[-1] / 1e9)
     bench.note("head_gflops", flops / statistics.mean(more) / 1e9)
+    # Of values as many as the head has, a step moves nine times: the product forth reads weights, the one back writes
+    # gradients, Adam reads both and two moments and writes all but the gradients. The valid losses read weights once.
+    moved = 4 * 4096 * CLASSES * EPOCHS * (9 * math.ceil(TRAIN / BATCH_SIZES[0]) + 1)
+    bench.note("head_gigabytes_per_second_32", moved / more[0] / 1e9)
 
 
 def tasks(found: dict[str, float]) -> dict[str, dict[str, float]]:
