@@ -129,7 +129,8 @@ def test_every_kind_of_image_becomes_upright_rgb(
         reference = (
             picture(*size) if "RGB" in mode else np.asarray(Image.fromarray(picture(*size)).convert("L").convert("RGB"))
         )
-        np.testing.assert_array_equal(pixels(got), reference)
+        # Floats keep the grey that a byte cuts off, and are rounded.
+        np.testing.assert_allclose(pixels(got).astype(int), reference.astype(int), atol=1 if mode == "F" else 0, rtol=0)
 
 
 TURNS = {
