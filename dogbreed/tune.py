@@ -144,7 +144,6 @@ class Search:
         finite = [row for row in curve if all(map(math.isfinite, row.values()))]
         trial.set_user_attr("seconds", round(seconds, 3))
         trial.set_user_attr("epochs", len(curve))
-        self.curves.append([row["val_loss"] for row in curve])
         if not finite:
             trial.set_user_attr("diverged", True)
             self.study.tell(trial, state=states.PRUNED)
@@ -321,6 +320,7 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> Callable[[Sequence[An
 
     def train_round(trials: Sequence[Any]) -> None:
         groups: dict[int, list[Any]] = {}
+        ended: dict[int, tuple[Head, float]] = {}
         for trial in trials:
             groups.setdefault(trial.params.get(BATCH_SIZE, config["data"]["batch_size"]), []).append(trial)
         for batch_size, members in sorted(groups.items(), reverse=True):
@@ -341,7 +341,12 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> Callable[[Sequence[An
             trainer.train(heads, batch_size=batch_size, epochs=epochs, give_up=give_up)
             seconds = (time.monotonic() - started) / len(members)
             for trial, head in zip(members, heads, strict=True):
-                search.tell(trial, head.history, head.stopped, seconds)
+                search.curves.append([row["val_loss"] for row in head.history])
+                ended[trial.number] = (head, seconds)
+        # All at once, so that an interrupted round begins anew: what comes next depends on what has been recorded.
+        for trial in trials:
+            head, seconds = ended[trial.number]
+            search.tell(trial, head.history, head.stopped, seconds)
 
     return train_round
 
