@@ -376,6 +376,7 @@ def test_a_class_name_that_cannot_travel(tmp_path, write_tree):
         DogImages(root, quiet=True).setup()
 
 
+@pytest.mark.slow
 def test_bad_files_can_be_an_error(tmp_path, write_tree):
     write_tree(tmp_path)
     first = min(spoil(tmp_path))

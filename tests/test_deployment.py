@@ -214,6 +214,7 @@ def test_what_is_deleted():
         chosen("other")
 
 
+@pytest.mark.slow
 def test_planning_needs_no_torch(model):
     program = (
         "import sys\n"

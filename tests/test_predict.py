@@ -151,6 +151,7 @@ def test_help_teaches(capsys):
     assert "exit codes:" in page
 
 
+@pytest.mark.slow
 def test_head_ends_it_quietly(model, photos):
     command = (
         f'"{sys.executable}" -m dogbreed.predict "{model}" {" ".join([str(photos)] * 60)} --batch-size 1 | head -1'

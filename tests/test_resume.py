@@ -39,6 +39,7 @@ def test_resumed_run_is_the_same_run(tmp_path: Path) -> None:
     runs.assert_same_result(tmp_path / "whole", tmp_path / "rest")
 
 
+@pytest.mark.slow
 def test_gone_on_with_elsewhere_but_never_better(tmp_path: Path) -> None:
     """What is exported is the best of before, though the new folder never wrote it."""
     more = ["test=false", "model.lr=3", "model.optimizer=sgd", "data.batch_size=4"]
@@ -59,6 +60,7 @@ def test_gone_on_with_elsewhere_but_never_better(tmp_path: Path) -> None:
     assert not (tmp_path / "other").exists()
 
 
+@pytest.mark.slow
 def test_other_views_are_another_run(tmp_path: Path) -> None:
     """How many crops an image has, where crops are looked at, and the precision of features."""
     for augment, code in (("crop", 2), ("flip", 0)):

@@ -238,6 +238,7 @@ def test_epochs_without_a_validation_are_never_the_best(tmp_path: Path) -> None:
     assert metrics["val_loss"] == pytest.approx(min(validated.values()), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_steps_that_end_within_the_first_epoch(tmp_path: Path) -> None:
     """Nothing was validated: what was trained last is exported."""
     folder = tmp_path / "run"
@@ -248,6 +249,7 @@ def test_steps_that_end_within_the_first_epoch(tmp_path: Path) -> None:
     assert runs.metrics(folder)["best_epoch"] == 1
 
 
+@pytest.mark.slow
 def test_what_is_said_of_a_test_is_of_that_test(tmp_path: Path) -> None:
     """Of as many images as were tested; without any, the validation's answers do not pass for the test's."""
     ran = runs.train_in(tmp_path / "few", "trainer.limit_test_batches=1", "data.batch_size=4")
@@ -258,6 +260,7 @@ def test_what_is_said_of_a_test_is_of_that_test(tmp_path: Path) -> None:
     assert "test_acc" not in runs.metrics(tmp_path / "none")
 
 
+@pytest.mark.slow
 def test_a_resumed_run_has_the_patience_that_it_was_given(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     more = ("model.lr=3", "model.optimizer=sgd", "test=false")  # no epoch is better than one of the first
@@ -289,6 +292,7 @@ def test_damaged_image_is_skipped_and_listed(tmp_path: Path) -> None:
     assert (metrics["images_skipped"], metrics["images_seen"]) == (1, 17)
 
 
+@pytest.mark.slow
 def test_losses_do_not_depend_on_the_batch_size(tmp_path: Path) -> None:
     """Means over images, not over batches: 18, 9 and 9 images in batches of 4, the last one short, and of all.
 

@@ -44,6 +44,7 @@ def settings(dog_tree: Path, cache_dir: Path) -> list[str]:
     return [*SMALL, f"data.root={dog_tree}"]
 
 
+@pytest.mark.slow
 def test_a_search_records_its_trials_and_repeats_itself(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -71,6 +72,7 @@ def test_a_search_records_its_trials_and_repeats_itself(
     assert [row["model.lr"] for row in trials_of(other)] != [row["model.lr"] for row in rows[:4]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("lr", "inside"), [(0.1, True), (0.5, False)])
 def test_the_first_trial_is_the_configuration_as_it_is_and_runs_to_its_end(
     settings: list[str], tmp_path: Path, lr: float, inside: bool
@@ -150,6 +152,7 @@ def test_bad_use(
     assert not folder.exists()
 
 
+@pytest.mark.slow
 def test_another_search_in_the_same_folder_is_refused(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -159,6 +162,7 @@ def test_another_search_in_the_same_folder_is_refused(
     assert "trainer.max_epochs" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_printed_line_carries_any_value(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -172,6 +176,7 @@ def test_the_printed_line_carries_any_value(
     assert composed["model"]["schedule"] == "cosine"
 
 
+@pytest.mark.slow
 def test_stopped_by_hand(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
