@@ -15,6 +15,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from dogbreed.threads import keep_to
+
 T = TypeVar("T")
 STALLED_AFTER = 60.0  # seconds in one pass after which the thread counts as dead
 
@@ -109,9 +111,8 @@ class Batcher:
         return future
 
     def _work(self, threads: int | None) -> None:
-        torch.get_num_threads()  # what other threads have set is taken over at the first asking, and not later
         if threads is not None:
-            torch.set_num_threads(threads)
+            keep_to(threads)
         try:
             while group := self._next():
                 self._busy_since = time.monotonic()

@@ -89,16 +89,16 @@ class Stem:
 
     def steps(self, features: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
         """The last layer's input [N, inputs] of several training steps, from each one's features [N, ...] and seed."""
+        graph = self._graphs[True]
         with torch.no_grad():
             if self.row_wise:
-                joined: Tensor = _Joined(self._graphs[True], [len(own) for own in features], seeds).run(
-                    torch.cat(list(features))
-                )
-                return list(joined.split([len(own) for own in features]))
+                sizes = [len(own) for own in features]
+                joined: Tensor = _Joined(graph, sizes, seeds).run(torch.cat(list(features)))
+                return list(joined.split(sizes))
             results = []
             for own, seed in zip(features, seeds, strict=True):
                 torch.manual_seed(seed)
-                results.append(self._graphs[True](own))
+                results.append(graph(own))
             return results
 
 
@@ -116,6 +116,7 @@ def _without_head(tail: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def _is_row_wise(graph: fx.GraphModule) -> bool:
+    """Whether an image comes to the same, but for its dropout, whichever images are beside it."""
     for node in graph.graph.nodes:
         if node.op == "call_module":
             if not isinstance(graph.get_submodule(str(node.target)), ROW_WISE):
@@ -131,9 +132,9 @@ def _is_row_wise(graph: fx.GraphModule) -> bool:
 class _Joined(fx.Interpreter):
     """Runs the images of several steps at once; each step draws the dropout masks that it would have drawn alone."""
 
-    def __init__(self, graph: fx.GraphModule, sizes: Sequence[int], seeds: Sequence[int]) -> None:
+    def __init__(self, graph: fx.GraphModule, sizes: list[int], seeds: Sequence[int]) -> None:
         super().__init__(graph)
-        self.sizes = list(sizes)
+        self.sizes = sizes
         self.seeds = seeds
         self._states: list[Tensor] = []
 

@@ -23,6 +23,7 @@ from dogbreed.contract import Asked, Options, Refused
 from dogbreed.images import BadImage
 from dogbreed.metrics import Metrics
 from dogbreed.predictor import Predictor
+from dogbreed.threads import keep_to
 
 MAX_MAPS = 10  # heat maps in one answer; each is a pass back through the last layers
 
@@ -77,7 +78,7 @@ class Service:
         threads = threads or torch.get_num_threads()
         self.metrics = Metrics(predictor.model.backbone, len(predictor.class_names))
         # Each decodes on one core: torch's threads within these threads would only compete.
-        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=_one_thread)
+        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(keep_to, 1))
         self.batcher = Batcher(
             predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
         )
@@ -209,11 +210,6 @@ class Service:
 
 async def _answered(*futures: "Future[Any]") -> list[Any]:
     return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
-
-
-def _one_thread() -> None:
-    torch.get_num_threads()  # as in the batcher
-    torch.set_num_threads(1)
 
 
 def _rounded(heat: Tensor) -> list[list[float]]:

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from dogbreed import cli, provenance
-from dogbreed.config import check, compose, diff, ranges, to_yaml
+from dogbreed.config import check, compose, diff, flatten, ranges, to_yaml
 from dogbreed.errors import DogbreedError, Interrupted
 from dogbreed.features import FeatureCache
 from dogbreed.files import written_whole
@@ -522,8 +522,7 @@ def _check_values(config: Mapping[str, Any], space: Mapping[str, Mapping[str, An
             try:
                 check(changed)
                 build_data(changed, quiet=True)
-                model = changed["model"]
-                check_training(2, *(model[name] for name in _OF_TRAINING))
+                check_training(2, **{name: changed["model"][name] for name in _OF_TRAINING})
             except DogbreedError as error:
                 raise DogbreedError(f"search.space.{key} reaches {value}: {error}") from error
 
@@ -533,18 +532,16 @@ _OF_TRAINING = ("lr", "backbone_lr", "weight_decay", "label_smoothing", "optimiz
 
 def _present(config: Mapping[str, Any], space: Mapping[str, Any]) -> Parameters | None:
     """The configuration's own values of what is searched; None where one of them lies outside its range."""
-    found: Parameters = {}
-    for key, bounds in space.items():
-        value: Any = config
-        for name in key.split("."):
-            value = value.get(name) if isinstance(value, Mapping) else None
+    now = flatten(config)
+    found = {key: now.get(key) for key in space}
+    for key, value in found.items():
+        bounds = space[key]
         if "choices" in bounds:
             inside = value in bounds["choices"]
         else:
             inside = isinstance(value, int | float) and bounds["low"] <= value <= bounds["high"]
         if not inside:
             return None
-        found[key] = value
     return found
 
 

@@ -10,11 +10,7 @@ Bias, ReLU and 2x2 pooling that follow are done tile by tile, while the numbers 
 """
 
 import copy
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from threading import Barrier, local
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -22,8 +18,8 @@ from torch.fx.passes.split_module import split_module
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-T = TypeVar("T")
-_here = local()
+from dogbreed.threads import in_threads
+
 NAME = "F(4x4, 3x3) at 3/4, 3/2"  # of these kernels; whatever changes their numbers changes it
 TILE, REACH = 4, 6  # pixels of a tile's side: of outputs, of the inputs they need
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
@@ -42,48 +38,6 @@ def _powers(count: int) -> Tensor:
 _KERNEL = torch.kron(_powers(3), _powers(3))
 _INPUT = torch.kron(torch.linalg.inv(_powers(REACH)).T.contiguous(), torch.linalg.inv(_powers(REACH)).T.contiguous())
 _OUTPUT = torch.kron(_powers(TILE).T.contiguous(), _powers(TILE).T.contiguous())
-
-
-def keep_to_one_thread() -> None:
-    """Lets torch use one thread in what this thread does."""
-    torch.get_num_threads()  # torch takes over what other threads have set when a thread first asks, but not later
-    torch.set_num_threads(1)
-
-
-@cache
-def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads within which torch has one thread each."""
-    started = Barrier(count + 1)
-
-    def start() -> None:
-        keep_to_one_thread()
-        _here.is_worker = True
-        started.wait()
-
-    workers = ThreadPoolExecutor(count, "winograd", initializer=start)
-    for _ in range(count):
-        workers.submit(int)
-    started.wait()
-    torch.set_num_threads(count)  # which is also what threads to come will have
-    return workers
-
-
-def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
-    """The work of all parts, in as many threads as torch would use; each has one thread of torch.
-
-    An image takes some hundred small steps. Were each shared out by torch, its threads would wait for each other after
-    every step.
-    """
-    count = torch.get_num_threads()
-    if count == 1 or len(parts) == 1 or getattr(_here, "is_worker", False):
-        return [work(part) for part in parts]
-    inference = torch.is_inference_mode_enabled()
-
-    def run(part: Any) -> T:
-        with torch.inference_mode(inference), torch.set_grad_enabled(False):
-            return work(part)
-
-    return list(_workers(count).map(run, parts))
 
 
 class WinogradConv2d(nn.Module):

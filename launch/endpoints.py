@@ -192,15 +192,14 @@ class Deployer:
             with explained(f"looking at {name}"):
                 told = self.sagemaker.describe_endpoint(EndpointName=name)
             status, seconds = str(told["EndpointStatus"]), time.monotonic() - start
+            reason = " ".join(str(told.get("FailureReason", "no reason given")).split())
             if status == "InService" and settings not in (None, told["EndpointConfigName"]):
-                reason = " ".join(str(told.get("FailureReason", "no reason given")).split())
-                former, log = told["EndpointConfigName"], self._last_log_line(name)
-                raise DeploymentFailed(f"{name} was put back to {former} by SageMaker: {reason}{log}")
+                back = f"{name} was put back to {told['EndpointConfigName']} by SageMaker"
+                raise DeploymentFailed(f"{back}: {reason}{self._last_log_line(name)}")
             if status == "InService":
                 self.say(f"{name} is in service after {seconds:.0f} s")
                 return
             if status in ("Failed", "OutOfService", "UpdateRollbackFailed"):
-                reason = " ".join(str(told.get("FailureReason", "no reason given")).split())
                 raise DeploymentFailed(f"{name} failed: {reason}{self._last_log_line(name)}")
             if seconds > START_SECONDS:
                 raise DeploymentFailed(f"{name} is still {status} after {seconds / 60:.0f} minutes")

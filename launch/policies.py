@@ -149,7 +149,8 @@ def _given(names: _Names, keys: Sequence[str], *actions: str) -> list[Statement]
     for bucket, folder in (names.given[key] for key in keys if key in names.given):
         arn = f"arn:{names.partition}:s3:::{bucket}"
         found.append(_allow(["s3:ListBucket", "s3:GetBucketLocation"], [arn]))
-        found.append(_allow(actions, [f"{arn}/{folder.rstrip('/')}*" if folder else f"{arn}/*"]))
+        whole = folder.rstrip("/")
+        found.append(_allow(actions, [f"{arn}/{whole}", f"{arn}/{whole}/*"] if whole else [f"{arn}/*"]))
     return found
 
 

@@ -244,5 +244,8 @@ def test_names_and_weights_that_do_not_fit_together(folder):
 def test_a_device_that_is_not_there(folder):
     with pytest.raises(DogbreedError, match="device cuda"):
         export.load(folder, "cuda")
+
+
+def test_a_device_that_nobody_has(folder):
     with pytest.raises(DogbreedError, match="device toaster"):
         export.load(folder, "toaster")

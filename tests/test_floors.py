@@ -22,7 +22,7 @@ FLOORS = {
     },
     1: {
         *("cli", "download", "sample", "images", "scan", "backbones", "confidence", "checkpoints", "tensors"),
-        *("metrics", "listening", "formats", "archive"),
+        *("metrics", "listening", "formats", "archive", "threads"),
     },
     2: {"data", "prefix", "export", "winograd", "predictor", "oddities"},
     3: {"store", "features", "model", "batching", "attribution"},

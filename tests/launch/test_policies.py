@@ -101,6 +101,8 @@ def test_places_that_the_configuration_names():
     assert allows("execution", "s3:GetObject", "arn:aws:s3:::models/vgg16.pth", *words)
     assert allows("execution", "s3:ListBucket", "arn:aws:s3:::theirs", *words)
     assert not allows("execution", "s3:PutObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)
+    for near in ("theirs/dogs2/a.jpg", "models/vgg16.pth.old"):
+        assert not allows("execution", "s3:GetObject", f"arn:aws:s3:::{near}", *words)
     assert allows("train", "s3:ListBucket", "arn:aws:s3:::theirs", *words)
     assert allows("upload", "s3:PutObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)
     assert not allows("execution", "s3:GetObject", "arn:aws:s3:::theirs/dogs/train/a.jpg")

@@ -1,0 +1,66 @@
+"""Threads that each have their own number of torch's threads."""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from threading import Barrier, local
+from typing import Any, TypeVar
+
+import torch
+
+T = TypeVar("T")
+_here = local()
+
+
+def keep_to(count: int) -> None:
+    """Lets torch use so many threads in what this thread does."""
+    torch.get_num_threads()  # torch takes over what other threads have set when a thread first asks, but not later
+    torch.set_num_threads(count)
+
+
+def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
+    """The work of all parts, in as many threads as torch would use; each has one thread of torch.
+
+    Work of many small steps gains: were each step shared out by torch, its threads would wait for each other after
+    every one. Nothing in it is differentiated.
+
+    Args:
+        work: Called with each of the parts.
+        parts: What there is to do.
+
+    Returns:
+        What came out, in the order of the parts.
+    """
+    count = torch.get_num_threads()
+    if count == 1 or len(parts) == 1 or getattr(_here, "is_worker", False):
+        return [work(part) for part in parts]
+    inference = torch.is_inference_mode_enabled()
+
+    def run(part: Any) -> T:
+        with torch.inference_mode(inference), torch.set_grad_enabled(False):
+            return work(part)
+
+    return list(_workers(count).map(run, parts))
+
+
+@cache
+def _workers(count: int) -> ThreadPoolExecutor:
+    """Threads within which torch has one thread each."""
+    started = Barrier(count + 1)
+
+    def start() -> None:
+        keep_to(1)
+        _here.is_worker = True
+        started.wait()
+
+    workers = ThreadPoolExecutor(count, "dogbreed", initializer=start)
+    for _ in range(count):
+        workers.submit(int)
+    started.wait()
+    torch.set_num_threads(count)  # which is also what threads to come will have
+    return workers
+
+
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, and would wait for them for ever
+    os.register_at_fork(after_in_child=_workers.cache_clear)
