@@ -99,7 +99,11 @@ def certify(
 
     Raises:
         DogbreedError: A path does not exist, or a way cannot be gone at all.
+        ModuleNotFoundError: The extra `serve` is not installed.
     """
+    # The server is a process of its own; what it lacks is said here, before there is anything to wait for.
+    from dogbreed import listening, server  # noqa: F401
+
     folder = find_model(model)
     files = _files(photos)
     chosen = {**WAYS, **(others or {})}

@@ -26,6 +26,11 @@ from dogbreed.hyperparameters import quote, split
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS)
+# Packages of extras, by the name that is imported.
+_EXTRAS = {
+    **dict.fromkeys(("boto3", "botocore", "sagemaker"), "sagemaker"),
+    **dict.fromkeys(("anyio", "h11", "prometheus_client", "starlette", "uvicorn"), "serve"),
+}
 
 
 class _Failed(BaseException):
@@ -137,6 +142,8 @@ def _report(error: Exception) -> int:
         with suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as a shell reports a program that ended by SIGPIPE
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
+        return _say(f"error: This needs {error.name}, which is not installed: pip install 'dogbreed[{extra}]'", 2)
     if cause := _os_error(error, _DISK_FULL):
         where = f" while writing {cause.filename}" if cause.filename else ""
         return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)

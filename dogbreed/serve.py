@@ -65,15 +65,10 @@ def _run(given: argparse.Namespace) -> int:
             raise DogbreedError(f"--{name.replace('_', '-')} {value} is out of range; it is more than 0.")
     if not 0 <= given.max_wait < 1e6:
         raise DogbreedError(f"--max-wait {given.max_wait} is out of range; it is 0 or more.")
-    try:
-        from dogbreed import listening
-        from dogbreed.server import create_app
-    except ModuleNotFoundError as error:
-        raise DogbreedError(
-            f"Serving needs {error.name}, which is not installed: pip install 'dogbreed[serve]'."
-        ) from error
+    from dogbreed import listening
     from dogbreed.predict import find_device, find_model
     from dogbreed.predictor import Predictor
+    from dogbreed.server import create_app
     from dogbreed.service import Limits, Service
 
     listener = listening.bind(given.host, given.port)

@@ -184,7 +184,8 @@ def _wait_until_healthy(process: subprocess.Popen[str], log: Path, port: int) ->
         finally:
             connection.close()
         time.sleep(0.1)
-    raise DogbreedError(f"The server did not start: {_last_line(log) or f'not healthy within {START_SECONDS} s'}")
+    said = _last_line(log).removeprefix("error: ")
+    raise DogbreedError(f"The server did not start: {said or f'not healthy within {START_SECONDS} s'}")
 
 
 @contextmanager

@@ -34,8 +34,6 @@ def _sdk(module: str, region: str) -> Any:
         os.environ["AWS_DEFAULT_REGION"] = region
     try:
         return import_module(module)
-    except ModuleNotFoundError as error:
-        raise DogbreedError(f"launch/ needs {error.name}: pip install -e '.[sagemaker]'.") from error
     finally:
         if none:
             del os.environ["AWS_DEFAULT_REGION"]

@@ -264,3 +264,46 @@ def test_a_closed_pipe_ends_quietly():
 def test_neither_torch_nor_lightning_is_loaded():
     done = command("print({'torch', 'lightning'} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stderr
+
+
+LACKS = """
+import runpy, sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in %(lacks)r:
+            raise ModuleNotFoundError(f"there is no {name} here", name=name)
+
+sys.meta_path.insert(0, Forbidden())
+sys.argv = %(argv)r
+if sys.argv[0].endswith(".py"):
+    runpy.run_path(sys.argv[0], run_name="__main__")
+else:
+    runpy.run_module(sys.argv[0], run_name="__main__", alter_sys=True)
+"""
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argv", "lacks", "extra"),
+    [
+        ([str(ROOT / "launch/sagemaker_train.py"), "mode=plan"], ["boto3", "botocore", "sagemaker"], "sagemaker"),
+        ([str(ROOT / "launch/sagemaker_tune.py"), "mode=plan"], ["sagemaker"], "sagemaker"),
+        ([str(ROOT / "launch/sagemaker_upload.py")], ["boto3", "botocore", "sagemaker"], "sagemaker"),
+        ([str(ROOT / "launch/sagemaker_delete.py")], ["boto3", "botocore", "sagemaker"], "sagemaker"),
+        ([str(ROOT / "launch/policies.py"), "train"], ["boto3", "botocore", "sagemaker"], "sagemaker"),
+        (["dogbreed.serve", "."], ["uvicorn"], "serve"),
+        (["dogbreed.serve", "."], ["prometheus_client"], "serve"),
+        (["dogbreed.certify", "."], ["starlette"], "serve"),
+        (["dogbreed.tune", "data=sample"], ["optuna"], "search"),
+    ],
+)
+def test_an_extra_that_is_not_installed_is_named(argv, lacks, extra, tmp_path):
+    program = LACKS % {"argv": argv, "lacks": lacks}
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert ran.returncode == 2, ran.stderr
+    (line,) = ran.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert f"pip install 'dogbreed[{extra}]'" in line
+    assert not list(tmp_path.iterdir())
