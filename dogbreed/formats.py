@@ -90,10 +90,11 @@ def to_torch_export(model: Answering, photographs: Tensor, record: Mapping[str, 
         with _quiet(), _explained("torch.export"):
             shapes = {"images": {0: torch.export.Dim("N")}}
             program = torch.export.export(model, (_example(photographs),), dynamic_shapes=shapes)
-        with beside.open("wb") as target:
-            torch.export.save(program, target, extra_files={RECORD: json.dumps(record)})
-        with beside.open("rb") as source:
-            loaded = torch.export.load(source).module()
+        with _quiet():
+            with beside.open("wb") as target:
+                torch.export.save(program, target, extra_files={RECORD: json.dumps(record)})
+            with beside.open("rb") as source:
+                loaded = torch.export.load(source).module()
         return _agree(model, photographs, lambda images: loaded(images)[0], file)
 
 
