@@ -19,9 +19,9 @@ from benchmarks.extraction import decoding, extraction, machine
 from benchmarks.profiling import profiling
 from benchmarks.serving import serving
 from benchmarks.training import loops, search, tasks, warm
-from dogbreed import provenance
-from dogbreed.files import written_whole
-from dogbreed.run import prepare_process
+from dogbreed.core.files import written_whole
+from dogbreed.report import environment
+from dogbreed.training.build import prepare_process
 
 RESULTS = Path(__file__).parent / "results"
 PARTS = {
@@ -83,7 +83,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     prepare_process()
-    told = provenance.machine()
+    told = environment.machine()
     print(", ".join(told.values()))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.photographs, given.weights)
@@ -99,7 +99,7 @@ def main() -> None:
 
 def write(file: Path, machine: dict[str, Any], found: dict[str, float]) -> Path:
     """Writes the result; parts that did not run this time keep their figures if machine and versions are the same."""
-    result: dict[str, Any] = {"machine": machine, "versions": provenance.versions()}
+    result: dict[str, Any] = {"machine": machine, "versions": environment.versions()}
     before = json.loads(file.read_text()) if file.exists() else {}
     same = all(before.get(key) == result[key] for key in result)
     measured = {**(before["measured"] if same else {}), **found}

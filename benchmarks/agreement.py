@@ -10,11 +10,11 @@ import numpy as np
 import torch
 
 from benchmarks.bench import Bench
-from dogbreed import backbones
-from dogbreed.data import DogImages
-from dogbreed.features import FeatureCache
-from dogbreed.heads import Head, HeadTrainer
-from dogbreed.model import DogBreedClassifier
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.data.datamodule import DogImages
+from dogbreed.models import backbones
+from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.search.stacked_heads import Head, HeadTrainer
 
 
 def agreement(bench: Bench) -> None:

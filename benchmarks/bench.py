@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from dogbreed import backbones
-from dogbreed.sample import make_sample
+from dogbreed.data.synthetic import make_sample
+from dogbreed.models import backbones
 
 TRAIN, VALID, TEST, CLASSES = 6680, 835, 836, 133  # dogImages
 EPOCHS, BATCH = 5, 512  # the published recipe

@@ -11,9 +11,10 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.bench import Bench, has_bfloat16
-from dogbreed import backbones, images
-from dogbreed.features import plan, running
-from dogbreed.prefix import Split, split
+from dogbreed.cache.callback import plan, running
+from dogbreed.data import images
+from dogbreed.models import backbones
+from dogbreed.models.cut import Split, split
 
 MATRIX = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -13,13 +13,13 @@ from lightning.pytorch import Callback, Trainer
 
 from benchmarks.bench import Bench
 from benchmarks.training import on_features
-from dogbreed import backbones
-from dogbreed.callbacks import History
-from dogbreed.checkpoints import RunCheckpointIO
-from dogbreed.config import compose
-from dogbreed.live_rules import LiveRules
-from dogbreed.profiling import StepTimer
-from dogbreed.system_metrics import SystemMetrics
+from dogbreed.config.compose import compose
+from dogbreed.models import backbones
+from dogbreed.models.checkpoints import RunCheckpointIO
+from dogbreed.monitor.callback import LiveRules
+from dogbreed.monitor.history import History
+from dogbreed.monitor.profiler import StepTimer
+from dogbreed.monitor.system_metrics import SystemMetrics
 
 EPOCHS, PAIRS = 3, 11
 

@@ -27,8 +27,10 @@ from torch import nn
 from torchvision import transforms
 
 from benchmarks.bench import CLASSES, Bench, has_bfloat16
-from dogbreed import Predictor, backbones, export
-from dogbreed.images import Preprocessing
+from dogbreed import Predictor
+from dogbreed.data.images import Preprocessing
+from dogbreed.inference import model_folder
+from dogbreed.models import backbones
 
 CLIENTS, REQUESTS = 8, 12
 SIZES = {"usual": (640, 480), "telephone": (4032, 3024)}
@@ -73,7 +75,7 @@ def _in_this_process(bench: Bench, folder: Path, photographs: dict[str, bytes]) 
 
 
 def _over_http(bench: Bench, folder: Path, photograph: bytes) -> None:
-    weights = (folder / export.WEIGHTS).stat().st_size
+    weights = (folder / model_folder.WEIGHTS).stat().st_size
     servers: dict[str, tuple[str, ...]] = {"batched": (), "alone": ("--max-batch", "1")}
     if has_bfloat16(torch.device("cpu")):
         servers["bfloat16"] = ("--precision", "bfloat16")
@@ -116,9 +118,9 @@ class Published:
 def _exported(bench: Bench) -> Path:
     """VGG16 with a last layer that knows the sample's breeds: ridge regression on the training split's features."""
     network: Any = backbones.create("vgg16", CLASSES, weights="none").eval()
-    folder = export.save(
+    folder = model_folder.save(
         bench.folder / "served",
-        export.Exported(network, "vgg16", [f"breed {i}" for i in range(CLASSES)], Preprocessing()),
+        model_folder.Exported(network, "vgg16", [f"breed {i}" for i in range(CLASSES)], Preprocessing()),
     )
     predictor = Predictor(folder, device="cpu")
     breeds = sorted({file.parent.name for file in bench.files})
@@ -137,7 +139,7 @@ def _exported(bench: Bench) -> Path:
         weight = HEAD_SCALE * centred.T @ torch.linalg.solve(gram, nn.functional.one_hot(wanted).double())
         head.weight.zero_()[: len(breeds)] = weight.T.float()
         head.bias.fill_(-HEAD_SCALE)[: len(breeds)] = -(mean @ weight).float()
-    return export.save(folder, export.Exported(network, "vgg16", predictor.class_names, Preprocessing()))
+    return model_folder.save(folder, model_folder.Exported(network, "vgg16", predictor.class_names, Preprocessing()))
 
 
 def _jpeg(image: Image.Image, size: tuple[int, int]) -> bytes:

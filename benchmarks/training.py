@@ -28,13 +28,13 @@ from torch import nn
 
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
 from benchmarks.extraction import MATRIX, opened, published_transform
-from dogbreed import backbones
-from dogbreed.data import DogImages, Samples
-from dogbreed.features import Store, fill, missing, row_key
-from dogbreed.heads import Head, HeadTrainer
-from dogbreed.images import WHOLE, View
-from dogbreed.model import DogBreedClassifier
-from dogbreed.prefix import Split, split
+from dogbreed.cache.callback import Store, fill, missing, row_key
+from dogbreed.data.datamodule import DogImages, Samples
+from dogbreed.data.images import WHOLE, View
+from dogbreed.models import backbones
+from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.cut import Split, split
+from dogbreed.search.stacked_heads import Head, HeadTrainer
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 ROUND = 10  # trials that the search proposes at a time

@@ -7,21 +7,27 @@ import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from dogbreed.core.version import __version__
+
 if TYPE_CHECKING:
-    from dogbreed.data import DogImages
-    from dogbreed.model import DogBreedClassifier
-    from dogbreed.predictor import Predictor
-    from dogbreed.train import train
+    from dogbreed.data.datamodule import DogImages
+    from dogbreed.inference.predictor import Predictor
+    from dogbreed.models.classifier import DogBreedClassifier
+    from dogbreed.training.run import train
 
 # OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless told otherwise, and take the cores
 # from whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
 # instead of 39 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__version__ = "0.1.0"
-__all__ = ["DogBreedClassifier", "DogImages", "Predictor", "train"]
+__all__ = ["DogBreedClassifier", "DogImages", "Predictor", "__version__", "train"]
 
-_HOME = {"DogBreedClassifier": "model", "DogImages": "data", "Predictor": "predictor", "train": "train"}
+_HOME = {
+    "DogBreedClassifier": "models.classifier",
+    "DogImages": "data.datamodule",
+    "Predictor": "inference.predictor",
+    "train": "training.run",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -4,14 +4,16 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
-from dogbreed import cli
-from dogbreed.errors import DogbreedError
-from dogbreed.hyperparameters import split
-from launch import checks, plan, sdk, submit
-from launch.job import Job, training_job, tuning_job
-from launch.naming import Place, place
-from launch.pricing import Prices
-from launch.settings import check_kinds
+from dogbreed.config import cli
+from dogbreed.config.overrides import split
+from dogbreed.core.errors import DogbreedError
+from launch import render, submit
+from launch.aws import validate
+from launch.aws.account import Account, environment_region, rules_image, training_image
+from launch.aws.naming import Place, place
+from launch.aws.pricing import Prices
+from launch.aws.settings import check_kinds
+from launch.jobs.request import Job, training_job, tuning_job
 
 MODES = ("plan", "rehearse", "submit")
 
@@ -29,14 +31,14 @@ def describe(config: Mapping[str, Any], kind: str, where: Place, experiment: str
         DogbreedError: It cannot be.
     """
     _check_backbone(config["model"]["backbone"])
-    image, now = sdk.training_image(config, where.region), datetime.now()
+    image, now = training_image(config, where.region), datetime.now()
     one_job = kind == "tune" and _way(config) == "one_job"
     if kind == "train" or one_job:
-        rules = sdk.rules_image(config, where.region)
+        rules = rules_image(config, where.region)
         job = training_job(config, where, image, now, experiment=experiment, searches=one_job, rules_image=rules)
     else:
         job = tuning_job(config, where, image, now, experiment=experiment)
-    checks.check_request(job.operation, job.request)
+    validate.check_request(job.operation, job.request)
     return job
 
 
@@ -45,7 +47,7 @@ def _check_backbone(name: str) -> None:
     if name == "vgg16":
         return
     try:
-        from dogbreed.backbones import check_name
+        from dogbreed.models.backbones import check_name
     except ModuleNotFoundError:
         return
     check_name(name)
@@ -86,17 +88,17 @@ def experiment_of(argv: Sequence[str]) -> str | None:
 
 def offline(config: Mapping[str, Any]) -> Place:
     """The place as far as it is known without an account."""
-    return place(config, sdk.environment_region(), None, None)
+    return place(config, environment_region(), None, None)
 
 
 def _plan(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     job = describe(config, kind, offline(config), experiment)
-    print(plan.describe(config, job, Prices(config)))
+    print(render.describe(config, job, Prices(config)))
 
 
 def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     try:
-        from launch.rehearsal import rehearse
+        from launch.rehearsal.training import rehearse
     except ModuleNotFoundError as error:
         raise DogbreedError(f"mode=rehearse needs {error.name}: pip install -e '.[rehearse]'.") from error
     rehearse(config, describe(config, kind, offline(config), experiment))
@@ -105,8 +107,8 @@ def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> N
 def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     if config["job"]:
         tuning = kind == "tune" and _way(config) == "trials"
-        submit.follow(submit.kept(config), config["job"], sdk.Account(config), tuning=tuning)
+        submit.follow(submit.kept(config), config["job"], Account(config), tuning=tuning)
         return
     describe(config, kind, offline(config), experiment)  # what is wrong here is said before anybody is asked
-    account = sdk.Account(config)
+    account = Account(config)
     submit.submit(config, describe(config, kind, account.with_role(), experiment), account)

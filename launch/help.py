@@ -21,7 +21,7 @@ Example:
 """
 
 TRAIN_HELP = f"""
-Trains on SageMaker with the settings of python -m dogbreed.train.
+Trains on SageMaker with the settings of python -m dogbreed.training.run.
 {_MODES}
 What people change most, with the defaults:
   sagemaker.role=null                      execution role, name or ARN

@@ -13,13 +13,13 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed import cli
-from dogbreed.config import compose
-from dogbreed.errors import DogbreedError
-from dogbreed.hyperparameters import to_overrides
+from dogbreed.config.compose import compose
+from dogbreed.config.overrides import to_overrides
+from dogbreed.core.cli import guard
+from dogbreed.core.errors import DogbreedError
 from launch import commands
-from launch.naming import MARK, Place, partition, prefix, split_s3
-from launch.settings import check_kinds
+from launch.aws.naming import MARK, Place, partition, prefix, split_s3
+from launch.aws.settings import check_kinds
 
 HELP = """usage: python launch/policies.py COMMAND [key=value ...]
 
@@ -320,7 +320,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         check_kinds(config)
         print(json.dumps(policy(words[0], config, commands.offline(config)), indent=2))
 
-    return cli.guard(task)
+    return guard(task)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`python launch/sagemaker_invoke.py`: see `launch.invoking`."""
+"""`python launch/sagemaker_invoke.py`: see `launch.serving.invoke`."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from launch.invoking import main
+from launch.serving.invoke import main
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1:]))

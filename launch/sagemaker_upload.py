@@ -8,16 +8,17 @@ from typing import Any
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed import cli
-from dogbreed.download import fetch_dog_images
-from dogbreed.errors import DogbreedError
-from launch import commands, sdk
+from dogbreed.config import cli
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.download import fetch_dog_images
+from launch import commands
+from launch.aws.account import Account
+from launch.aws.naming import split_s3
+from launch.aws.pricing import Prices
+from launch.aws.settings import check_kinds
+from launch.aws.storage import Bucket, photographs
 from launch.help import UPLOAD_HELP
-from launch.job import SPLITS, data_uri
-from launch.naming import split_s3
-from launch.pricing import Prices
-from launch.settings import check_kinds
-from launch.upload import Bucket, photographs
+from launch.jobs.request import SPLITS, data_uri
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def upload(config: dict[str, Any]) -> None:
     if config["data"]["source"] == "sample":
         raise DogbreedError("The sample is not sent: a job draws it itself. Give data.root=FOLDER, or skip this step.")
     planned = config["mode"] == "plan"
-    account = None if planned else sdk.Account(config)  # before anything is fetched for it
+    account = None if planned else Account(config)  # before anything is fetched for it
     if not root.exists() and config["data"]["download"] and root.name == "dogImages" and not planned:
         fetch_dog_images(root, config["data"]["url"]) if config["data"]["url"] else fetch_dog_images(root)
     if not root.is_dir():

@@ -9,18 +9,19 @@ from typing import Any
 
 import yaml
 
-from dogbreed.config import check, to_yaml
-from dogbreed.errors import DogbreedError
-from dogbreed.files import written_whole
-from launch import plan, sdk
-from launch.follow import follow_training, follow_tuning
-from launch.job import SPLITS, TUNING, Job
-from launch.naming import split_s3
-from launch.pricing import RECEIPTS, Prices, check_cost, listed_price
-from launch.upload import Bucket
+from dogbreed.config.compose import check, to_yaml
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+from launch import render
+from launch.aws.account import Account
+from launch.aws.naming import split_s3
+from launch.aws.pricing import RECEIPTS, Prices, check_cost, listed_price
+from launch.aws.storage import Bucket
+from launch.jobs.follow import follow_training, follow_tuning
+from launch.jobs.request import SPLITS, TUNING, Job
 
 
-def submit(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
+def submit(config: Mapping[str, Any], job: Job, account: Account) -> None:
     """Sends a job and follows it to its end.
 
     Args:
@@ -32,10 +33,10 @@ def submit(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
         DogbreedError: It could cost too much, something is missing, AWS refused, or the job failed.
     """
     prices = Prices(config, _listed(config, account))
-    ways = plan.estimates(config, job, prices)
+    ways = render.estimates(config, job, prices)
     estimate = next(iter(ways.values()))
     check_cost(config, estimate)
-    for line in plan.summary(config, job, prices):
+    for line in render.summary(config, job, prices):
         print(line, flush=True)
     prepare(config, job, account)
     with _room(RECEIPTS / job.name):
@@ -45,7 +46,7 @@ def submit(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
     follow(config, job.name, account, tuning=job.operation == TUNING)
 
 
-def follow(config: Mapping[str, Any], name: str, account: sdk.Account, *, tuning: bool) -> None:
+def follow(config: Mapping[str, Any], name: str, account: Account, *, tuning: bool) -> None:
     """Follows a job that is there already to its end.
 
     Args:
@@ -74,7 +75,7 @@ def kept(config: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**sent, "job": config["job"], "mode": config["mode"], "sagemaker": {**sent["sagemaker"], **now}}
 
 
-def prepare(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
+def prepare(config: Mapping[str, Any], job: Job, account: Account) -> None:
     """Puts the archive and the weights into S3, and makes sure that the photographs are there.
 
     Raises:
@@ -101,7 +102,7 @@ def prepare(config: Mapping[str, Any], job: Job, account: sdk.Account) -> None:
     bucket.put(split_s3(job.code_uri, "sagemaker.bucket")[1], job.source.archive)
 
 
-def _listed(config: Mapping[str, Any], account: sdk.Account) -> dict[str, float]:
+def _listed(config: Mapping[str, Any], account: Account) -> dict[str, float]:
     """The price that AWS lists now; empty where it does not say, and the table is used."""
     kind = config["sagemaker"]["instance_type"]
     try:
@@ -141,7 +142,7 @@ def _keep(config: Mapping[str, Any], job: Job, expected: float | None) -> None:
     kept = {
         "request.yaml": yaml.safe_dump(job.request, sort_keys=False),
         "config.yaml": to_yaml(config),
-        "expected.json": json.dumps({"cost": expected, "counts": plan.counts(config), "sent": time.time()}),
+        "expected.json": json.dumps({"cost": expected, "counts": render.counts(config), "sent": time.time()}),
     }
     for name, text in kept.items():
         with written_whole(Path(folder / name)) as file:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from browser import browser, chromium  # noqa: F401  (fixtures)
-from debugger import smdebug_python  # noqa: F401
 from PIL import Image
-from places import SHARED_DATA
+from support.browser import browser, chromium  # noqa: F401  (fixtures)
+from support.debugger import smdebug_python  # noqa: F401
+from support.places import SHARED_DATA
 
 # Before torch is loaded: on a machine that does something else as well, its threads would spin for each other, and what
 # takes half a second alone takes ten.

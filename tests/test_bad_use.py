@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import runs
 import torch
 from safetensors.torch import save_file
+from support import runs
 from torchvision.models import mobilenet_v3_small
 
 from dogbreed import DogBreedClassifier

@@ -9,7 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
-import runs
+from support import runs
 
 
 def _run(*command: str | Path, folder: Path) -> str:
@@ -57,7 +57,7 @@ def test_trains_from_an_empty_folder(wheel: Path, tmp_path: Path) -> None:
     lent = {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}
     (packages / "lent.pth").write_text("\n".join(sorted(lent)) + "\n")
 
-    where = "import dogbreed, dogbreed.config as c; print(dogbreed.__file__); print(c.conf_dir())"
+    where = "import dogbreed, dogbreed.config.compose as c; print(dogbreed.__file__); print(c.conf_dir())"
     package, conf = map(Path, _run(python, "-c", where, folder=empty).split())
     assert package == packages / "dogbreed" / "__init__.py"
     assert conf == packages / "dogbreed" / "conf"

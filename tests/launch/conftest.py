@@ -1,17 +1,14 @@
 """An account on loopback, and no other."""
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from cloud import Cloud
+from support.cloud import Cloud
 
-from launch import commands, follow, sagemaker_upload
+from launch import commands, sagemaker_upload
 from launch.help import TRAIN_HELP
-
-# Settings that make a job small to describe and its data quick to send.
-SMALL = ("model.weights=none", "model.backbone=squeezenet1_1")
+from launch.jobs import follow
 
 
 class Said(NamedTuple):
@@ -23,18 +20,17 @@ class Said(NamedTuple):
 
 
 @pytest.fixture(autouse=True)
-def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
     """No account, no region, no proxy, a folder of its own."""
+    here = tmp_path_factory.mktemp("here")
     for name in (
         *("AWS_PROFILE", "AWS_REGION", "AWS_DEFAULT_REGION", "AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"),
         *("AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"),
     ):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
-    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
-    here = tmp_path / "here"
-    here.mkdir()
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(here / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(here / "no-credentials"))
     monkeypatch.chdir(here)
 
 

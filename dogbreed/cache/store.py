@@ -1,0 +1,238 @@
+"""Features on disk: content-keyed rows in checksummed, memory-mapped blocks.
+
+A store belongs to one prefix (its operations, weights, preprocessing, precision, library versions); a row in it to one
+image's bytes and one view. So a changed image, weight or transform simply is not found, and nothing stale is served.
+
+On disk a store is a folder of blocks, each a safetensors file that is written beside and renamed: keys [N, 16],
+checksums [N] and features [N, ...], memory-mapped when read. A killed build has lost the block it was working on, a
+damaged row is missing, and several processes may write at once.
+"""
+
+import fcntl
+import hashlib
+import os
+import secrets
+import shutil
+import time
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+from dogbreed.data.datamodule import Indices
+from dogbreed.data.images import View
+
+META = "store.json"
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """`given`, or `dogbreed` in the user's cache folder."""
+    if given:
+        return Path(given).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
+
+
+class Store:
+    """Features of one prefix on disk.
+
+    Args:
+        folder: Of this store; made when the first block is written.
+        shape: Of one image's features.
+        dtype: In which they are kept.
+    """
+
+    def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
+        self.folder = folder
+        self.shape = tuple(shape)
+        self.dtype = dtype
+        self._blocks: dict[str, Tensor] = {}
+        self._rows: dict[bytes, tuple[str, int]] = {}
+        self._damaged: set[bytes] = set()
+
+    @property
+    def row_bytes(self) -> int:
+        """Size of one row on disk."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
+
+    def refresh(self) -> int:
+        """Takes up blocks that have appeared; rows whose checksum does not fit are left out.
+
+        Returns:
+            How many rows are damaged and have no good copy, and how many blocks cannot be read at all.
+        """
+        unreadable = 0
+        for file in sorted(self.folder.glob("*.safetensors")):
+            if file.name not in self._blocks:
+                unreadable += not self._take_up(file)
+        return unreadable + len(self._damaged - self._rows.keys())
+
+    def _take_up(self, file: Path) -> bool:
+        try:
+            with safe_open(file, framework="pt") as content:
+                index = content.get_tensor("keys").numpy()
+                checksums = content.get_tensor("checksums").numpy()
+                features = content.get_tensor("features")
+                sealed = (content.metadata() or {}).get("index")
+        except (OSError, SafetensorError, RuntimeError):
+            return False  # half a file, or none any more
+        if sealed != _seal(index, checksums) or features.shape[1:] != self.shape or features.dtype != self.dtype:
+            return False
+        self._blocks[file.name] = features
+        good = _checksums(features) == checksums
+        for row in np.flatnonzero(good):
+            self._rows[index[row].tobytes()] = (file.name, int(row))
+        self._damaged.update(index[row].tobytes() for row in np.flatnonzero(~good))
+        return True
+
+    def __contains__(self, key: bytes) -> bool:
+        return key in self._rows
+
+    def add(self, keys: Sequence[bytes], features: Tensor) -> None:
+        """Writes a block.
+
+        Args:
+            keys: Of the rows (`row_key`).
+            features: [N, *shape].
+
+        Raises:
+            DogbreedError: The disk is full or not writable.
+        """
+        features = features.to(self.dtype).contiguous()
+        index = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
+        checksums = _checksums(features)
+        name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
+        content = {
+            "keys": torch.from_numpy(index.copy()),
+            "checksums": torch.from_numpy(checksums),
+            "features": features,
+        }
+        with written_whole(self.folder / name) as file:
+            save_file(content, file, metadata={"index": _seal(index, checksums)})
+
+    def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
+        """Rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
+        names = sorted({self._rows[key][0] for view in keys for key in view})
+        number = {name: position for position, name in enumerate(names)}
+        places = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
+        return Table([self._blocks[name] for name in names], np.array(places, dtype=np.int64), self.shape)
+
+
+class Table:
+    """Memory-mapped rows of a store, addressed as the data does: by position in a split and view."""
+
+    def __init__(self, blocks: list[Tensor], places: Indices, shape: tuple[int, ...]) -> None:
+        self.blocks = blocks
+        self.places = places  # [views, images, 2]: block and row
+        self.shape = shape
+
+    def __call__(self, indices: Indices, views: Indices) -> Tensor:
+        """Features [N, *shape] in float32 of images `indices` [N], each looked at as `views` [N] says."""
+        block, row = self.places[views, indices].T
+        result = torch.empty(len(indices), *self.shape)
+        for number in np.unique(block):
+            here = np.flatnonzero(block == number)
+            rows = torch.from_numpy(row[here])
+            result[torch.from_numpy(here)] = self.blocks[number].index_select(0, rows).float()
+        return result
+
+
+def row_key(digest: str, view: View) -> bytes:
+    """Key of an image's bytes, seen in one way."""
+    return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
+
+
+def _checksums(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:
+    rows = features.reshape(len(features), -1).view(torch.uint8).numpy()
+    return np.array([zlib.crc32(row.data) for row in rows], dtype=np.int64)
+
+
+def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
+    return f"{zlib.crc32(checksums.tobytes(), zlib.crc32(index.tobytes())):08x}"
+
+
+def make_room(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
+    """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
+
+    Args:
+        folder: Of all stores.
+        max_gb: The limit in 10^9 bytes.
+        keep: The store that is being filled.
+        coming: Bytes that will be added to it.
+
+    Returns:
+        The deleted stores.
+    """
+    found = stores(folder)
+    total = coming + sum(size for _, size, _ in found)
+    deleted = []
+    for store, size, _ in sorted(found, key=lambda entry: entry[2]):
+        if total <= max_gb * 1e9:
+            break
+        if store != keep and delete(store):
+            total -= size
+            deleted.append(store)
+    return deleted
+
+
+def stores(folder: Path) -> list[tuple[Path, int, float]]:
+    """Every store with its size in bytes and when it was last used (seconds since 1970)."""
+    found = []
+    for meta in folder.glob(f"*/{META}"):
+        with suppress(FileNotFoundError):  # another process is deleting it
+            size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
+            found.append((meta.parent, size, meta.stat().st_mtime))
+    return found
+
+
+def delete(store: Path) -> bool:
+    """Deletes a store unless a build holds it; says whether it did."""
+    try:
+        lock = (store / ".lock").open("a")
+    except FileNotFoundError:  # another process was faster
+        return True
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        shutil.rmtree(store, ignore_errors=True)
+        return True
+
+
+@contextmanager
+def locked(folder: Path, leader: bool) -> Iterator[None]:
+    """One build at a time; the others wait and find its result. The lock ends with the process that holds it."""
+    if not leader:
+        yield
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("a")
+    except OSError as error:
+        raise DogbreedError(f"{folder} cannot be written ({error.strerror}); cache.dir= names another place") from error
+    with lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the first above it that is there."""
+    return folder if folder.exists() else existing(folder.parent)
+
+
+def amount(size: float) -> str:
+    """A size in bytes for people."""
+    for unit in ("B", "kB", "MB"):
+        if size < 1000:
+            return f"{size:.3g} {unit}"
+        size /= 1000
+    return f"{size:.3g} GB"

@@ -1,0 +1,107 @@
+"""What the commands that are configured through Hydra share: reading their arguments."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, plain, prepare
+from dogbreed.config.overrides import quote, split
+from dogbreed.core.cli import guard
+from dogbreed.core.version import __version__
+
+
+class _Failed(BaseException):
+    """Carries the task's error past Hydra, which would print a line of its own about an Exception."""
+
+
+def run(
+    task: Callable[[dict[str, Any]], int | None], *, prog: str, help: str, argv: Sequence[str] | None = None
+) -> int:
+    """Runs a command that is configured through Hydra.
+
+    Overrides (`model.lr=0.1`), flags (`--lr 0.1`) and Hydra's own flags (`--cfg job`, `--multirun`) are understood.
+
+    Args:
+        task: Gets the configuration as a plain dict, resolved and checked; returns the exit code, None for 0.
+        prog: How the command is called, for the help page.
+        help: The page that `--help` prints.
+        argv: The arguments; those of this process if None.
+
+    Returns:
+        The exit code. With `--multirun`, the last that is not 0; the first error ends all runs.
+    """
+    return guard(lambda: _run(task, prog, help, sys.argv[1:] if argv is None else list(argv)))
+
+
+def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, argv: list[str]) -> int:
+    flags, overrides = split(argv)
+    if {"-h", "--help"} & set(flags):
+        print(f"usage: {prog} [key=value ...] [--name value ...]\n\n{help.strip()}")
+        return 0
+    if "--version" in flags:
+        print(f"dogbreed {__version__}")
+        return 0
+    overrides = prepare(overrides)
+    multirun = bool({"-m", "--multirun"} & set(flags))
+    given = [word.partition("=")[2] for word in overrides if word.startswith("output_dir=")]
+    shared = multirun and given and not any("," in word or "${" in word for word in given)
+    code = runs = 0
+    failure: Exception | None = None
+
+    def job(composed: DictConfig) -> None:
+        nonlocal code, failure, runs
+        try:
+            config = plain(composed)
+            check(config)
+            if shared and config["output_dir"]:  # each has a folder of its own, as in Hydra's sweeps
+                config["output_dir"] = f"{config['output_dir']}/{runs}"
+            runs += 1
+            code = task(config) or code
+        except Exception as error:
+            failure = error
+            raise _Failed from None
+
+    with ExitStack() as stack:
+        if multirun:  # Hydra's sweeper cannot but write multirun.yaml
+            overrides.append(f"hydra.sweep.dir={quote(stack.enter_context(TemporaryDirectory()))}")
+        stack.enter_context(_hydra_reads([*flags, *overrides]))
+        try:
+            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(job)()
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+            raise explain(error) from error
+        except _Failed:
+            pass
+    if failure is not None:
+        raise failure
+    return code
+
+
+@contextmanager
+def _hydra_reads(arguments: list[str]) -> Iterator[None]:
+    """Hydra reads sys.argv, raises its errors instead of printing them where HYDRA_FULL_ERROR is 1, and sets up logging
+    for flags such as --info; the process is left as it was."""
+    argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    loggers = [logging.getLogger(), logging.getLogger("hydra")]
+    kept = [(logger, logger.handlers[:], logger.level) for logger in loggers]
+    sys.argv, os.environ["HYDRA_FULL_ERROR"] = [argv[0], *arguments], "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        for logger, handlers, level in kept:
+            logger.handlers[:] = handlers
+            logger.setLevel(level)
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full_error

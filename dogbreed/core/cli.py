@@ -1,0 +1,69 @@
+"""What every command shares: turning errors into one sentence and an exit code.
+
+Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something a person can put right, 130 stopped.
+"""
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from contextlib import suppress
+
+from dogbreed.core.errors import DogbreedError, Interrupted
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FORBIDDEN = (errno.EACCES, errno.EROFS)
+# Packages of extras, by the name that is imported.
+_EXTRAS = {
+    **dict.fromkeys(("boto3", "botocore", "sagemaker"), "sagemaker"),
+    **dict.fromkeys(("anyio", "h11", "prometheus_client", "starlette", "uvicorn"), "serve"),
+}
+
+
+def guard(task: Callable[[], int | None]) -> int:
+    """Runs a task and turns what it raises into a sentence on standard error and an exit code."""
+    try:
+        code = task() or 0
+        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+    except KeyboardInterrupt:
+        return _say("stopped", Interrupted.exit_code)
+    except Exception as error:
+        return _report(error)
+    return code
+
+
+def _report(error: Exception) -> int:
+    if isinstance(error, Interrupted):
+        return _say(str(error), error.exit_code)
+    if isinstance(error, DogbreedError):
+        return _say(f"error: {error}", error.exit_code)
+    if isinstance(error, BrokenPipeError):
+        # Whoever read the output has enough of it. The interpreter flushes once more at exit: let that succeed.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13  # as a shell reports a program that ended by SIGPIPE
+    if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
+        return _say(f"error: This needs {error.name}, which is not installed: pip install 'dogbreed[{extra}]'", 2)
+    if cause := _os_error(error, _DISK_FULL):
+        where = f" while writing {cause.filename}" if cause.filename else ""
+        return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)
+    if cause := _os_error(error, _FORBIDDEN):
+        return _say(f"error: No permission to use {cause.filename or 'a file'} ({cause.strerror})", 2)
+    traceback.print_exception(error)
+    return 1
+
+
+def _os_error(error: BaseException | None, numbers: tuple[int, ...]) -> OSError | None:
+    """The error of the operating system that is behind an error, if it is one of these."""
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in numbers:
+            return error
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _say(sentence: str, code: int) -> int:
+    with suppress(OSError):
+        print(sentence, file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,156 @@
+"""Photographs that lie in two splits: the very same file, or the same picture saved again, resized or mirrored.
+
+A picture counts as the same when two measures agree. The difference hash (64 bits: is each of 8 x 8 patches darker
+than its right neighbour?) finds candidates among all pairs; the correlation of the two pictures in grey, 32 x 36,
+throws out those that only have a like layout.
+"""
+
+import filecmp
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torchvision.transforms.v2 import functional as F
+
+from dogbreed.core.progress import track
+from dogbreed.data.datamodule import SPLITS, Samples
+from dogbreed.data.images import BadImage, decode
+
+MOST_IMAGES = 50_000  # beyond, only copies of files are looked for: reading all pictures would take minutes
+HASH_BITS = 10  # of 64 may differ; random pairs of photographs differ in 32 +- 6
+CORRELATION = 0.97  # of two pictures in grey, after their brightness and contrast were made equal
+_HEIGHT, _WIDTH, _PATCH = 32, 36, 4
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A photograph of one split that is also in another.
+
+    Attributes:
+        split: Where the first lies; of two splits the one that is measured on.
+        index: Its position in the split.
+        other_split: Where the second lies.
+        other_index: Its position there.
+        exact: Whether both files have the same bytes.
+    """
+
+    split: str
+    index: int
+    other_split: str
+    other_index: int
+    exact: bool
+
+
+def find_duplicates(photos: Mapping[str, Samples], *, quiet: bool = False) -> list[Pair]:
+    """Pairs across splits, each image of a split at most once for each other split; copies of files come first.
+
+    Args:
+        photos: By split. Without digests (an empty list) only pictures are compared.
+        quiet: Show no progress.
+    """
+    order = [split for split in reversed(SPLITS) if split in photos]  # test before valid before train
+    looked = sum(len(samples) for samples in photos.values()) <= MOST_IMAGES
+    pictures = _pictures({split: photos[split].paths for split in order}, quiet) if looked and len(order) > 1 else {}
+    found: list[Pair] = []
+    for place, split in enumerate(order):
+        for other in order[place + 1 :]:
+            exact = _same_files(photos[split].digests, photos[other].digests)
+            found += [Pair(split, index, other, twin, True) for index, twin in exact.items()]
+            if looked:
+                near = same_pictures(pictures[split], pictures[other])
+                known = photos[split].digests and photos[other].digests
+                for index, twin in near.items():
+                    if index not in exact:
+                        same = not known and _same_bytes(photos[split].paths[index], photos[other].paths[twin])
+                        found.append(Pair(split, index, other, twin, same))
+    return sorted(found, key=lambda pair: not pair.exact)
+
+
+def _same_files(one: Sequence[str], other: Sequence[str]) -> dict[int, int]:
+    where = {digest: index for index, digest in reversed(list(enumerate(other)))}
+    return {index: where[digest] for index, digest in enumerate(one) if digest in where}
+
+
+def _same_bytes(one: Path, other: Path) -> bool:
+    try:
+        return filecmp.cmp(one, other, shallow=False)
+    except OSError:
+        return False
+
+
+def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int, int]:
+    """Which pictures of the first are in the second, and where.
+
+    Args:
+        one: Grey pictures [N, 32, 36] from `picture`; NaN where there is none.
+        other: [M, 32, 36].
+        chunk: Rows of the first that are compared at once.
+
+    Returns:
+        Position in the second by position in the first, the most alike where there are several.
+    """
+    if not len(one) or not len(other):
+        return {}
+    found: dict[int, int] = {}
+    hashes, flat = difference_hash(other), _standardised(other)
+    for start in range(0, len(one), chunk):
+        for mirrored in (False, True):
+            part = one[start : start + chunk]
+            part = part.flip(-1) if mirrored else part
+            # Hashes of +1 and -1: their product counts equal bits less different ones.
+            close = difference_hash(part) @ hashes.T >= 64 - 2 * HASH_BITS
+            rows, columns = close.nonzero(as_tuple=True)
+            if not len(rows):
+                continue
+            alike = (_standardised(part)[rows] * flat[columns]).sum(1)
+            for row, column, value in zip(rows.tolist(), columns.tolist(), alike.tolist(), strict=True):
+                if value >= CORRELATION:  # False for NaN, a picture of one colour
+                    found.setdefault(start + row, column)
+    return found
+
+
+def difference_hash(pictures: Tensor) -> Tensor:
+    """The 64 bits of each picture [N, 32, 36] as +1 and -1 in float32, [N, 64]."""
+    patches = torch.nn.functional.avg_pool2d(pictures[:, None], _PATCH)[:, 0]  # [N, 8, 9]
+    return (patches[..., 1:] > patches[..., :-1]).flatten(1).float() * 2 - 1
+
+
+def _standardised(pictures: Tensor) -> Tensor:
+    """Mean 0 and length 1, so that a product of two is their correlation; [N, 1152]."""
+    flat = pictures.flatten(1)
+    flat = flat - flat.mean(1, keepdim=True)
+    return flat / flat.norm(dim=1, keepdim=True)
+
+
+def picture(path: Path) -> NDArray[np.float32] | None:
+    """A photograph in grey, 32 x 36, whatever its size and shape; None when it cannot be read."""
+    try:
+        image = decode(path, target=_WIDTH)
+    except BadImage:
+        return None
+    small = F.resize(image, [_HEIGHT, _WIDTH], antialias=True).float()
+    grey: NDArray[np.float32] = small.mean(0).numpy()
+    return grey
+
+
+def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Tensor]:
+    total = sum(len(of_split) for of_split in paths.values())
+    blank = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
+    found: dict[str, Tensor] = {}
+    # Pillow lets go of the interpreter lock while it decodes.
+    with (
+        ThreadPoolExecutor(min(torch.get_num_threads() * 2, 32)) as pool,
+        track(total, "Comparing photographs across splits", quiet=quiet or total < 5000) as progress,
+    ):
+        for split, of_split in paths.items():
+            rows = []
+            for grey in pool.map(picture, of_split):
+                rows.append(blank if grey is None else grey)
+                progress.advance()
+            found[split] = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, _HEIGHT, _WIDTH)
+    return found

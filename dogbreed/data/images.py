@@ -1,0 +1,419 @@
+"""The one way from an image's bytes to a network's input, shared by training, evaluation, commands and serving.
+
+`load` is `decode` (bytes to upright 8-bit RGB) followed by `to_input` (resize, mirror, normalise). Hostile bytes end as
+`BadImage` and as nothing else. Everything here may run in many threads at once.
+"""
+
+import io
+import math
+import os
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+from torch.nn.functional import interpolate
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+from dogbreed.core.errors import DogbreedError
+
+Box = tuple[float, float, float, float]
+Truncated = Literal["error", "fill"]
+
+# Which numbers an image becomes. To be raised when they change: features of before are then computed again.
+REVISION = 2
+
+MAX_PIXELS = 100_000_000
+MAX_SIDE = 65_535  # pixels, the longest side a JPEG can have; filter tables grow with it
+
+# Loading every plugin now leaves no lazy import for threads to race for. A JPEG that turns out to be an MPO is
+# recognised by the JPEG plugin, so MPO is no entry of its own; AVIF depends on the version of Pillow.
+Image.init()
+_FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF") if name in Image.OPEN)
+IMAGE_SUFFIXES = frozenset(
+    suffix for suffix, name in Image.registered_extensions().items() if name in {*_FORMATS, "MPO"}
+)
+
+
+def _quiet_pillow() -> None:
+    """Hides warnings about odd metadata and large images, once: `warnings.catch_warnings` is not thread-safe."""
+    for category in (UserWarning, RuntimeWarning):
+        warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
+
+
+_quiet_pillow()
+
+
+class BadImage(DogbreedError, ValueError):
+    """An image that cannot be used.
+
+    Attributes:
+        reason: The cause in a few words, such as "empty file", "not an image", "truncated" or "missing".
+        name: The file it came from, or None where only bytes were given.
+    """
+
+    def __init__(self, reason: str, name: str | None = None) -> None:
+        # A DataLoader's worker hands an error on as the text of its traceback, which ends with what it said.
+        if name is None and (said := re.search(r"BadImage: (.+) cannot be used: (.+)\.\s*\Z", reason)):
+            name, reason = said.groups()
+        super().__init__(reason, name)  # both, so that the error survives pickling on its way out of a worker
+        self.reason = reason
+        self.name = name
+
+    def __str__(self) -> str:
+        return f"{self.name or 'The image'} cannot be used: {self.reason}."
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What turns an RGB image into a network's input; it travels with the weights.
+
+    Attributes:
+        size: Side of the square input, in pixels.
+        resize_size: Shorter side before the central crop, in pixels; only `resize="crop"` uses it.
+        mean: Mean of each channel, on the scale from 0 to 1.
+        std: Standard deviation of each channel, on the scale from 0 to 1.
+        interpolation: One of torchvision's: "bilinear", "bicubic", "nearest" or "nearest-exact".
+        resize: "squash" brings both sides to `size`; "crop" keeps the aspect ratio, brings the shorter side to
+            `resize_size` and cuts the centre out, as torchvision's presets do.
+
+    Raises:
+        DogbreedError: A value is out of its range.
+    """
+
+    size: int = 224
+    resize_size: int = 256
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    interpolation: str = "bilinear"
+    resize: str = "squash"
+
+    def __post_init__(self) -> None:
+        for name in ("size", "resize_size"):
+            value = getattr(self, name)
+            _demand(type(value) is int and 1 <= value <= MAX_SIDE, name, value, f"a whole number from 1 to {MAX_SIDE}")
+        for name in ("mean", "std"):
+            numbers = _numbers(name, getattr(self, name), 3)
+            _demand(name == "mean" or min(numbers) > 0, name, numbers, "above 0")
+            object.__setattr__(self, name, numbers)
+        modes = ("bilinear", "bicubic", "nearest", "nearest-exact")
+        _demand(self.interpolation in modes, "interpolation", self.interpolation, f"one of {', '.join(modes)}")
+        _demand(self.resize in ("squash", "crop"), "resize", self.resize, "squash or crop")
+        fits = self.resize == "squash" or self.size <= self.resize_size
+        _demand(fits, "resize_size", self.resize_size, f"at least size ({self.size}) with resize=crop")
+
+    @property
+    def side(self) -> int:
+        """Pixels that the shorter side of the image (or of its part) is brought to."""
+        return self.size if self.resize == "squash" else self.resize_size
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as plain JSON values."""
+        return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
+        """Builds it from `to_dict`'s values; what is left out keeps its default.
+
+        Raises:
+            DogbreedError: There is a name that is no field, or a value out of its range.
+        """
+        known = {field.name for field in fields(cls)}
+        _demand(isinstance(values, Mapping), "preprocessing", values, "a mapping")
+        unknown = set(values) - known
+        _demand(not unknown, "preprocessing", sorted(map(str, unknown)), f"made of {', '.join(sorted(known))}")
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class View:
+    """A fixed way of looking at an image: mirrored or not, whole or a part.
+
+    Attributes:
+        flip: Whether left and right change places.
+        box: Left, top, width and height of the part, as fractions of the upright image; None for the whole.
+
+    Raises:
+        DogbreedError: The box is empty or reaches outside the image.
+    """
+
+    flip: bool = False
+    box: Box | None = None
+
+    def __post_init__(self) -> None:
+        if self.box is None:
+            return
+        left, top, width, height = box = _numbers("box", self.box, 4)
+        inside = min(left, top) >= 0 and min(width, height) > 0 and max(left + width, top + height) <= 1 + 1e-9
+        _demand(inside, "box", box, "left, top, width and height within 0 and 1")
+        object.__setattr__(self, "box", box)
+
+    @property
+    def key(self) -> str:
+        """The view as text, for keys of caches: the same for equal views, different for different ones."""
+        part = "whole" if self.box is None else "box:" + ",".join(map(repr, self.box))
+        return part + (":flip" if self.flip else "")
+
+
+WHOLE = View()
+
+
+def random_box(
+    u: Sequence[float] | np.ndarray,
+    scale: tuple[float, float] = (0.08, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> Box:
+    """Turns four uniform numbers into a random part of an image, in the manner of torchvision's RandomResizedCrop.
+
+    The aspect ratio is relative to the image's own (1 keeps it), so the image's size need not be known. The part's
+    share of the area is uniform; its aspect ratio is log-uniform over those within `ratio` that fit that area, which is
+    what drawing again until it fits would give.
+
+    Args:
+        u: Four numbers in [0, 1): for the area, the aspect ratio, the left and the top.
+        scale: Smallest and largest share of the area.
+        ratio: Smallest and largest aspect ratio relative to the image's.
+
+    Returns:
+        Left, top, width and height as fractions of the image, always inside it.
+    """
+    area = scale[0] + float(u[0]) * (scale[1] - scale[0])
+    # width = sqrt(area * aspect) and height = sqrt(area / aspect) stay within 1 for area <= aspect <= 1 / area.
+    low, high = math.log(max(ratio[0], area)), math.log(min(ratio[1], 1 / area))
+    aspect = math.exp(low + float(u[1]) * (high - low))
+    width, height = min(1.0, math.sqrt(area * aspect)), min(1.0, math.sqrt(area / aspect))
+    return float(u[2]) * (1 - width), float(u[3]) * (1 - height), width, height
+
+
+def decode(
+    source: bytes | str | os.PathLike[str],
+    *,
+    target: int | None = None,
+    truncated: Truncated = "error",
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
+    """Decodes an image (of an animation the first frame) as it is meant to be seen: upright, over white.
+
+    Args:
+        source: The file's bytes, or its path.
+        target: Pixels the shorter side will be resized to; a JPEG much larger is decoded at 1/2, 1/4 or 1/8 of its
+            size if that divides both sides and leaves them at least twice `target`. None decodes in full.
+        truncated: What to do with a JPEG that ends too early: "error" refuses it, "fill" leaves the rest grey. Other
+            formats are always refused.
+        max_pixels: Larger images are refused before they are decoded; so are those above Pillow's own limit.
+
+    Returns:
+        RGB values from 0 to 255, uint8 of shape [3, height, width] (in memory the channels come last).
+
+    Raises:
+        BadImage: The file cannot be read, or is no whole image of a permitted format and size.
+    """
+    rgb = _read(source, target, truncated, max_pixels)
+    return torch.from_numpy(np.array(rgb)).permute(2, 0, 1)
+
+
+def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
+    """Reads a file's bytes to their end, as cheaply as can be: a JPEG at 1/8 of its size.
+
+    Raises:
+        BadImage: Where `decode` with `truncated="error"` would.
+    """
+    _read(data, 0, "error", max_pixels)
+
+
+def to_input(image: Tensor, preprocessing: Preprocessing, view: View = WHOLE) -> Tensor:
+    """Turns a decoded image into a network's input. The part a view shows is treated as a whole image would be.
+
+    Args:
+        image: uint8 of shape [3, height, width], from `decode`.
+        preprocessing: Size, way of resizing and normalisation.
+        view: Which part, and whether mirrored.
+
+    Returns:
+        Normalised float32 of shape [3, size, size], contiguous.
+    """
+    height, width = image.shape[-2:]
+    if view.box is not None:
+        left, right = _span(view.box[0], view.box[2], width)
+        top, bottom = _span(view.box[1], view.box[3], height)
+        image = _part(image, top, bottom, left, right)
+    size = preprocessing.size
+    if preprocessing.resize == "squash":
+        image = _resized(image, size, size, preprocessing.interpolation)
+    else:
+        image = _not_too_long(image)
+        height, width = image.shape[-2:]
+        shorter, side = min(height, width), preprocessing.resize_size
+        image = _resized(image, side * height // shorter, side * width // shorter, preprocessing.interpolation)
+        image = F.center_crop(image, [size, size])
+    if view.flip:
+        image = image.flip(-1)
+    scale, shift = _affine(preprocessing)
+    return image.contiguous().mul(scale).add_(shift)
+
+
+def load(
+    source: bytes | str | os.PathLike[str],
+    preprocessing: Preprocessing,
+    view: View = WHOLE,
+    *,
+    truncated: Truncated = "error",
+    max_pixels: int = MAX_PIXELS,
+) -> Tensor:
+    """Reads a file's bytes or path into a network's input: `decode`, then `to_input`.
+
+    Returns:
+        Normalised float32 of shape [3, size, size], contiguous.
+
+    Raises:
+        BadImage: As `decode`.
+    """
+    share = max(min(view.box[2:]), 1e-6) if view.box else 1.0
+    target = math.ceil(preprocessing.side / share)
+    return to_input(decode(source, target=target, truncated=truncated, max_pixels=max_pixels), preprocessing, view)
+
+
+def _read(
+    source: bytes | str | os.PathLike[str], target: int | None, truncated: Truncated, max_pixels: int
+) -> Image.Image:
+    """Returns the upright RGB image; whatever goes wrong is a BadImage with the file's name."""
+    _demand(truncated in ("error", "fill"), "truncated", truncated, "error or fill")
+    name = None if isinstance(source, bytes) else os.fspath(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        if not data:
+            raise BadImage("empty file")
+        return _rgb(data, target, truncated == "fill", max_pixels)
+    except Exception as error:  # Pillow raises nearly every built-in error for some broken file
+        raise BadImage(_reason(error), name) from error
+
+
+def _rgb(data: bytes, target: int | None, fill: bool, max_pixels: int) -> Image.Image:
+    image: Image.Image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width * height > max_pixels:
+        raise BadImage(f"too many pixels ({width} x {height})")
+    if not 1 <= min(width, height) <= max(width, height) <= MAX_SIDE:
+        raise BadImage(f"a side of no length or over {MAX_SIDE} pixels ({width} x {height})")
+    if target is not None:
+        # A scale that does not divide both sides would change the aspect ratio a little, and with it the crop.
+        exact = (s for s in (8, 4, 2) if not (width % s or height % s) and 2 * s * target <= min(width, height))
+        scale = next(exact, 1) if target else 8
+        image.draft(None, (math.ceil(width / scale), math.ceil(height / scale)))
+    try:
+        image.load()
+    except OSError:
+        if not fill or image.format not in ("JPEG", "MPO"):
+            raise
+        return _filled(data, target, max_pixels)
+    with suppress(Exception):  # broken metadata does not spoil the picture
+        ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or image.mode.startswith("I"):
+        image = _to_8_bits(image)
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _filled(data: bytes, target: int | None, max_pixels: int) -> Image.Image:
+    """Decodes a JPEG that stops early: with an end in sight libjpeg fills the rest. (Pillow's switch is global.)"""
+    end = b"\xff\xd9"
+    with suppress(OSError):
+        return _rgb(data + end, target, False, max_pixels)
+    # The file stops within the header of a later scan, which would swallow the end. Coded pixels hold no such marker.
+    header = max(data.rfind(b"\xff\xc4"), data.rfind(b"\xff\xda"))
+    return _rgb(data[:header] + end, target, False, max_pixels)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scales deep grey, which Pillow would clip: whole numbers have 16 bits, fractions the smallest usual white."""
+    levels = np.nan_to_num(np.asarray(image, dtype=np.float32), posinf=0.0, neginf=0.0)
+    top = levels.max() if image.mode == "F" else 65_535
+    white = next((usual for usual in (1, 255) if top <= usual), 65_535)
+    return Image.fromarray(np.rint(levels.clip(0, white) * (255 / white)).astype(np.uint8))
+
+
+def _reason(error: Exception) -> str:
+    message = " ".join(str(error).split())
+    match error:
+        case BadImage():
+            return error.reason
+        case UnidentifiedImageError():
+            return "not an image"
+        case Image.DecompressionBombError() | Image.DecompressionBombWarning():
+            return "too many pixels"
+        case FileNotFoundError():
+            return "missing"
+        case IsADirectoryError():
+            return "a folder"
+        case PermissionError():
+            return "no permission to read it"
+        case _:
+            return "truncated" if "truncated" in message.lower() else f"unreadable: {message or type(error).__name__}"
+
+
+def _span(start: float, length: float, pixels: int) -> tuple[int, int]:
+    """First and past-the-last pixel of a part of one side, never empty."""
+    first = min(round(start * pixels), pixels - 1)
+    return first, max(first + 1, min(round((start + length) * pixels), pixels))
+
+
+def _resized(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
+    """The same levels on every processor and with every torch: a model may be served on others than it was trained on.
+
+    torch's kernel for uint8 counts in whole numbers. torchvision goes around it in favour of float32 on some processors
+    and in some versions, and logits then differ by up to 0.1. With the channels last it takes a fifth of the time of
+    Pillow's resize and agrees with it within one level.
+    """
+    if interpolation in ("bilinear", "bicubic") and image.device.type == "cpu":
+        resized: Tensor = interpolate(image[None], (height, width), mode=interpolation, antialias=True)[0]
+        return resized
+    return F.resize(image, [height, width], interpolation=InterpolationMode(interpolation), antialias=True)
+
+
+def _part(image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
+    """Cuts a part out, keeping the channels last in memory, which the fast resize needs."""
+    return image.permute(1, 2, 0)[top:bottom, left:right].contiguous().permute(2, 0, 1)
+
+
+def _not_too_long(image: Tensor, most: int = 16) -> Tensor:
+    """Cuts the middle out of a strip, whose resized length would else exhaust the memory only to be cropped away."""
+    height, width = image.shape[-2:]
+    longest = most * min(height, width)
+    if max(height, width) <= longest:
+        return image
+    top, left = max(0, (height - longest) // 2), max(0, (width - longest) // 2)
+    return _part(image, top, top + min(height, longest), left, left + min(width, longest))
+
+
+@lru_cache(maxsize=16)
+def _affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Returns a, b of shape [3, 1, 1] with a * level + b = (level / 255 - mean) / std."""
+    mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
+    return (1 / (255 * std)).float(), (-mean / std).float()
+
+
+def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
+    try:
+        numbers = () if isinstance(value, str) else tuple(float(number) + 0.0 for number in value)  # -0.0 becomes 0.0
+    except (TypeError, ValueError, OverflowError):
+        numbers = ()
+    _demand(len(numbers) == count and all(map(math.isfinite, numbers)), name, value, f"{count} finite numbers")
+    return numbers
+
+
+def _demand(condition: bool, name: str, value: object, wanted: str) -> None:
+    if not condition:
+        raise DogbreedError(f"{name} is {value!r}; it must be {wanted}.")

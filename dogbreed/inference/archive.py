@@ -1,0 +1,148 @@
+"""`model.tar.gz`, what an endpoint is made of: an exported model, the handlers that SageMaker calls, and this package.
+
+    model.safetensors  model.json  code/inference.py  code/requirements.txt  code/dogbreed/*.py
+
+Equal content gives equal bytes. Needs no torch.
+"""
+
+import gzip
+import hashlib
+import io
+import tarfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import BinaryIO
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+from dogbreed.inference.manifest import RECORD, WEIGHTS, find_model, read_record
+
+HANDLERS = "inference.py"  # what the container looks for
+CODE = "code"
+# What the inference image lacks. torch, torchvision and numpy are its own and must stay as they are.
+REQUIREMENTS = ("pillow>=11", "safetensors>=0.5")
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Archive:
+    """What goes into an archive, by its name there; the weights stay where they are until it is written.
+
+    Attributes:
+        files: Files of this machine.
+        texts: What is no file here.
+    """
+
+    files: dict[str, Path]
+    texts: dict[str, str]
+
+    @property
+    def folder(self) -> Path:
+        """Where the model lies."""
+        return self.files[RECORD].parent
+
+    @property
+    def names(self) -> list[str]:
+        return sorted([*self.files, *self.texts])
+
+    def size(self, name: str) -> int:
+        """Bytes before packing."""
+        return self.files[name].stat().st_size if name in self.files else len(self.texts[name].encode())
+
+    @cached_property
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of each file, in hexadecimal."""
+        return {name: self._digest(name) for name in self.names}
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all names and contents."""
+        return _joined(self.digests)
+
+    @property
+    def code_digest(self) -> str:
+        """SHA-256 over the code alone, that is all but the model."""
+        return _joined({name: value for name, value in self.digests.items() if name.startswith(f"{CODE}/")})
+
+    def write(self, file: Path) -> Path:
+        """Writes the archive, whole or not at all.
+
+        Raises:
+            DogbreedError: The disk is full or not writable.
+        """
+        # Weights hardly get smaller, and take long to do so: they are stored as they are.
+        with (
+            written_whole(file) as beside,
+            beside.open("wb") as raw,
+            gzip.GzipFile("", "wb", compresslevel=0, fileobj=raw, mtime=0) as packed,
+            tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
+        ):
+            for name in self.names:
+                entry = tarfile.TarInfo(name)  # of nobody, from 1970: the same on every machine
+                entry.mode, entry.size = 0o644, self.size(name)
+                with self._open(name) as content:
+                    tar.addfile(entry, content)
+        return file
+
+    def _open(self, name: str) -> BinaryIO:
+        return self.files[name].open("rb") if name in self.files else io.BytesIO(self.texts[name].encode())
+
+    def _digest(self, name: str) -> str:
+        with self._open(name) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
+
+
+@contextmanager
+def of(model: Path) -> Iterator[Archive]:
+    """The archive of a model.
+
+    Args:
+        model: An exported model, the folder of its run, or a `model.tar.gz`: a training job's, or such an archive, of
+            which the model is taken and not the code.
+
+    Raises:
+        DogbreedError: There is no model in it.
+    """
+    if model.is_file():
+        with TemporaryDirectory(prefix="dogbreed-archive-") as folder:
+            unpack(model, Path(folder))
+            yield _of_folder(find_model(Path(folder)), str(model))
+    else:
+        yield _of_folder(find_model(model), str(model))
+
+
+def _of_folder(folder: Path, told: str) -> Archive:
+    if not folder.is_dir():
+        raise DogbreedError(f"{told} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
+    if not (folder / RECORD).is_file():
+        raise DogbreedError(f"{told} holds no exported model: there is no {RECORD} in it.")
+    read_record(folder)
+    if not (folder / WEIGHTS).is_file():
+        raise DogbreedError(f"{told} has no {WEIGHTS}; copy the whole folder.")
+    files = {name: folder / name for name in (RECORD, WEIGHTS)}
+    files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
+    files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
+    return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in REQUIREMENTS)})
+
+
+def unpack(archive: Path, folder: Path) -> None:
+    """Unpacks a model.tar.gz; nothing lands outside the folder, and only files and folders do.
+
+    Raises:
+        DogbreedError: It is damaged, or no such archive.
+    """
+    try:
+        with tarfile.open(archive, "r:gz") as tar:
+            tar.extractall(folder, filter="data")
+    except (tarfile.TarError, EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise DogbreedError(f"{archive} is no readable model.tar.gz ({' '.join(str(error).split())}).") from error
+
+
+def _joined(digests: dict[str, str]) -> str:
+    joined = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return hashlib.sha256(joined.encode()).hexdigest()

@@ -1,0 +1,146 @@
+"""An exported model for other people's runtimes: ONNX and torch.export, kept only if they answer as the original does.
+
+The file takes `images` [N, 3, S, S], preprocessed as its metadata says, and gives `logits` and calibrated
+`probabilities` [N, classes]. Class names, preprocessing and temperature travel inside, as the text of `model.json`.
+"""
+
+import json
+import logging
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+from dogbreed.inference.manifest import RECORD
+
+TOLERANCE = 1e-4  # in logits, as for every other way from bytes to logits
+OPSET = 18
+
+
+class Answering(nn.Module):
+    """A network with its temperature.
+
+    Args:
+        network: In evaluation mode, on the CPU.
+        temperature: Logits are divided by it before the softmax.
+    """
+
+    def __init__(self, network: nn.Module, temperature: float) -> None:
+        super().__init__()
+        self.network, self.temperature = network, temperature
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """[N, 3, S, S] to logits and probabilities [N, classes]."""
+        logits: Tensor = self.network(images)
+        return logits, (logits / self.temperature).softmax(1)
+
+
+def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], file: Path) -> float:
+    """Writes an ONNX file.
+
+    Args:
+        model: What is exported.
+        photographs: Network inputs [N, 3, S, S] on which the file has to agree.
+        record: The content of `model.json`.
+        file: Where it goes; it is there only if it agrees.
+
+    Returns:
+        The largest difference of a logit.
+
+    Raises:
+        DogbreedError: The file does not agree, the packages are missing, or the network cannot be exported.
+    """
+    try:
+        import onnx
+        import onnxruntime
+        import onnxscript  # noqa: F401  (what torch.onnx exports with)
+    except ModuleNotFoundError as error:
+        raise DogbreedError(
+            f"ONNX needs {error.name}, which is not installed: pip install 'dogbreed[onnx]'."
+        ) from error
+    with written_whole(file) as beside:
+        with _quiet(), _explained("ONNX"):
+            # An example of two: from one, the exporter would take the size of the batch for fixed.
+            torch.onnx.export(
+                model, (_example(photographs),), str(beside), dynamo=True, external_data=False, opset_version=OPSET,
+                input_names=["images"], output_names=["logits", "probabilities"],
+                dynamic_shapes={"images": {0: torch.export.Dim("N")}}, verbose=False,
+            )  # fmt: skip
+        content = onnx.load(beside)
+        onnx.helper.set_model_props(content, {RECORD: json.dumps(record)})
+        onnx.save(content, beside)
+        session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
+
+        def answer(images: Tensor) -> Tensor:
+            return torch.from_numpy(np.asarray(session.run(["logits"], {"images": images.numpy()})[0]))
+
+        return _agree(model, photographs, answer, file)
+
+
+def to_torch_export(model: Answering, photographs: Tensor, record: Mapping[str, Any], file: Path) -> float:
+    """Writes a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
+    with written_whole(file) as beside:
+        with _quiet(), _explained("torch.export"):
+            shapes = {"images": {0: torch.export.Dim("N")}}
+            program = torch.export.export(model, (_example(photographs),), dynamic_shapes=shapes)
+        with _quiet():
+            with beside.open("wb") as target:
+                torch.export.save(program, target, extra_files={RECORD: json.dumps(record)})
+            with beside.open("rb") as source:
+                loaded = torch.export.load(source).module()
+        return _agree(model, photographs, lambda images: loaded(images)[0], file)
+
+
+def _example(photographs: Tensor) -> Tensor:
+    return torch.cat([photographs, photographs])[:2].contiguous()
+
+
+def _agree(model: Answering, photographs: Tensor, answer: Callable[[Tensor], Tensor], file: Path) -> float:
+    """The largest difference, over batches of several sizes.
+
+    Raises:
+        DogbreedError: It is above the tolerance, or a breed differs.
+    """
+    largest, differ = 0.0, 0
+    with torch.no_grad():
+        for size in (1, 3):
+            for batch in photographs.contiguous().split(size):
+                expected, found = model(batch)[0], answer(batch)
+                largest = max(largest, float((found - expected).abs().max()))
+                differ += int((found.argmax(1) != expected.argmax(1)).sum())
+    if not largest <= TOLERANCE or differ:
+        raise DogbreedError(
+            f"{file} was not kept: its logits differ by up to {largest:.2g}, and {differ} breeds of "
+            f"{2 * len(photographs)} (allowed: {TOLERANCE:g}, and none)."
+        )
+    return largest
+
+
+@contextmanager
+def _explained(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        reason = str(error).strip().splitlines() or [type(error).__name__]
+        raise DogbreedError(f"This network cannot be exported to {what}: {reason[0][:200]}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters report their own progress and their own deprecations."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)

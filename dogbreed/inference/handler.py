@@ -1,0 +1,78 @@
+"""What SageMaker's inference container calls: `code/inference.py` in the model's archive.
+
+The container gives bytes and headers, `schema` understands them, `Predictor` answers: the same two as in
+`python -m dogbreed.serve`. Needs torch, torchvision and what `code/requirements.txt` names, no more.
+
+A request that cannot be answered gets its 4xx status and one sentence in JSON through the container's context. An
+exception would become a 500 with a traceback in it.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any, NamedTuple
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference import schema
+from dogbreed.inference.predictor import Predictor
+from dogbreed.inference.schema import Answered, Asked, Refused
+
+
+class Outcome(NamedTuple):
+    """A request with the answers for its images."""
+
+    asked: Asked
+    answers: Sequence[Answered | DogbreedError]
+
+
+def model_fn(model_dir: str) -> Predictor:
+    """The predictor of the unpacked archive; takes a GPU where there is one."""
+    return Predictor(model_dir)
+
+
+def input_fn(input_data: bytes | bytearray | str, content_type: str | None, context: Any = None) -> Asked | Refused:
+    """The images of a request.
+
+    Raises:
+        Refused: The request is not understood, and there is no context to say so.
+    """
+    try:
+        return schema.read(input_data if isinstance(input_data, str) else bytes(input_data), content_type)
+    except Refused as refused:
+        return _refuse(refused, context)
+
+
+def predict_fn(data: Asked | Refused, model: Predictor) -> Outcome | Refused:
+    """Answers for all images of a request."""
+    if isinstance(data, Refused):
+        return data
+    # With all classes: how many of them the answer names may yet be said in the Accept header, which comes last.
+    everything = replace(data, options=replace(data.options, top_k=len(model.class_names)))
+    return Outcome(data, model.answer(everything))
+
+
+def output_fn(prediction: Outcome | Refused, accept: str | None, context: Any = None) -> tuple[str, str]:
+    """The body of the answer and its content type.
+
+    Raises:
+        Refused: No such answer can be given, and there is no context to say so.
+    """
+    if isinstance(prediction, Refused):
+        return _sentence(prediction)
+    try:
+        kind, options = schema.accepted(accept, prediction.asked.options)
+        return schema.write(replace(prediction.asked, options=options), prediction.answers, kind), kind
+    except Refused as refused:
+        return _sentence(_refuse(refused, context))
+
+
+def _refuse(refused: Refused, context: Any) -> Refused:
+    if context is None:
+        raise refused
+    context.set_response_status(code=refused.status, phrase=HTTPStatus(refused.status).phrase)
+    return refused
+
+
+def _sentence(refused: Refused) -> tuple[str, str]:
+    return json.dumps({"error": str(refused)}), schema.JSON

@@ -1,0 +1,52 @@
+"""`model.json`, what is known of an exported model without reading its weights; needs no torch."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.version import __version__
+
+FORMAT_VERSION = 1
+WEIGHTS = "model.safetensors"
+RECORD = "model.json"
+
+
+def find_model(folder: Path) -> Path:
+    """The folder of an exported model; that of a run stands for the `model/` in it."""
+    inside = folder / "model"
+    return inside if not (folder / RECORD).is_file() and (inside / RECORD).is_file() else folder
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """The checked content of `model.json`.
+
+    Raises:
+        DogbreedError: Missing, damaged, of a newer format, or without class names.
+    """
+    file = folder / RECORD
+    if not file.is_file():
+        raise DogbreedError(f"{folder} is no exported model: it has no {RECORD} (a run exports to its model/ folder).")
+    try:
+        record = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DogbreedError(f"{file} is not readable as JSON: {error}.") from error
+    version = record.get("format_version") if isinstance(record, dict) else None
+    if version != FORMAT_VERSION:
+        raise DogbreedError(
+            f"{file} has format version {version}; this is dogbreed {__version__}, which reads version "
+            f"{FORMAT_VERSION}."
+        )
+    names = record.get("class_names")
+    if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
+        raise DogbreedError(f"{file} has no list of class names.")
+    temperature = record.get("temperature")
+    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+        raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
+    if not isinstance(record.get("preprocessing"), dict):
+        raise DogbreedError(f"{file} does not say its preprocessing.")
+    for name in ("config", "metrics"):
+        if not isinstance(record.get(name, {}), dict):
+            raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
+    return record

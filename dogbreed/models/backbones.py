@@ -1,0 +1,325 @@
+"""A torchvision classification network with its head replaced, its weights loaded and its parameters frozen.
+
+Every network answers the same few questions here: which module is its head, which is its last stage, what
+preprocessing its weights expect, and which of its values may change in training.
+"""
+
+import difflib
+import pickle
+import re
+import zipfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+import torchvision
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torchvision.models import get_model, get_model_weights, list_models
+from torchvision.ops import StochasticDepth
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.images import Preprocessing
+
+TRAINABLE = ("head", "block", "all")
+
+# Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+# torchvision's published DenseNet files carry the names of an older layout ("norm.1" for "norm1").
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+
+# The last stage by family, where it is not what follows the last pooling layer of `features`.
+_LAST_STAGE: dict[str, tuple[str, ...]] = {
+    "resnet": ("layer4",),
+    "resnext": ("layer4",),
+    "wide_resnet": ("layer4",),
+    "regnet": ("trunk_output.block4",),
+    "densenet": ("features.denseblock4", "features.norm5"),
+    "shufflenet": ("stage4", "conv5"),
+    "inception": ("Mixed_7a", "Mixed_7b", "Mixed_7c"),
+    "googlenet": ("inception5a", "inception5b"),
+    "mnasnet": ("layers.13", "layers.14", "layers.15"),
+    "maxvit": ("blocks.3",),
+}
+_TWO_LAST = ("mobilenet", "efficientnet")  # the last stage and the 1x1 convolution that widens it
+_ONE_LAST = ("convnext", "swin")
+
+
+def check_name(backbone: str) -> None:
+    """Refuses a network that torchvision does not have.
+
+    Raises:
+        DogbreedError: Names the nearest known network.
+    """
+    known = list_models(module=torchvision.models)
+    if backbone not in known:
+        near = difflib.get_close_matches(str(backbone), known, n=1, cutoff=0.4)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+        raise DogbreedError(f"model.backbone={backbone} is no classification network of torchvision; {hint}")
+
+
+def preprocessing_of(backbone: str, *, resize: str = "squash", size: int | None = None) -> Preprocessing:
+    """What the published weights of a network expect, read from the weights' own record.
+
+    Args:
+        backbone: Name of a torchvision classification network.
+        resize: `squash` or `crop`.
+        size: Side of the square input in pixels; None takes the record's.
+    """
+    check_name(backbone)
+    record: Any = get_model_weights(backbone).DEFAULT.transforms()
+    crop, shorter = record.crop_size[0], record.resize_size[0]
+    if size is not None:
+        crop, shorter = size, round(shorter * size / crop)
+    return Preprocessing(
+        size=crop,
+        resize_size=shorter,
+        mean=tuple(record.mean),
+        std=tuple(record.std),
+        interpolation=record.interpolation.value,
+        resize=resize,
+    )
+
+
+def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: int = 0) -> nn.Module:
+    """A network with a head of `num_classes` outputs.
+
+    Args:
+        backbone: Name of a torchvision classification network.
+        num_classes: Outputs of the new head.
+        weights: `imagenet` (torchvision's published file, downloaded into the hub's cache folder when missing),
+            `none`, or the path of a state_dict (.pth, .pt or .safetensors). A head
+            of another size in a file is dropped.
+        seed: Of every random initial value; the global random state is left as it was.
+
+    Raises:
+        DogbreedError: Unknown network, missing or unreadable file, a file that does not fit, no network connection.
+    """
+    check_name(backbone)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if weights == "none":
+            network = _build(backbone, num_classes)
+            _reset_head(network)
+            return network
+        file = published_file(backbone) if weights == "imagenet" else Path(weights)
+        state = read_state(file)
+        network = skeleton(backbone, num_classes)
+        network.to_empty(device="cpu")
+        _reset_head(network)
+        _load_backbone(network, backbone, state, file)
+        return network
+
+
+def skeleton(backbone: str, num_classes: int) -> nn.Module:
+    """The network for a state that is about to be loaded: on the meta device, without values, where it can be."""
+    check_name(backbone)
+    try:
+        with torch.device("meta"):
+            return _build(backbone, num_classes)
+    except (NotImplementedError, RuntimeError):  # RegNet and Swin compute their widths with tensors
+        with torch.random.fork_rng(devices=[]):
+            return _build(backbone, num_classes)
+
+
+def _build(backbone: str, num_classes: int) -> nn.Module:
+    # Both inception networks were published for inputs scaled by their own constants; the flag is part of the network.
+    extra: dict[str, Any] = {}
+    if backbone in ("inception_v3", "googlenet"):
+        extra = {"transform_input": True, "aux_logits": False, "init_weights": True}
+    return get_model(backbone, weights=None, num_classes=num_classes, **extra)
+
+
+def head_name(network: nn.Module) -> str:
+    """Dotted name of the last layer, whose outputs are the classes: the last linear layer (SqueezeNet: convolution)."""
+    found = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not found:
+        found = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    if not found:
+        raise DogbreedError(f"{type(network).__name__} has no linear layer or convolution that could be its head.")
+    return found[-1]
+
+
+def last_stage(network: nn.Module, backbone: str) -> list[str]:
+    """Dotted names of the modules that make up the last stage before the head (`trainable=block`)."""
+    for family, modules in _LAST_STAGE.items():
+        if backbone.startswith(family):
+            return list(modules)
+    if backbone.startswith("vit"):
+        layers = network.get_submodule("encoder.layers")
+        return [f"encoder.layers.{list(dict(layers.named_children()))[-1]}", "encoder.ln"]
+    features = dict(network.get_submodule("features").named_children())
+    names = [f"features.{name}" for name in features]
+    if backbone.startswith(_TWO_LAST):
+        return names[-2:]
+    if backbone.startswith(_ONE_LAST):
+        return names[-1:] + (["norm"] if hasattr(network, "norm") else [])
+    start = 0
+    for index, child in enumerate(features.values()):
+        if isinstance(child, nn.MaxPool2d) and index + 1 < len(names):
+            start = index + 1
+    return names[start:]
+
+
+def freeze(network: nn.Module, backbone: str, trainable: str) -> None:
+    """Leaves only what `trainable` names with requires_grad: `head`, `block` (head and last stage) or `all`.
+
+    Raises:
+        DogbreedError: `trainable` is none of the three.
+    """
+    if trainable not in TRAINABLE:
+        raise DogbreedError(f"model.trainable={trainable} is unknown; it is one of {', '.join(TRAINABLE)}.")
+    network.requires_grad_(trainable == "all")
+    for name in [head_name(network), *(last_stage(network, backbone) if trainable == "block" else [])]:
+        network.get_submodule(name).requires_grad_(True)
+
+
+def set_mode(network: nn.Module, training: bool) -> None:
+    """`network.train(training)`, with what is frozen really frozen.
+
+    Frozen batch norm keeps its running statistics (`train()` alone would go on updating them), and stochastic depth
+    is off in blocks of which nothing trains: it regularises weights, and there are none to regularise. Dropout stays
+    as it is: behind a frozen layer it still regularises the head.
+    """
+    network.train(training)
+    if not training:
+        return
+    for parent in network.modules():
+        for child in parent.children():
+            frozen_norm = isinstance(child, _NormBase) and not _trains(child, parent)
+            frozen_depth = isinstance(child, StochasticDepth) and not _trains(parent)
+            if frozen_norm or frozen_depth:
+                child.eval()
+
+
+def _trains(module: nn.Module, otherwise: nn.Module | None = None) -> bool:
+    parameters = list(module.parameters())
+    if not parameters and otherwise is not None:
+        parameters = list(otherwise.parameters())
+    return any(parameter.requires_grad for parameter in parameters)
+
+
+def changing_names(network: nn.Module) -> set[str]:
+    """Names in the state_dict whose values training may change: trainable parameters, buffers of unfrozen modules."""
+    names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    for prefix, module in network.named_modules():
+        buffers = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_buffers(recurse=False)]
+        if buffers and _trains(module):
+            names.update(buffers)
+    return names & network.state_dict().keys()
+
+
+def published_file(backbone: str) -> Path:
+    """Path of torchvision's published ImageNet weights in the hub's cache folder, downloaded when missing.
+
+    Raises:
+        DogbreedError: The download failed; names the ways to go on without it.
+    """
+    url = get_model_weights(backbone).DEFAULT.url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urlparse(url).path).name
+    if file.exists():
+        return file
+    hash_prefix = file.stem.rpartition("-")[2]  # torchvision names its files NAME-HASH.pth
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise DogbreedError(
+            f"The ImageNet weights of {backbone} could not be downloaded from {url} ({error}); give a file with "
+            f"model.weights=PATH, place it at {file}, or train without pretrained weights with model.weights=none."
+        ) from error
+    return file
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Reads a state_dict without running code from it.
+
+    Args:
+        file: `.safetensors`, or a torch file that `weights_only=True` accepts. A state_dict inside a checkpoint
+            (under `state_dict` or `model`) and the name prefixes `module.` and `network.` are understood.
+
+    Raises:
+        DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
+    """
+    if not file.is_file():
+        raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)", str(error))
+        if code and (zipfile.is_zipfile(file) or _begins_as_pickle(file)):
+            named = f" ({code.group(1)})" if code.group(1) else ""
+            raise DogbreedError(
+                f"{file} is a pickle that would run code{named} when loaded, so it was not; save the plain "
+                "state_dict with torch.save(model.state_dict(), PATH) or as .safetensors."
+            ) from error
+        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DogbreedError(f"{file} holds no state_dict (a mapping of names to tensors).")
+    return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
+
+
+def _begins_as_pickle(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(1) == pickle.PROTO
+
+
+def _reset_head(network: nn.Module) -> None:
+    head: Any = network.get_submodule(head_name(network))
+    head.reset_parameters()
+
+
+def _load_backbone(network: nn.Module, backbone: str, state: Mapping[str, Tensor], file: Path) -> None:
+    """Copies everything but a head of another size; all other names and shapes have to agree."""
+    head = head_name(network)
+    given = {
+        _OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items() if not name.startswith(_AUXILIARY)
+    }
+    wanted = network.state_dict()
+    if any(given.get(name, value).shape != value.shape for name, value in _under(wanted, head)):
+        for name, _ in _under(wanted, head):
+            given.pop(name, None)
+    optional = {name for name, _ in _under(wanted, head)}
+    # Published files older than PyTorch 0.4.1 lack this counter; evaluation never reads it.
+    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
+    missing = [name for name in wanted if name not in given and name not in optional | counters]
+    unknown = [name for name in given if name not in wanted]
+    differ = [name for name, value in given.items() if name in wanted and value.shape != wanted[name].shape]
+    if missing or unknown or differ:
+        parts = []
+        if missing:
+            parts.append(f"{_some(missing)} missing")
+        if unknown:
+            parts.append(f"{_some(unknown)} unknown to it")
+        if differ:
+            parts.append(f"{_some(differ)} of another shape")
+        raise DogbreedError(
+            f"The weights in {file} do not fit {backbone}: {'; '.join(parts)}. Is model.backbone the network that "
+            "these weights were saved from?"
+        )
+    for name in counters - given.keys():
+        wanted[name].zero_()
+    network.load_state_dict(given, strict=False)
+
+
+def _under(state: Mapping[str, Tensor], module: str) -> Iterable[tuple[str, Tensor]]:
+    return [(name, value) for name, value in state.items() if name.startswith(f"{module}.")]
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -1,0 +1,124 @@
+"""Checkpoints that hold what changes; what is frozen lies beside them, once.
+
+With VGG16 and a trained head 537 of 539 MB never change. They are written to `frozen.safetensors` when the first
+checkpoint of a run is saved, and each checkpoint then takes milliseconds. Reading puts both together again, so that
+everything behind this room sees whole checkpoints.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+
+FROZEN = "frozen.safetensors"
+PREFIX = "network."
+
+
+class RunCheckpointIO(CheckpointIO):
+    """Lightning's way to checkpoint files in a run.
+
+    Args:
+        changing: Names in the network's state_dict that training may change.
+    """
+
+    def __init__(self, changing: set[str]) -> None:
+        self.changing = {PREFIX + name for name in changing}
+        self._frozen_digest: str | None = None
+        self._written: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        file = Path(path)
+        state = checkpoint["state_dict"]
+        frozen = {name: value for name, value in state.items() if name not in self.changing}
+        beside = file.with_name(FROZEN)
+        if frozen and beside not in self._written:  # a callback may save into another folder
+            values = {name: value.cpu().contiguous() for name, value in frozen.items()}
+            self._frozen_digest = _digest(values)
+            # A resumed run has the very values that lie there; another run in the same folder has others.
+            if _digest_in(beside) != self._frozen_digest:
+                with written_whole(beside) as temporary:
+                    save_file(values, temporary, metadata={"digest": self._frozen_digest})
+            self._written.add(beside)
+        kept = {name: value for name, value in state.items() if name in self.changing}
+        with written_whole(file) as temporary:
+            torch.save(
+                {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
+                temporary,
+            )
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def read_checkpoint(file: Path) -> dict[str, Any]:
+    """A whole checkpoint: the file's content and, where frozen values lie beside it, those too. Never runs code.
+
+    Raises:
+        DogbreedError: Missing, truncated, no checkpoint of this project, or moved away from its frozen values.
+    """
+    if not file.is_file():
+        raise DogbreedError(f"The checkpoint {file} does not exist.")
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise DogbreedError(f"{file} is not a readable checkpoint (truncated or of another kind).") from error
+    if not isinstance(checkpoint, Mapping) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
+        raise DogbreedError(f"{file} is no checkpoint of this project; weights alone go into model.weights=PATH.")
+    checkpoint = dict(checkpoint)
+    frozen, digest = checkpoint.pop("frozen", []), checkpoint.pop("frozen_digest", None)
+    if frozen:
+        beside = file.with_name(FROZEN)
+        try:
+            with safe_open(beside, framework="pt") as content:
+                values = {name: content.get_tensor(name) for name in frozen}
+        except (OSError, SafetensorError, RuntimeError) as error:
+            raise DogbreedError(
+                f"{file} needs the frozen weights that belong beside it, in {beside}; move both together, or use the "
+                "run's model/ folder, which is whole."
+            ) from error
+        if _digest_in(beside) != digest:
+            raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
+        checkpoint["state_dict"] = {**values, **checkpoint["state_dict"]}
+    return checkpoint
+
+
+def _digest(values: Mapping[str, Tensor]) -> str:
+    """Of the values themselves, so that equal weights are known as such whichever run wrote them."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in sorted(values.items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _digest_in(file: Path) -> str | None:
+    """The digest noted in a file of frozen weights; None where there is no such file."""
+    try:
+        with safe_open(file, framework="pt") as content:
+            return (content.metadata() or {}).get("digest")
+    except (OSError, SafetensorError):
+        return None
+
+
+def changed_state(file: Path) -> dict[str, Tensor]:
+    """Only what a run's checkpoint itself holds of the network: the values that training may change."""
+    return network_state(torch.load(file, map_location="cpu", weights_only=True))
+
+
+def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The network's state_dict in a whole checkpoint."""
+    state: Mapping[str, Tensor] = checkpoint["state_dict"]
+    return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}

@@ -1,0 +1,363 @@
+"""Splits a network at the deepest point before which everything is frozen and deterministic.
+
+What lies before that point, the prefix, gives the same numbers for the same image in every epoch and every trial, so
+it has to run only once an image. For VGG16 with only its head trained this is everything up to the first ReLU of the
+classifier: 15.5 of 15.52 GMAC.
+
+Which operations are deterministic is found out by running them, not by a list of names: the network is traced with
+torch.fx and executed node by node, twice, and a node counts as fixed only if it left the random state and its buffers
+alone and gave the same image the same numbers both times, although its neighbour in the batch was another.
+"""
+
+import hashlib
+import random
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torchvision.ops import StochasticDepth
+
+from dogbreed.models.backbones import set_mode
+
+# While torch.fx traces, it has its own hands in nn.Module.__call__; two at once would leave them there.
+_TRACING = threading.Lock()
+
+
+class NoPrefix(Exception):
+    """The network has no part that may be computed once; the message says why."""
+
+
+class Tail(nn.Module):
+    """What follows the prefix. Control flow is fixed when a graph is traced, so there is one for each mode.
+
+    Both graphs call the network's own modules and share its parameters; nothing is copied.
+    """
+
+    def __init__(self, training_graph: fx.GraphModule, evaluation_graph: fx.GraphModule) -> None:
+        super().__init__()
+        # In a tuple, so that they are not registered: the network owns the parameters.
+        self._graphs = (evaluation_graph, training_graph)
+
+    def graph(self, training: bool) -> fx.GraphModule:
+        """The graph of one mode."""
+        return self._graphs[training]
+
+    def forward(self, features: Tensor, training: bool) -> Tensor:
+        """Logits [N, classes] of features [N, ...] as the prefix gave them."""
+        return self._graphs[training](features)
+
+
+class Split(NamedTuple):
+    """A network in two parts that share its parameters.
+
+    Attributes:
+        prefix: Images [N, 3, S, S] to features [N, *shape]; frozen and deterministic.
+        tail: Features and the mode (training or not) to logits [N, classes].
+        cut: Name of the last node of the prefix, dots for levels as in the network's own names.
+        shape: Of one image's features.
+        total: Number of operations in the network, `before` of them in the prefix.
+    """
+
+    prefix: fx.GraphModule
+    tail: Tail
+    cut: str
+    shape: tuple[int, ...]
+    before: int
+    total: int
+
+
+def split(network: nn.Module, size: int) -> Split:
+    """Finds the cut and builds both parts.
+
+    The network's mode, buffers and the global random state are left as they were.
+
+    Args:
+        network: Frozen as it will be trained (`backbones.freeze`).
+        size: Side of the square input in pixels.
+
+    Raises:
+        NoPrefix: The network cannot be traced, or nothing before its first trainable or random operation can be
+            passed on as one tensor.
+    """
+    with _restored(network):
+        set_mode(network, training=False)
+        evaluation = _trace(network)
+        set_mode(network, training=True)
+        training = _trace(network)
+        fixed, seen = _probe(training, size)
+        cut = _deepest_cut(training, fixed, seen.shapes)
+        set_mode(network, training=False)
+        _check_evaluation(evaluation, training.graph, cut, seen.first_rows[cut], size)
+    nodes = list(training.graph.nodes)
+    index = nodes.index(cut)
+    prefix, training_tail = _parts(network, training.graph, index, seen.orders[cut])
+    _, evaluation_tail = _parts(network, evaluation.graph, index, seen.orders[cut])
+    shape = tuple(seen.shapes[cut][1:])
+    return Split(prefix, Tail(training_tail, evaluation_tail), _name(cut), shape, index, len(nodes) - 1)
+
+
+def fingerprint(prefix: fx.GraphModule) -> str:
+    """Digest of what the prefix computes: its operations with their settings, and every value it uses."""
+    digest = hashlib.blake2b(digest_size=16)
+    digest.update(prefix.code.encode())
+    for node in prefix.graph.nodes:
+        if node.op == "call_module":
+            module = prefix.get_submodule(node.target)
+            # MultiheadAttention is one whose repr leaves settings out.
+            digest.update(f"{node.target}: {module!r} {[_settings(part) for part in module.modules()]}".encode())
+    for name, value in sorted([*prefix.named_parameters(), *prefix.named_buffers()]):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Plain attributes by name; the mode is none, since the prefix computes the same in both."""
+    plain = (bool, int, float, str, tuple, NoneType)
+    found = ((name, value) for name, value in vars(module).items() if isinstance(value, plain))
+    return sorted((name, value) for name, value in found if not name.startswith("_") and name != "training")
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
+        # Traced through, stochastic depth would be frozen in the mode of the moment.
+        return isinstance(module, StochasticDepth) or super().is_leaf_module(module, qualified_name)
+
+
+def _trace(network: nn.Module) -> fx.GraphModule:
+    """The network's graph. What Python code does beside it is lost, and must be nothing that matters."""
+    buffers, state = _buffers(network), _random_state()
+    one, two = _trace_once(network), _trace_once(network)
+    quiet = _same_state(state, _random_state()) and _equal(buffers, _buffers(network))
+    if not (quiet and one.code == two.code and _equal(_constants(one), _constants(two))):
+        raise NoPrefix("it draws random numbers or changes a buffer while it is traced")
+    return one
+
+
+def _trace_once(network: nn.Module) -> fx.GraphModule:
+    try:
+        with _TRACING:
+            return fx.GraphModule(network, _Tracer().trace(network))
+    except Exception as error:  # fx raises whatever the traced code raises
+        reason = str(error).strip().splitlines()
+        raise NoPrefix(f"torch.fx cannot trace it ({reason[0] if reason else type(error).__name__})") from error
+
+
+def _constants(traced: fx.GraphModule) -> dict[str, Tensor]:
+    """Tensors that the code made while it was traced."""
+    return {name: value for name, value in vars(traced).items() if isinstance(value, Tensor)} | _buffers(traced)
+
+
+def _buffers(module: nn.Module) -> dict[str, Tensor]:
+    return {name: buffer.clone() for name, buffer in module.named_buffers()}
+
+
+def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a graph node by node and notes which nodes drew random numbers or changed a buffer."""
+
+    def __init__(self, graph_module: fx.GraphModule) -> None:
+        super().__init__(graph_module)
+        self.first_rows: dict[fx.Node, Tensor] = {}
+        self.shapes: dict[fx.Node, torch.Size] = {}
+        self.orders: dict[fx.Node, tuple[int, ...]] = {}
+        self.touched: set[fx.Node] = set()
+
+    def run_node(self, n: fx.Node) -> Any:
+        buffers = self._buffers(n)
+        state = _random_state()
+        result = super().run_node(n)
+        if not _same_state(state, _random_state()):
+            self.touched.add(n)
+        if any(not torch.equal(before, after) for before, after in zip(buffers, self._buffers(n), strict=True)):
+            self.touched.add(n)
+        if isinstance(result, Tensor):
+            self.shapes[n] = result.shape
+            self.orders[n] = tuple(sorted(range(result.dim()), key=result.stride().__getitem__, reverse=True))
+            # Cloned: an operation in place further on would overwrite it.
+            self.first_rows[n] = result[:1].detach().clone() if result.dim() else result.detach().clone()
+        return result
+
+    def _buffers(self, node: fx.Node) -> list[Tensor]:
+        if node.op != "call_module":
+            return []
+        return [buffer.clone() for buffer in self.module.get_submodule(str(node.target)).buffers()]
+
+
+def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
+    """Runs the graph on a fixed image beside another one."""
+    generator = torch.Generator().manual_seed(0)
+    images = [torch.rand(3, size, size, generator=generator) for _ in range(3)]
+    parameter = next(traced.parameters(), images[0])
+    batch = torch.stack([images[0], images[neighbour]]).to(parameter.device, parameter.dtype)
+    batch = batch.contiguous(memory_format=torch.channels_last)  # as the data gives them
+    recorder = _Recorder(traced)
+    try:
+        with torch.no_grad():
+            recorder.run(batch)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise NoPrefix(f"it does not run on inputs of {size} x {size} pixels ({error})") from error
+    return recorder
+
+
+def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], _Recorder]:
+    """The nodes that are frozen and deterministic, and what was seen of every node in a batch of two."""
+    one, two = _record(traced, size, neighbour=1), _record(traced, size, neighbour=2)
+    fixed = set()
+    for node in traced.graph.nodes:
+        if node.op == "output" or node in one.touched | two.touched or _has_trainable(traced, node):
+            continue
+        if node in one.first_rows and not torch.equal(one.first_rows[node], two.first_rows[node]):
+            continue
+        fixed.add(node)
+    return fixed, one
+
+
+def _has_trainable(traced: fx.GraphModule, node: fx.Node) -> bool:
+    if node.op == "call_module":
+        return any(parameter.requires_grad for parameter in _parameters(traced, node))
+    if node.op == "get_attr":
+        value: Any = traced
+        for part in str(node.target).split("."):
+            value = getattr(value, part)
+        return isinstance(value, Tensor) and value.requires_grad
+    return False
+
+
+def _parameters(traced: fx.GraphModule, node: fx.Node) -> list[nn.Parameter]:
+    return list(traced.get_submodule(str(node.target)).parameters())
+
+
+def _check_evaluation(
+    evaluation: fx.GraphModule, training: fx.Graph, cut: fx.Node, expected: Tensor, size: int
+) -> None:
+    """The frozen part has to give in evaluation what it gives in training: then one run of it serves both."""
+    index = list(training.nodes).index(cut)
+    ours, twins = list(training.nodes)[: index + 1], list(evaluation.graph.nodes)[: index + 1]
+    if [_describe(node) for node in ours] == [_describe(node) for node in twins]:
+        return
+    alike = [(node.op, node.target) for node in ours] == [(node.op, node.target) for node in twins]
+    rows = _record(evaluation, size, neighbour=1).first_rows if alike else {}
+    if not alike or not torch.equal(rows[twins[index]], expected):
+        raise NoPrefix("its frozen part computes something else in training than in evaluation")
+
+
+def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.Node, torch.Size]) -> fx.Node:
+    """The last node up to which all is fixed and behind which only one tensor, with a row an image, is used again."""
+    nodes = list(traced.graph.nodes)
+    position = {node: index for index, node in enumerate(nodes)}
+    best = None
+    weighty = False
+    open_values: set[fx.Node] = set()
+    obstacle = None
+    for index, node in enumerate(nodes):
+        # A parameter or buffer may be read on whichever side uses it, so a trainable one ends nothing by itself.
+        if node.op == "get_attr":
+            if node not in fixed:
+                fixed -= set(node.users)
+            continue
+        if node not in fixed:
+            obstacle = node
+            break
+        open_values.add(node)
+        open_values = {value for value in open_values if any(position[user] > index for user in value.users)}
+        # Without a parameter behind it nothing worth keeping has been computed.
+        weighty = weighty or (node.op == "call_module" and bool(_parameters(traced, node)))
+        crosses = open_values == {node} and weighty
+        if crosses and node in shapes and len(shapes[node]) > 1 and shapes[node][0] == 2:
+            best = node
+    if best is None:
+        where = f" before {_name(obstacle)}, which trains or is random" if obstacle is not None else ""
+        raise NoPrefix(f"no part of it{where} is frozen, deterministic and passes on one tensor")
+    return best
+
+
+def laid_out(features: Tensor, order: tuple[int, ...]) -> Tensor:
+    """The same numbers with their dimensions in the given order in memory, along which dropout draws its mask."""
+    back = sorted(range(len(order)), key=order.__getitem__)
+    return features.permute(order).contiguous().permute(back)
+
+
+def _parts(
+    network: nn.Module, graph: fx.Graph, index: int, order: tuple[int, ...]
+) -> tuple[fx.GraphModule, fx.GraphModule]:
+    """Two graphs over the network's own modules: up to and including node `index`, and the rest.
+
+    The second lays the features out in memory as the network itself would have passed them on.
+    """
+    nodes = list(graph.nodes)
+    first, second = nodes[: index + 1], nodes[index + 1 :]
+    attributes = [node for node in first if node.op == "get_attr"]
+
+    prefix_graph = fx.Graph()
+    copies: dict[fx.Node, fx.Node] = {}
+    for node in first:
+        copies[node] = prefix_graph.node_copy(node, copies.__getitem__)
+    prefix_graph.output(copies[nodes[index]])
+    _drop_unused_reads(prefix_graph)
+
+    tail_graph = fx.Graph()
+    given = tail_graph.placeholder("features")
+    copies = {nodes[index]: tail_graph.call_function(laid_out, (given, order))}
+    for node in attributes:
+        copies[node] = tail_graph.node_copy(node, copies.__getitem__)
+    for node in second:
+        copies[node] = tail_graph.node_copy(node, copies.__getitem__)
+    _drop_unused_reads(tail_graph)
+    return fx.GraphModule(network, prefix_graph), fx.GraphModule(network, tail_graph)
+
+
+def _drop_unused_reads(graph: fx.Graph) -> None:
+    for node in list(graph.nodes):
+        if node.op == "get_attr" and not node.users:
+            graph.erase_node(node)
+
+
+def _describe(node: fx.Node) -> tuple[str, str, str]:
+    return node.op, str(node.target), f"{node.args}{node.kwargs}"
+
+
+def _name(node: fx.Node | None) -> str:
+    if node is None:
+        return ""
+    return str(node.target) if node.op == "call_module" else node.name
+
+
+def _random_state() -> tuple[Any, ...]:
+    devices = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else ()
+    return (torch.get_rng_state(), *devices), random.getstate(), np.random.get_state()
+
+
+def _same_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
+    tensors = all(torch.equal(a, b) for a, b in zip(one[0], two[0], strict=True))
+    numpys = all(np.array_equal(a, b) for a, b in zip(one[2], two[2], strict=True))
+    return tensors and one[1] == two[1] and numpys
+
+
+@contextmanager
+def _restored(network: nn.Module) -> Iterator[None]:
+    """Puts modes, buffers and random states back: the probe runs whatever the network does."""
+    modes = [(module, module.training) for module in network.modules()]
+    buffers = _buffers(network)
+    (cpu, *devices), python, numpy = _random_state()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+        with torch.no_grad():
+            for name, buffer in network.named_buffers():
+                buffer.copy_(buffers[name])
+        torch.set_rng_state(cpu)
+        if devices:
+            torch.cuda.set_rng_state_all(devices)
+        random.setstate(python)
+        np.random.set_state(numpy)

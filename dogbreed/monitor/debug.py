@@ -1,0 +1,195 @@
+"""`python -m dogbreed.debug`: what smdebug saved of a run: its losses as a picture, and what the rules find in it."""
+
+import argparse
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import fill
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from dogbreed.core.cli import guard
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+from dogbreed.monitor import rules
+from dogbreed.monitor.rules import Finding
+from dogbreed.monitor.smdebug_reader import Recorded, read
+
+PICTURES = (".png", ".svg", ".pdf")
+TOGETHER = 10  # saved losses whose mean is compared with that of the next: single batches are noisy
+BLUE, ORANGE = "#2f6fd0", "#e0762d"
+
+_DESCRIPTION = "Reads the tensors that a run saved with smdebug (debugger.enabled=true, or a job of SageMaker)."
+_EPILOG = """\
+examples:
+  python -m dogbreed.train debugger.enabled=true output_dir=outputs/seen
+  python -m dogbreed.debug outputs/seen/tensors
+  aws s3 cp --recursive s3://BUCKET/JOB/debug-output tensors && python -m dogbreed.debug tensors --output losses.svg
+
+Needs pip install 'dogbreed[debugger]'.
+"""
+
+
+class Means(NamedTuple):
+    """Means of training losses that were saved one after the other.
+
+    Attributes:
+        steps: Mean of the steps at which they were saved.
+        losses: NaN where none was saved.
+    """
+
+    steps: list[float]
+    losses: list[float]
+
+
+def by_evaluation(recorded: Recorded) -> Means:
+    """One mean for each evaluation, of what was saved since the one before."""
+    before, parts = 0, []
+    for evaluation in recorded.evaluations:
+        parts.append([step for step in sorted(recorded.train) if before <= step < evaluation.step])
+        before = evaluation.step
+    return _means(recorded, parts)
+
+
+def by_ten(recorded: Recorded) -> Means:
+    """One mean for every `TOGETHER` that were saved; fewer at the end are left out, unless there are no more."""
+    saved = sorted(recorded.train)
+    parts = [saved[start : start + TOGETHER] for start in range(0, len(saved), TOGETHER)]
+    return _means(recorded, [part for part in parts if len(part) == TOGETHER] or parts)
+
+
+def _means(recorded: Recorded, parts: Sequence[Sequence[int]]) -> Means:
+    nothing = float("nan")
+    steps = [float(np.mean(part)) if part else nothing for part in parts]
+    return Means(
+        steps, [float(np.mean([recorded.train[step] for step in part])) if part else nothing for part in parts]
+    )
+
+
+def findings(recorded: Recorded) -> list[Finding]:
+    """What the rules say about the losses and gradients that were saved, with their default parameters."""
+    steps, means = by_ten(recorded)
+    found = [rules.loss_not_decreasing([round(step) for step in steps], means)]
+    if recorded.evaluations:
+        train, val = by_evaluation(recorded).losses, [evaluation.mean for evaluation in recorded.evaluations]
+        numbers = list(range(1, len(val) + 1))
+        found.append(rules.overfit(numbers, train, val))
+        found.append(rules.overtraining(numbers, train, val, unit="evaluation"))
+    else:
+        found += [rules.not_applicable(name, "No evaluation was saved.") for name in ("overfit", "overtraining")]
+    losses = [recorded.train[step] for step in sorted(recorded.train)]
+    found.append(rules.exploding_tensor(sorted(recorded.train), {"the training loss": losses}))
+    if recorded.gradients:
+        found.append(rules.vanishing_gradient(recorded.gradient_steps, recorded.gradients))
+    else:
+        found.append(rules.not_applicable("vanishing_gradient", "No gradients were saved."))
+    return found
+
+
+def draw(recorded: Recorded) -> Figure:
+    """Training and evaluation loss over the training steps.
+
+    Each evaluation stands at the number of training steps that had been taken; its band reaches from the batch with
+    the lowest loss to that with the highest.
+    """
+    style: dict[Any, Any] = {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "font.size": 10,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=(8, 4.5), layout="constrained")
+        axes = figure.add_subplot()
+        steps = sorted(recorded.train)
+        losses = [recorded.train[step] for step in steps]
+        # Single batches are noisy: they are points, and what is read is their mean between evaluations.
+        axes.plot(steps, losses, ".", color=BLUE, alpha=0.45, markersize=5, label="training, single batches")
+        train = by_evaluation(recorded) if recorded.evaluations else by_ten(recorded)
+        marker = "o" if len(train.steps) <= 40 else None
+        axes.plot(*train, color=BLUE, linewidth=1.8, marker=marker, markersize=4, label="training, their mean")
+        if recorded.evaluations:
+            at = [evaluation.step for evaluation in recorded.evaluations]
+            means = [evaluation.mean for evaluation in recorded.evaluations]
+            lows = [min(evaluation.losses) for evaluation in recorded.evaluations]
+            highs = [max(evaluation.losses) for evaluation in recorded.evaluations]
+            axes.fill_between(at, lows, highs, color=ORANGE, alpha=0.15, linewidth=0)
+            axes.plot(at, means, color=ORANGE, linewidth=1.8, marker=marker, markersize=4, label="evaluation, mean")
+        axes.set(xlabel="training steps", ylabel="cross-entropy loss (nats)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=10))
+        axes.set_xlim(left=-0.015 * steps[-1])
+        axes.set_ylim(bottom=0)
+        axes.grid(alpha=0.2, linewidth=0.6)
+        axes.legend()
+    return figure
+
+
+def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
+    """What was saved, how the losses went, what the rules found."""
+    steps = sorted(recorded.train)
+    losses = [recorded.train[step] for step in steps]
+    end = "" if recorded.ended else " of a run that has not ended"
+    lines = [
+        f"{folder}: {_counted(len(recorded.names), 'tensor')}{end}",
+        f"training    {_counted(len(steps), 'step')} saved, the last is {steps[-1]}: "
+        f"loss {losses[0]:.4f} to {losses[-1]:.4f}, lowest {min(losses):.4f} at step {steps[int(np.argmin(losses))]}",
+    ]
+    if recorded.evaluations:
+        means = [evaluation.mean for evaluation in recorded.evaluations]
+        best = recorded.evaluations[int(np.argmin(means))]
+        batches = sum(len(evaluation.losses) for evaluation in recorded.evaluations)
+        lines.append(
+            f"evaluation  {_counted(len(means), 'time')}, {_counted(batches, 'batch')} saved: "
+            f"mean loss {means[0]:.4f} to {means[-1]:.4f}, lowest {best.mean:.4f} after {_counted(best.step, 'step')}"
+        )
+    else:
+        lines.append("evaluation  none was saved")
+    width = max(len(finding.rule) for finding in found)
+    lines.append("")
+    for finding in found:
+        state = "FOUND" if finding.triggered else "no" if finding.applies else "-"
+        head = f"{finding.rule:<{width}}  {state:<5}  "
+        lines.append(fill(finding.message, 110, initial_indent=head, subsequent_indent=" " * len(head)))
+    return "\n".join(lines)
+
+
+def _counted(number: int, noun: str) -> str:
+    plural = f"{noun}es" if noun.endswith("h") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    given = _parser().parse_args(argv)
+    return guard(lambda: _run(given.tensors, given.output))
+
+
+def _run(folder: Path, output: Path | None) -> None:
+    # Beside the tensors, which belong to smdebug; a folder given as . or with a slash at its end has a name too.
+    output = output or Path(os.path.abspath(folder)).parent / "losses.png"
+    if output.suffix.lower() not in PICTURES:
+        raise DogbreedError(f"--output {output}: a picture ends in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
+    recorded = read(folder)
+    print(summary(folder, recorded, findings(recorded)), flush=True)
+    with written_whole(output) as file:
+        draw(recorded).savefig(file, format=output.suffix[1:].lower(), dpi=110)
+    print(f"\nWrote {os.path.relpath(output) if output.is_relative_to(Path.cwd()) else output}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m dogbreed.debug",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("tensors", metavar="TENSOR_DIR", type=Path, help="by default RUN/tensors")
+    parser.add_argument(
+        "--output", metavar="FILE", type=Path, help="the picture; default: losses.png beside TENSOR_DIR"
+    )
+    return parser

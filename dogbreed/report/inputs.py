@@ -1,0 +1,55 @@
+"""What a report is made of: what a model said about a split, and everything else that is known of a run."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.images import Preprocessing
+from dogbreed.metrics.predictions import Answers
+from dogbreed.monitor.rules import Finding
+from dogbreed.report.page import shown
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report is made of. Sections for which something is missing are left out, or say so.
+
+    Attributes:
+        class_names: By index.
+        backbone: Name of the network.
+        preprocessing: From an image to its input.
+        root: The data folder; paths are shown relative to it.
+        photos: The images by split, for examples of breeds and for copies across splits.
+        answers: What the model said about one of them.
+        metrics: As in `metrics.json`.
+        history: As in `metrics.csv`; empty where nothing was trained.
+        skipped: Files that were left out.
+        config: The training configuration.
+        command: What repeats it; empty for a training run, whose command follows from the configuration.
+        network: For the heat maps.
+        findings: What the rules found while it trained.
+    """
+
+    class_names: Sequence[str]
+    backbone: str
+    preprocessing: Preprocessing
+    root: Path
+    photos: Mapping[str, Samples]
+    answers: Answers | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    history: Sequence[Mapping[str, float]] = ()
+    skipped: Sequence[Skipped] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    command: str = ""
+    network: nn.Module | None = None
+    findings: Sequence[Finding] = ()
+
+    def shown_path(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)
+
+    def name(self, label: int) -> str:
+        return shown(self.class_names[label])

@@ -1,0 +1,107 @@
+"""What a certificate says: whether the ways from a file's bytes to its logits agree. Needs no torch."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import written_whole
+
+CERTIFICATE = "certificate.json"
+TOLERANCE = 1e-4  # float32: sums of the same numbers in another order differ by some 1e-6
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one way makes of one file.
+
+    Attributes:
+        logits: Of all classes, before temperature and softmax; None where the file was refused.
+        reason: Why it was refused.
+    """
+
+    logits: Sequence[float] | None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How far apart the ways are.
+
+    Attributes:
+        differences: By way, the largest absolute difference of a logit from the reference.
+        worst: The file in which that is.
+        disagreements: Sentences about files that one way answers and another refuses.
+    """
+
+    differences: Mapping[str, float]
+    worst: Mapping[str, str]
+    disagreements: Sequence[str] = field(default_factory=list)
+
+    @property
+    def largest(self) -> float:
+        return max(self.differences.values())
+
+    def fault(self, tolerance: float) -> str | None:
+        """Why no certificate can be given; None where all agree."""
+        if self.disagreements:
+            return self.disagreements[0]
+        way = max(self.differences, key=lambda name: self.differences[name])
+        if self.differences[way] <= tolerance:
+            return None
+        return f"the logits of {self.worst[way]} differ by {self.differences[way]:.2g} between training and {way}"
+
+
+def compare(files: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> Comparison:
+    """Holds every way against the first.
+
+    Args:
+        files: Names of the files.
+        answers: By way, one answer a file in their order.
+    """
+    (reference, expected), *others = answers.items()
+    differences, worst, disagreements = {}, {}, []
+    for way, given in others:
+        differences[way], worst[way] = 0.0, ""
+        for name, one, other in zip(files, expected, given, strict=True):
+            if one.logits is None or other.logits is None:
+                if (one.logits is None) != (other.logits is None):
+                    sides = (reference, way) if one.logits is None else (way, reference)
+                    reason = one.reason or other.reason
+                    disagreements.append(f"{sides[0]} refuses {name} ({reason}) and {sides[1]} answers it")
+                continue
+            difference = _distance(one.logits, other.logits)
+            if difference > differences[way] or not worst[way]:
+                differences[way], worst[way] = difference, name
+    return Comparison(differences, worst, disagreements)
+
+
+def _distance(one: Sequence[float], other: Sequence[float]) -> float:
+    if len(one) != len(other):
+        return math.inf
+    distances = [abs(a - b) for a, b in zip(one, other, strict=True)]
+    return math.inf if any(map(math.isnan, distances)) else max(distances)
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    """Writes a certificate, whole or not at all."""
+    with written_whole(file) as beside:
+        beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read(file: Path) -> dict[str, Any]:
+    """A certificate.
+
+    Raises:
+        DogbreedError: There is none, or it is damaged.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise DogbreedError(f"{file} is no readable certificate; python -m dogbreed.certify makes one.") from error
+    if not isinstance(content, dict) or not isinstance(content.get("passed"), bool):
+        raise DogbreedError(f"{file} is no certificate; python -m dogbreed.certify makes one.")
+    return content

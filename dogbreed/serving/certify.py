@@ -1,0 +1,210 @@
+"""`python -m dogbreed.certify`: proves that what was trained is what is served.
+
+Photographs, and odd files made from one of them, go from their bytes to logits in four ways: through the evaluation
+that training ends with, through `Predictor`, through a running server, and through the handlers of a packed archive in
+a process that sees nothing but the archive. The largest difference is printed and written; where float32 does not
+explain it, or one way answers what another refuses, there is no certificate.
+"""
+
+import argparse
+import hashlib
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy
+import PIL
+import torch
+import torchvision
+
+from dogbreed.core.cli import guard
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.progress import track
+from dogbreed.core.version import __version__
+from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.inference import archive
+from dogbreed.inference.archive import Archive
+from dogbreed.inference.manifest import RECORD, WEIGHTS, find_model
+from dogbreed.inference.photographs import STDIN, find_photographs
+from dogbreed.inference.predictor import Predictor
+from dogbreed.serving import parity
+from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
+
+Way = Callable[[Path, Mapping[str, bytes], parity.Tick], list[Answer]]
+
+# The first is what all others are held against.
+WAYS: dict[str, Way] = {
+    "training": parity.training,
+    "predictor": parity.predictor,
+    "server": parity.server,
+    "handler": parity.handler,
+}
+
+_DESCRIPTION = "Proves that what was trained is what is served, for an exported model and some photographs."
+_EPILOG = """\
+Made files are added to the photographs: a drawn one, and odd ones that are grey, CMYK, RGBA, palette, 16 bit, rotated
+by EXIF, progressive, truncated, animated, large.
+
+examples:
+  python -m dogbreed.certify outputs/2026-05-01/10-30-00/model my_dogs/test
+  python -m dogbreed.certify model/ rex.jpg --output certificate.json
+
+exit codes:
+  0    all ways agree: the certificate is written
+  2    they do not, and the certificate says where; or the model or a photograph cannot be read
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dogbreed.certify",
+        description=_DESCRIPTION,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
+    parser.add_argument("photos", metavar="PHOTO", nargs="*", help="photographs, or folders of them")
+    parser.add_argument("--output", metavar="FILE", type=Path, help=f"default: {CERTIFICATE} in the model's folder")
+    given = parser.parse_args(argv)
+    return guard(lambda: _run(given.model, given.photos, given.output))
+
+
+def _run(model: Path, photos: Sequence[str], output: Path | None) -> int:
+    certificate = certify(model, photos, output)
+    print(summary(certificate), flush=True)
+    if not certificate["passed"]:
+        raise DogbreedError(
+            f"No certificate: {certificate['fault']}. This model must not be deployed with this version."
+        )
+    return 0
+
+
+def certify(
+    model: Path, photos: Sequence[str] = (), output: Path | None = None, others: Mapping[str, Way] | None = None
+) -> dict[str, Any]:
+    """Goes all ways with all files, compares, and writes what came out.
+
+    Args:
+        model: An exported model, or the folder of its run.
+        photos: Photographs, or folders of them; made files are added.
+        output: The certificate; None puts it beside the model's files.
+        others: Further ways, or others in place of those of the same name.
+
+    Returns:
+        What was written; `passed` says whether all ways agree.
+
+    Raises:
+        DogbreedError: A path does not exist, or a way cannot be gone at all.
+        ModuleNotFoundError: The extra `serve` is not installed.
+    """
+    # The server is a process of its own; what it lacks is said here, before there is anything to wait for.
+    from dogbreed.serving import app, listening  # noqa: F401
+
+    folder = find_model(model)
+    files = _files(photos)
+    chosen = {**WAYS, **(others or {})}
+    answers: dict[str, list[Answer]] = {}
+    seconds: dict[str, float] = {}
+    with archive.of(folder) as packed:
+        with track(len(files) * len(chosen), "Certifying", "answers") as progress:
+            for name, way in chosen.items():
+                start = time.monotonic()
+                answers[name] = way(folder, files, progress.advance)
+                seconds[name] = round(time.monotonic() - start, 2)
+        content = _content(folder, packed, files, answers, seconds)
+    write(output or folder / CERTIFICATE, content)
+    return content
+
+
+def _files(photos: Sequence[str]) -> dict[str, bytes]:
+    """Files to look at by name: the photographs, a drawn one, and the odd ones, which are made from the first."""
+    if STDIN in photos:
+        raise DogbreedError("A certificate is not made from standard input; give photographs, or folders of them.")
+    found = {}
+    for name in find_photographs(photos):
+        try:
+            found[name] = Path(name).read_bytes()
+        except OSError as error:
+            raise DogbreedError(f"{name} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
+    made = {"odd/drawn.jpg": drawn()}
+    for data in (*found.values(), *made.values()):
+        try:
+            odd = oddities(data)
+        except (OSError, ValueError, SyntaxError):
+            continue  # the next may be a photograph
+        return {**found, **made, **{f"odd/{name}": content for name, content in odd.items()}}
+    raise AssertionError("the drawn one can be read")
+
+
+def _content(
+    folder: Path,
+    packed: Archive,
+    files: Mapping[str, bytes],
+    answers: Mapping[str, Sequence[Answer]],
+    seconds: Mapping[str, float],
+) -> dict[str, Any]:
+    comparison = compare(list(files), answers)
+    fault = comparison.fault(TOLERANCE)
+    odd = sum(name.startswith("odd/") for name in files)
+    reference = next(iter(answers.values()))
+    return {
+        "passed": fault is None,
+        "fault": fault,
+        "largest_difference": comparison.largest,
+        "tolerance": TOLERANCE,
+        "files": len(files),
+        "photographs": len(files) - odd,
+        "generated": odd,
+        "refused": sum(answer.logits is None for answer in reference),
+        "ways": {
+            name: {"seconds": seconds[name], "largest_difference": comparison.differences.get(name, 0.0)}
+            for name in answers
+        },
+        "model": {name: packed.digests[name] for name in (WEIGHTS, RECORD)},
+        "package": {"version": __version__, "sha256": packed.code_digest},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "pillow": PIL.__version__,
+            "numpy": numpy.__version__,
+        },
+        "made": datetime.now(UTC).isoformat(timespec="seconds"),
+        "answers": _answers(folder, files, reference),
+    }
+
+
+def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+    """What was answered for each file, for whoever wants to hold an endpoint against it."""
+    predictor = Predictor(folder, device="cpu")
+    told: list[dict[str, Any]] = []
+    for (name, data), answer in zip(files.items(), answers, strict=True):
+        entry: dict[str, Any] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
+        if answer.logits is None:
+            entry["refused"] = answer.reason
+        else:
+            (prediction,) = predictor.answers(torch.tensor([answer.logits]), 1)
+            entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
+        told.append(entry)
+    return told
+
+
+def summary(certificate: Mapping[str, Any]) -> str:
+    """The certificate as lines for a person."""
+    lines = [f"{certificate['photographs']} photographs and {certificate['generated']} made files"]
+    if certificate["refused"]:
+        lines[0] += f", of which {certificate['refused']} cannot be read"
+    lines.append("")
+    for number, (name, way) in enumerate(certificate["ways"].items()):
+        told = f"largest difference {way['largest_difference']:.1e}" if number else "what the others are held against"
+        lines.append(f"  {name:<10}  {way['seconds']:>6.1f} s   {told}")
+    lines.append("")
+    if certificate["passed"]:
+        found, bound = certificate["largest_difference"], certificate["tolerance"]
+        lines.append(f"Certified: no logit differs by more than {found:.1e} (allowed is {bound:g}).")
+    return "\n".join(lines)

@@ -1,0 +1,147 @@
+"""A client for other people's code: asks a model, be it on this machine or behind a SageMaker endpoint. No torch.
+
+Endpoint("http://127.0.0.1:8080").ask("photo.jpg")
+Endpoint("dogbreed-vgg16", boto3.client("sagemaker-runtime")).ask(data)
+"""
+
+import http.client
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference.schema import JSON, TOP_K, Guess
+
+MOST_BYTES = 6_291_456  # of a request to InvokeEndpoint, as botocore's model of the service has it
+BYTES = "application/octet-stream"
+
+
+class NotAnswered(DogbreedError):
+    """The model did not answer.
+
+    Attributes:
+        status: HTTP status of the model's server; None where it was not reached. 4xx: the photograph is at fault.
+    """
+
+    def __init__(self, sentence: str, status: int | None = None) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a model says of a photograph.
+
+    Attributes:
+        guesses: Breeds, best first, with calibrated probabilities.
+        logits: Of all classes; empty unless they were asked for.
+    """
+
+    guesses: list[Guess]
+    logits: list[float] = field(default_factory=list)
+
+    @property
+    def label(self) -> str:
+        """The most probable breed."""
+        return self.guesses[0].label
+
+
+class Endpoint:
+    """A model that can be asked.
+
+    Args:
+        name: Name of a SageMaker endpoint, or the address of a server: `http://127.0.0.1:8080`.
+        runtime: boto3's client of `sagemaker-runtime`, for the name of an endpoint.
+        timeout: Seconds to wait for a server at an address; a client of boto3's has its own.
+    """
+
+    def __init__(self, name: str, runtime: Any = None, *, timeout: float = 60) -> None:
+        self.name = name
+        self.runtime = runtime
+        self.timeout = timeout
+        # What takes photographs on another way than InvokeEndpoint says how large they may be.
+        self.most_bytes: int = getattr(runtime, "most_bytes", MOST_BYTES)
+        if not is_address(name) and runtime is None:
+            raise DogbreedError(
+                f"{name} is no address such as http://127.0.0.1:8080; for the name of an endpoint give "
+                'boto3.client("sagemaker-runtime") too.'
+            )
+
+    def ask(self, photograph: bytes | str | os.PathLike[str], *, top_k: int = TOP_K, logits: bool = False) -> Reply:
+        """Sends the bytes of a photograph.
+
+        Args:
+            photograph: The file's bytes, or its path.
+            top_k: Breeds in the answer.
+            logits: Whether to ask for the logits of all classes too.
+
+        Raises:
+            NotAnswered: It cannot be used, or the model cannot be reached or failed.
+        """
+        data = photograph if isinstance(photograph, bytes) else _read(photograph)
+        if len(data) > self.most_bytes:
+            raise NotAnswered(
+                f"The photograph has {len(data):,} bytes, and an endpoint takes {self.most_bytes:,}.", 413
+            )
+        accept = f"{JSON}; top_k={top_k}" + ("; logits=1" if logits else "")
+        body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
+        try:
+            told = json.loads(body)
+            return Reply([Guess(**guess) for guess in told["predictions"]], told.get("logits", []))
+        except (ValueError, LookupError, TypeError) as error:
+            raise NotAnswered(f"{self.name} gave something that is no answer: {_short(body)}", 200) from error
+
+    def _over_http(self, data: bytes, accept: str) -> bytes:
+        parts = urlsplit(self.name)
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        try:
+            connection = kind(parts.netloc, timeout=self.timeout)
+            try:
+                path = f"{parts.path.rstrip('/')}/invocations"
+                connection.request("POST", path, data, {"Content-Type": BYTES, "Accept": accept})
+                response = connection.getresponse()
+                body = response.read()
+            finally:
+                connection.close()
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            raise NotAnswered(f"{self.name} cannot be reached ({error or type(error).__name__}).") from error
+        if response.status != 200:
+            raise NotAnswered(_reason(body, response.status), response.status)
+        return body
+
+    def _through_aws(self, data: bytes, accept: str) -> bytes:
+        try:
+            told = self.runtime.invoke_endpoint(EndpointName=self.name, Body=data, ContentType=BYTES, Accept=accept)
+            return bytes(told["Body"].read())
+        except self.runtime.exceptions.ModelError as error:
+            status = int(error.response.get("OriginalStatusCode", 500))
+            message = error.response.get("OriginalMessage") or error.response["Error"]["Message"]
+            raise NotAnswered(_reason(message.encode(), status), status) from error
+
+
+def is_address(name: str) -> bool:
+    """Whether it is the address of a server rather than the name of an endpoint."""
+    return name.startswith(("http://", "https://"))
+
+
+def _read(path: str | os.PathLike[str]) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise NotAnswered(f"{os.fspath(path)} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
+
+
+def _reason(body: bytes, status: int) -> str:
+    """The server's sentence, where it has sent one."""
+    try:
+        return str(json.loads(body)["error"])
+    except (ValueError, LookupError, TypeError):
+        return f"The server answered {status}: {_short(body)}"
+
+
+def _short(body: bytes) -> str:
+    text = " ".join(body.decode("utf-8", "replace").split())
+    return text if len(text) <= 200 else f"{text[:197]}..."

@@ -1,0 +1,216 @@
+"""One model that answers many at once, within limits.
+
+A request goes through four doors, each with its own limit and its own sentence where it stays shut: its body (size and
+time), its content (`schema`), its images (decoded by a few threads) and the network (`batcher`).
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from starlette.requests import Request
+from torch import Tensor
+
+from dogbreed.core.threads import keep_to
+from dogbreed.data.images import BadImage
+from dogbreed.inference import schema
+from dogbreed.inference.predictor import Predictor
+from dogbreed.inference.schema import Asked, Options, Refused
+from dogbreed.models.gradcam import look
+from dogbreed.serving.batcher import Batcher
+from dogbreed.serving.prometheus import Metrics
+
+MAX_MAPS = 10  # heat maps in one answer; each is a pass back through the last layers
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a request may take.
+
+    Attributes:
+        body_bytes: Of one request.
+        body_seconds: Until it has arrived.
+        held_bytes: Bodies of all requests together.
+        queue: Requests that have arrived and are not answered.
+        answer_seconds: From its arrival to the answer.
+    """
+
+    body_bytes: int = 20_000_000
+    body_seconds: float = 30.0
+    held_bytes: int = 400_000_000
+    queue: int = 64
+    answer_seconds: float = 60.0
+
+
+class Busy(Refused):
+    """A request that may succeed in a moment."""
+
+    def __init__(self, sentence: str) -> None:
+        super().__init__(503, sentence)
+
+
+class Service:
+    """A model behind its doors.
+
+    Args:
+        predictor: The model.
+        limits: What requests may take.
+        max_batch: Images in one pass.
+        max_wait: Longest time a pass waits for images that are being decoded, in seconds.
+        threads: Of torch in a pass, and for decoding; None takes one a core.
+    """
+
+    def __init__(
+        self,
+        predictor: Predictor,
+        limits: Limits | None = None,
+        *,
+        max_batch: int = 8,
+        max_wait: float = 0.01,
+        threads: int | None = None,
+    ) -> None:
+        self.predictor, self.limits = predictor, limits or Limits()
+        threads = threads or torch.get_num_threads()
+        self.metrics = Metrics(predictor.model.backbone, len(predictor.class_names))
+        # Each decodes on one core: torch's threads within these threads would only compete.
+        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(keep_to, 1))
+        self.batcher = Batcher(
+            predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
+        )
+        self.running = self.held = self.cut_off = 0
+        self.metrics.watch(lambda: self.running, lambda: self.batcher.waiting)
+
+    def close(self) -> None:
+        """Answers what is waiting, and ends the threads."""
+        self.batcher.close()
+        self.decoders.shutdown()
+
+    async def predict(self, request: Request) -> tuple[str, str]:
+        """The answer's body and type.
+
+        Raises:
+            Refused: With the status and the sentence of the answer.
+        """
+        kind, options = schema.accepted(request.headers.get("accept"), Options().having(request.query_params))
+        async with self._body(request) as body:
+            asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
+            good = [value for value in inputs if isinstance(value, Tensor)]
+            logits = await _answered(*(self.batcher.submit(value) for value in good))
+            told = iter(self.predictor.told(torch.stack(logits), asked.options.top_k) if good else [])
+            answers = [value if isinstance(value, BadImage) else next(told) for value in inputs]
+        return schema.write(asked, answers, kind), kind
+
+    async def explain(self, request: Request) -> dict[str, Any]:
+        """Breeds of one image, each with where the network looked.
+
+        Returns:
+            `predictions` as in the contract; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
+            map; `resize` and `seen`, how the image became the input and the central share of its shorter side. For an
+            image that cannot be used `error` alone, as within `results` of the contract.
+
+        Raises:
+            Refused: With the status and the sentence of the answer.
+        """
+        options = Options().having(request.query_params)
+        model = self.predictor.model
+        async with self._body(request) as body:
+            asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
+            if asked.several:
+                raise Refused(400, "One image is explained at a time.")
+            if isinstance(inputs[0], BadImage):
+                return {"error": str(inputs[0])}
+            top_k = min(asked.options.top_k, MAX_MAPS)
+            task = partial(look, model.network, model.backbone, inputs[0][None], top_k)
+            ((logits, maps),) = await _answered(self.batcher.run(task))
+        (answer,) = self.predictor.told(logits, top_k)
+        told = [guess.to_dict() for guess in answer.guesses]
+        if maps is not None:
+            told = [guess | {"heat_map": _rounded(heat)} for guess, heat in zip(told, maps, strict=True)]
+        way = model.preprocessing
+        seen = 1.0 if way.resize == "squash" else way.size / way.resize_size
+        return {"predictions": told, "resize": way.resize, "seen": seen}
+
+    @asynccontextmanager
+    async def _body(self, request: Request) -> AsyncIterator[bytes]:
+        """The body within its limits; until the end of the block the request counts as waiting.
+
+        Raises:
+            Busy: The block takes longer than a request may wait for its answer.
+        """
+        body, seconds = await self._arrived(request), self.limits.answer_seconds
+        try:
+            if self.running >= self.limits.queue:
+                raise Busy(f"{self.limits.queue} requests are waiting already; try again in a moment.")
+            self.running += 1
+            try:
+                async with asyncio.timeout(seconds):
+                    yield body
+            except TimeoutError as error:
+                raise Busy(f"There was no answer within {seconds:g} seconds; try again.") from error
+            finally:
+                self.running -= 1
+        finally:
+            self.held -= len(body)
+
+    async def _arrived(self, request: Request) -> bytes:
+        limits, body = self.limits, bytearray()
+        if int(request.headers.get("content-length", 0)) > limits.body_bytes:
+            raise self._too_large()
+        try:
+            async with asyncio.timeout(limits.body_seconds):
+                async for part in request.stream():
+                    body += part
+                    self.held += len(part)
+                    if len(body) > limits.body_bytes:
+                        raise self._too_large()
+                    if self.held > limits.held_bytes:
+                        raise Busy("Too many large requests are under way; try again in a moment.")
+        except BaseException as error:
+            self.held -= len(body)
+            if isinstance(error, TimeoutError):
+                raise Refused(408, f"The request did not arrive within {limits.body_seconds:g} seconds.") from error
+            raise
+        return bytes(body)
+
+    def _too_large(self) -> Refused:
+        return Refused(413, f"The request is larger than {self.limits.body_bytes / 1e6:g} MB; send a smaller file.")
+
+    async def _decoded(
+        self, body: bytes, content_type: str | None, options: Options
+    ) -> tuple[Asked, list[Tensor | BadImage]]:
+        """What the body asks, and the network's inputs of its images; read by a decoder's thread.
+
+        Of several images one at a time waits for a thread: whoever sends many large ones waits for them, and others
+        do not.
+        """
+        decoder = partial(asyncio.get_running_loop().run_in_executor, self.decoders)
+
+        def first() -> tuple[Asked, list[Tensor | BadImage]]:
+            asked = schema.read(body, content_type, options)
+            return asked, [self._read(asked.images[0])]
+
+        with self.batcher.coming():
+            asked, inputs = await decoder(first)
+            for image in asked.images[1:]:
+                inputs.append(await decoder(self._read, image))
+        return asked, inputs
+
+    def _read(self, image: bytes) -> Tensor | BadImage:
+        with self.metrics.decoding():
+            try:
+                return self.predictor.read(image)
+            except BadImage as error:
+                return error
+
+
+async def _answered(*futures: "Future[Any]") -> list[Any]:
+    return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
+
+
+def _rounded(heat: Tensor) -> list[list[float]]:
+    return [[round(value, 3) for value in row] for row in heat.tolist()]

@@ -1,0 +1,209 @@
+"""What a job will take and cost, and what it did: from a dated table, earlier receipts, or AWS's own price list."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dogbreed.core.errors import DogbreedError
+
+TABLE = Path(__file__).with_name("prices.yaml")
+RECEIPTS = Path("outputs") / "sagemaker"
+HOURS_A_MONTH = 730
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a request is expected to take.
+
+    Attributes:
+        seconds: From start to end; None where no measurement is known for this instance and network.
+        billed_seconds: Over all machines and trials; None likewise.
+        cost: US dollars, None likewise.
+        most: US dollars if every machine runs until its limit; None where the price is not known.
+        because: How the figures came about, a sentence each.
+    """
+
+    seconds: float | None
+    billed_seconds: float | None
+    cost: float | None
+    most: float | None
+    because: tuple[str, ...]
+
+
+class Prices:
+    """The table that ships, with a person's own laid over it.
+
+    Args:
+        config: A composed configuration.
+        listed: US dollars an hour by instance type as AWS's price list has them; they go before the table's.
+
+    Raises:
+        DogbreedError: The person's file cannot be read.
+    """
+
+    def __init__(self, config: Mapping[str, Any], listed: Mapping[str, float] | None = None) -> None:
+        self.table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+        if config["sagemaker"]["prices"]:
+            self._lay_over(Path(config["sagemaker"]["prices"]))
+        self.listed = dict(listed or {})
+        self.config = config
+
+    def _lay_over(self, file: Path) -> None:
+        try:
+            own = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise DogbreedError(f"sagemaker.prices={file} is no YAML file that can be read.") from error
+        if not isinstance(own, dict) or own.keys() - self.table.keys():
+            strange = ", ".join(own.keys() - self.table.keys()) if isinstance(own, dict) else repr(own)
+            raise DogbreedError(f"sagemaker.prices={file} has {strange}; it may have {', '.join(self.table)}.")
+        for key, value in own.items():
+            both = isinstance(value, dict) and isinstance(self.table[key], dict)
+            self.table[key] = self.table[key] | value if both else value
+
+    def hour(self, instance_type: str) -> float | None:
+        """US dollars an hour on demand; None where nobody says."""
+        found = self.listed.get(instance_type, self.table["hour"].get(instance_type))
+        return None if found is None else float(found)
+
+    def told(self, instance_type: str) -> str:
+        """Where the price of an instance type is from, or how to give one."""
+        if self.hour(instance_type) is None:
+            return f"put 'hour: {{{instance_type}: DOLLARS}}' into a YAML file and give sagemaker.prices=FILE"
+        if instance_type in self.listed:
+            return "AWS Price List"
+        return f"table of {self.table['as_of']}"
+
+    def speed(self, instance_type: str) -> tuple[float | None, str]:
+        """Images per second through the whole network, and where the figure is from."""
+        given = self.config["sagemaker"]["images_per_second"]
+        if given:
+            return float(given), "sagemaker.images_per_second"
+        backbone = self.config["model"]["backbone"]
+        if receipt := _last_receipt(instance_type, backbone):
+            return receipt["images_per_second"], f"the receipt of {receipt['job']}"
+        found = self.table["images_per_second"].get(instance_type, {}).get(backbone)
+        if found:
+            return float(found), f"table of {self.table['as_of']}"
+        return None, f"no figure for {backbone} on {instance_type}; give sagemaker.images_per_second=N"
+
+    def training(self, counts: Mapping[str, int] | None, *, trials: int = 1, one_job: bool = False) -> Estimate:
+        """A training job, a search of several, or a search in one job.
+
+        Args:
+            counts: Images by split; None where they are not known.
+            trials: How many trainings.
+            one_job: All trials in one job, on features that are computed once.
+        """
+        wanted = self.config["sagemaker"]
+        machines = wanted["instance_count"]
+        hour = self.hour(wanted["instance_type"])
+        disk = wanted["volume_gb"] * self.table["volume_gb_month"] / HOURS_A_MONTH
+        share = self.table["spot_share"] if wanted["spot"] else 1.0
+        jobs = 1 if one_job else trials
+        kept = wanted["keep_alive"]
+        longest = (wanted["max_run"] + kept) / 3600
+        most = None if hour is None else jobs * machines * longest * (hour + disk)
+        price = "of unknown price" if hour is None else f"{hour:.3f} $/h on demand"
+        because = [f"{wanted['instance_type']} {price} ({self.told(wanted['instance_type'])})"]
+        if wanted["spot"]:
+            because.append(f"spot taken as {share:.0%} of that; at most the price on demand")
+        speed, source = self.speed(wanted["instance_type"])
+        if speed is None or counts is None:
+            because.append(source if speed is None else "the number of photographs is not known")
+            return Estimate(None, None, None, most, tuple(because))
+        whole, head = self.passes(counts)
+        start = self.table["start_seconds"]
+        trainings = trials + 1 if one_job else 1  # and the winner's, whose features are there
+        seconds = start + whole / speed / machines + trainings * head / self.table["head_images_per_second"]
+        because.append(
+            f"{whole:,} images through the network at {speed:,.0f} a second ({source}), {start} s to start (assumed)"
+        )
+        parallel = min(self.config["search"]["parallel"], trials)
+        total = seconds * (1 if one_job else math.ceil(trials / parallel))
+        seconds = min(seconds, wanted["max_run"])
+        billed = jobs * machines * (seconds + kept)
+        cost = None if hour is None else billed / 3600 * (hour * share + disk)
+        return Estimate(total, billed, cost, most, tuple(because))
+
+    def passes(self, counts: Mapping[str, int]) -> tuple[int, int]:
+        """Images through the whole network, and through the last layer alone, in one training."""
+        config = self.config
+        epochs = config["trainer"]["max_epochs"]
+        train, others = counts["train"], counts["valid"] + counts["test"]
+        if config["model"]["trainable"] == "head" and config["cache"]["mode"] != "off":
+            views = {"none": 1, "flip": 2, "crop": config["cache"]["views"]}[config["data"]["augment"]]
+            return views * train + others, epochs * (train + counts["valid"]) + others
+        return epochs * (train + counts["valid"]) + others, 0
+
+    def storage(self, size: int) -> float:
+        """US dollars a month for bytes in S3."""
+        return float(size / 1e9 * self.table["s3_gb_month"])
+
+    def endpoint_month(self, instance_type: str, count: int = 1) -> float | None:
+        """US dollars a month for an endpoint that nobody uses; None where the price is not known."""
+        hour = self.hour(instance_type)
+        return None if hour is None else hour * count * HOURS_A_MONTH
+
+
+def check_cost(config: Mapping[str, Any], estimate: Estimate) -> None:
+    """Refuses what may cost more than `sagemaker.max_cost`; it counts what the request could cost at its limits.
+
+    Raises:
+        DogbreedError: Names the cost and what lowers it.
+    """
+    most = config["sagemaker"]["max_cost"]
+    if most is None:
+        return
+    if estimate.most is None:
+        raise DogbreedError(
+            f"The price of {config['sagemaker']['instance_type']} is not known, so sagemaker.max_cost={most} cannot be "
+            f"kept; {Prices(config).told(config['sagemaker']['instance_type'])}."
+        )
+    if estimate.most > most:
+        raise DogbreedError(
+            f"This could cost ${estimate.most:.2f}, more than sagemaker.max_cost={most}; lower sagemaker.max_run "
+            f"({config['sagemaker']['max_run']} s), search.trials or the instance, or raise the limit."
+        )
+
+
+def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:
+    """The newest receipt of such a job that measured its speed."""
+    files = sorted(RECEIPTS.glob("*/receipt.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    for file in files:
+        try:
+            receipt: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            continue
+        same = receipt.get("instance_type") == instance_type and receipt.get("backbone") == backbone
+        if same and receipt.get("images_per_second"):
+            return receipt
+    return None
+
+
+def listed_price(client: Any, instance_type: str, region: str, component: str = "Training") -> float | None:
+    """US dollars an hour from AWS's Price List API.
+
+    Args:
+        client: boto3's `pricing` client.
+        instance_type: Such as `ml.g4dn.xlarge`.
+        region: Such as `us-east-1`.
+        component: `Training` or `Hosting`.
+
+    Returns:
+        None where the list has no such price.
+    """
+    wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
+    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in wanted.items()]
+    found = client.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
+    for text in found["PriceList"]:
+        for term in json.loads(text).get("terms", {}).get("OnDemand", {}).values():
+            for dimension in term["priceDimensions"].values():
+                dollars = float(dimension["pricePerUnit"].get("USD", 0))
+                if dimension["unit"] in ("Hrs", "Hours") and dollars > 0:
+                    return dollars
+    return None

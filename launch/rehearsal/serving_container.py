@@ -1,0 +1,199 @@
+"""The inference container on this machine: SageMaker's own toolkit and TorchServe, without Docker, on loopback.
+
+The model's archive is unpacked where the container would find it, the toolkit installs `code/requirements.txt`, loads
+`code/inference.py` and answers `/ping` and `/invocations`. Needs a Java runtime, 17 or later.
+"""
+
+import http.client
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference import archive
+from launch.rehearsal import environment
+
+# What the image of PyTorch 2.6.0 holds. The toolkit imports pkg_resources, which later setuptools no longer have.
+PACKAGES = (
+    "sagemaker-pytorch-inference==2.0.25",
+    "sagemaker-inference==1.10.1",
+    "torchserve==0.12.0",
+    "pyyaml",
+    "setuptools<81",
+)
+# In TorchServe's log.
+FAILED_TO_LOAD = "Load model failed"
+HANDLERS_SAY = "MODEL_LOG - "
+START_SECONDS = 180
+STOP_SECONDS = 20
+PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
+
+
+class ContainerFailed(DogbreedError):
+    """The container did not start, or stopped."""
+
+
+@contextmanager
+def running(
+    model_archive: Path, *, workers: int = 1, variables: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Iterator[str]:
+    """Serves a `model.tar.gz` for as long as the context lasts; nothing runs afterwards, whatever happened.
+
+    Args:
+        model_archive: As `dogbreed.inference.archive` writes it.
+        workers: Processes that hold the model. The image takes one a core.
+        variables: Of CreateModel's Environment; what concerns this machine's folders and ports goes before them.
+        folder: Where environments lie, see `environments.ready`.
+
+    Yields:
+        The address, http://127.0.0.1:PORT.
+
+    Raises:
+        ContainerFailed: No Java, or the handlers could not be loaded; the sentence holds the container's last words.
+    """
+    check_java()
+    with (
+        environment.ready("serving", PACKAGES, folder=folder) as python,
+        TemporaryDirectory(prefix="dogbreed-container-") as temporary,
+    ):
+        place = Path(temporary)
+        archive.unpack(model_archive, place / "ml" / "model")
+        ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
+        log = place / "container.log"
+        own = _variables(place, ports, workers)
+        with _process(python, place, {**(variables or {}), **own}, log) as process:
+            _wait_until_ready(process, ports, log)
+            yield f"http://127.0.0.1:{ports['inference']}"
+
+
+def check_java() -> None:
+    """Asks the machine's Java for its version.
+
+    Raises:
+        ContainerFailed: There is none, or one before 17.
+    """
+    home = os.environ.get("JAVA_HOME")
+    java = shutil.which(f"{home}/bin/java" if home else "java")
+    if java is None:
+        raise ContainerFailed(
+            "TorchServe needs Java 17 or later, and there is no java here; install one, for example with "
+            "apt-get install default-jre-headless."
+        )
+    told = subprocess.run([java, "-version"], capture_output=True, text=True).stderr  # noqa: S603
+    version = told.partition('"')[2].partition('"')[0]
+    if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) < 17:
+        raise ContainerFailed(f"TorchServe needs Java 17 or later; {java} is {version or 'of an unknown version'}.")
+
+
+@contextmanager
+def _process(
+    environment: environment.Environment, place: Path, variables: Mapping[str, str], log: Path
+) -> Iterator[subprocess.Popen[bytes]]:
+    start = Path(__file__).with_name("serving_start.py")
+    with log.open("wb") as said:
+        process = subprocess.Popen(  # noqa: S603
+            [environment.python, start, place],
+            cwd=place,  # where it keeps its logs and its model store
+            env={**environment.variables(), **variables},
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            _stop(process)
+
+
+def _variables(place: Path, ports: dict[str, int], workers: int) -> dict[str, str]:
+    """What the service sets, and what keeps the server to this machine; TS_... go before its properties file."""
+    addresses = {f"TS_{name.upper()}_ADDRESS": f"http://127.0.0.1:{ports[name]}" for name in PORTS[:3]}
+    grpc = {f"TS_{name.upper()}_PORT": str(ports[name]) for name in PORTS[3:]}
+    local = {f"TS_{name.upper()}_ADDRESS": "127.0.0.1" for name in PORTS[3:]}
+    return {
+        "SAGEMAKER_BASE_DIR": str(place / "ml"),
+        "SAGEMAKER_PROGRAM": archive.HANDLERS,
+        "SAGEMAKER_SUBMIT_DIRECTORY": str(place / "ml" / "model" / archive.CODE),
+        "SAGEMAKER_MODEL_SERVER_WORKERS": str(workers),
+        "LOG_LOCATION": str(place / "logs"),
+        "METRICS_LOCATION": str(place / "logs"),
+        "TMPDIR": str(place),
+        "TEMP": str(place),
+        **addresses,
+        **grpc,
+        **local,
+    }
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes], ports: dict[str, int], log: Path) -> None:
+    """Until all workers hold the model: `/ping` answers 200 before that, and even where the model cannot be loaded."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise ContainerFailed(f"The container stopped at its start: {_last_words(log)}")
+        workers = _workers(ports["management"])
+        if workers and all(worker.get("status") == "READY" for worker in workers):
+            return
+        if FAILED_TO_LOAD in log.read_text(errors="replace"):
+            raise ContainerFailed(f"The model cannot be loaded in the container: {_last_words(log, of=HANDLERS_SAY)}")
+        time.sleep(0.2)
+    raise ContainerFailed(f"The container was not ready within {START_SECONDS} s: {_last_words(log)}")
+
+
+def _workers(port: int) -> list[dict[str, Any]]:
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+    try:
+        connection.request("GET", "/models/model")
+        told = json.loads(connection.getresponse().read())
+        return list(told[0]["workers"])
+    except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
+        return []  # it is not up yet
+    finally:
+        connection.close()
+
+
+def _last_words(log: Path, of: str = "") -> str:
+    """The last line that says anything; with `of`, what follows it in the last line that is not indented there."""
+    lines = [line for line in log.read_text(errors="replace").splitlines() if of in line]
+    said = [line.rpartition(of)[2] for line in lines] if of else lines
+    return next((line.strip() for line in reversed(said) if line.strip() and line[0] != " "), "it said nothing")
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """Ends the container and all that it has started: they share a session."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, number)
+        deadline = time.monotonic() + STOP_SECONDS
+        while _alive(process) and time.monotonic() < deadline:
+            time.sleep(0.05)
+
+
+def _alive(process: subprocess.Popen[bytes]) -> bool:
+    process.poll()  # takes the exit code, so that it does not count as alive
+    try:
+        os.killpg(process.pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def _free_ports(count: int) -> list[int]:
+    listeners = [socket.socket() for _ in range(count)]
+    try:
+        for listener in listeners:
+            listener.bind(("127.0.0.1", 0))
+        return [int(listener.getsockname()[1]) for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.close()

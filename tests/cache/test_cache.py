@@ -1,0 +1,717 @@
+"""The feature cache: it serves what the network would compute, nothing stale or damaged, whatever happens to it."""
+
+import fcntl
+import json
+import os
+import random
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from safetensors import safe_open
+from support import runs
+
+from dogbreed.cache import callback
+from dogbreed.cache.callback import (
+    FeatureCache,
+    Store,
+    cache_folder,
+    delete,
+    fill,
+    main,
+    make_room,
+    missing,
+    row_key,
+    stores,
+)
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datamodule import Batch, DogImages, FeatureBatch
+from dogbreed.data.images import WHOLE, Preprocessing, View, load
+from dogbreed.models.classifier import DogBreedClassifier
+
+SMALL = Preprocessing(size=64, resize_size=72)
+CPU = torch.device("cpu")
+# Kernels are chosen by the shape of a batch, and round differently.
+ROUNDING = {"rtol": 1e-4, "atol": 1e-5}
+
+
+def classifier(preprocessing: Preprocessing = SMALL, **changes) -> DogBreedClassifier:
+    arguments = {"backbone": "squeezenet1_1", "weights": "none", "preprocessing": preprocessing.to_dict()}
+    return DogBreedClassifier(4, **(arguments | changes))
+
+
+def dogs(root: Path, preprocessing: Preprocessing = SMALL, **changes) -> DogImages:
+    data = DogImages(
+        root, preprocessing=preprocessing, **({"num_workers": 0, "batch_size": 8, "quiet": True} | changes)
+    )
+    data.setup()
+    return data
+
+
+def attached(root: Path, folder: Path, model=None, data=None, **cache):
+    """A model and data that use the cache in `folder`."""
+    model = classifier() if model is None else model
+    data = dogs(root) if data is None else data
+    used = FeatureCache(folder=folder, **({"quiet": True, "mode": "require"} | cache))
+    used.attach(model, data, CPU)
+    return used, model, data
+
+
+def rows(folder: Path) -> dict[str, dict[bytes, bytes]]:
+    """Every readable row on disk by store, without the code under test; of equal keys the last written."""
+    found: dict[str, dict[bytes, bytes]] = {}
+    for file in sorted(folder.glob("features/*/*.safetensors")):
+        with safe_open(file, framework="np") as content:
+            keys, values = content.get_tensor("keys"), content.get_slice("features")
+            for number, key in enumerate(keys):
+                found.setdefault(file.parent.name, {})[key.tobytes()] = values[number : number + 1].tobytes()
+    return found
+
+
+def count(folder: Path) -> int:
+    """Rows on disk, equal ones as often as they are there."""
+    total = 0
+    for file in folder.glob("features/*/*.safetensors"):
+        with safe_open(file, framework="np") as content:
+            total += len(content.get_slice("keys")[:])
+    return total
+
+
+def everything(data: DogImages) -> dict[str, np.ndarray]:
+    """All that is served, by split."""
+    served = {}
+    for split, samples in data.samples.items():
+        places = [(i, v) for v in range(len(samples.views)) for i in range(len(samples))]
+        indices, views = np.array(places).T
+        served[split] = data.reader(split)(indices, views).numpy()
+    return served
+
+
+def same(one: dict[str, np.ndarray], two: dict[str, np.ndarray]) -> bool:
+    return one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in one)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Here and in the processes that are started: with other threads rows differ in their last bits."""
+    with runs.one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def built(dog_tree, tmp_path_factory) -> Path:
+    """A cache of the tree's 72 views, not to be changed."""
+    folder = tmp_path_factory.mktemp("built")
+    assert attached(dog_tree, folder)[0].state == "built"
+    return folder
+
+
+@pytest.fixture
+def cache(built, tmp_path) -> Path:
+    """The same, to be changed."""
+    return shutil.copytree(built, tmp_path / "cache")
+
+
+@pytest.fixture
+def tree(dog_tree, tmp_path) -> Path:
+    """The photographs, to be changed."""
+    return shutil.copytree(dog_tree, tmp_path / "dogs")
+
+
+# What is served
+
+
+@pytest.mark.parametrize(
+    ("augment", "precision", "rtol"),
+    [
+        ("flip", "float32", 1e-4),
+        pytest.param("crop", "float32", 1e-4, marks=pytest.mark.slow),
+        pytest.param("none", "float16", 2e-3, marks=pytest.mark.slow),
+        pytest.param("none", "bfloat16", 5e-2, marks=pytest.mark.slow),
+    ],
+)
+def test_rows_are_what_the_prefix_computes(dog_tree, tmp_path, augment, precision, rtol):
+    _, model, data = attached(dog_tree, tmp_path, data=dogs(dog_tree, augment=augment), precision=precision)
+    model.eval()
+    for split, samples in data.samples.items():
+        for view, views in enumerate(samples.views):
+            images = torch.stack([load(p, SMALL, v) for p, v in zip(samples.paths, views, strict=True)])
+            with torch.no_grad():
+                expected = model.split.prefix(images)
+            found = data.reader(split)(np.arange(len(samples)), np.full(len(samples), view))
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
+            assert len(found.flatten(1).unique(dim=0)) == len(samples), "each has its own"
+
+
+def test_weights_cast_once_give_what_autocast_gives():
+    network = classifier().network.eval()
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    images, cpu = torch.rand(2, 3, 64, 64), torch.device("cpu")
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        expected = network(images)
+    with torch.no_grad(), callback.in_bfloat16(network, cpu):
+        assert network.features[0].weight.dtype == torch.bfloat16
+        assert torch.equal(network(images), expected)
+    with pytest.raises(RuntimeError), callback.in_bfloat16(network, cpu):
+        network(images[:, :1])
+    assert network.features[0].weight.dtype == torch.float32
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+def test_rows_come_in_any_order(dog_tree, built):
+    _, _, data = attached(dog_tree, built)
+    reader, rng = data.reader("train"), np.random.default_rng(0)
+    table = {view: reader(np.arange(24), np.full(24, view)) for view in (0, 1)}
+    indices, views = rng.integers(24, size=50), rng.integers(2, size=50)
+    expected = torch.stack([table[v][i] for i, v in zip(indices, views, strict=True)])
+    assert torch.equal(reader(indices, views), expected)
+
+
+def test_the_model_answers_as_without(dog_tree, built):
+    _, model, data = attached(dog_tree, built)
+    plain = dogs(dog_tree)
+    for training in (False, True):
+        model.train(training)
+        for one, two in zip(data.train_dataloader(), plain.train_dataloader(), strict=True):
+            assert isinstance(one, FeatureBatch)
+            assert isinstance(two, Batch)
+            assert torch.equal(one.labels, two.labels)
+            assert torch.equal(one.indices, two.indices)
+            torch.manual_seed(1)
+            with_features = model.logits(one)
+            torch.manual_seed(1)
+            torch.testing.assert_close(with_features, model.logits(two), **ROUNDING)
+
+
+def test_training_is_the_same_run(dog_tree, tmp_path):
+    losses = {}
+    for mode in ("off", "require"):
+        model, cached = classifier(lr=0.01), FeatureCache(mode, folder=tmp_path, quiet=True)
+        trainer = Trainer(
+            accelerator="cpu",
+            max_epochs=3,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+            callbacks=[cached],
+        )
+        trainer.fit(model, datamodule=dogs(dog_tree))
+        losses[mode] = [float(trainer.callback_metrics[name]) for name in ("train_loss", "val_loss", "val_acc")]
+        assert cached.state == ("off" if mode == "off" else "built")
+    assert losses["require"] == pytest.approx(losses["off"], abs=1e-5)
+
+
+def test_equal_images_are_computed_once(tree, tmp_path):
+    paths = sorted(tree.glob("train/*/*.jpg"))
+    shutil.copy(paths[0], paths[1])
+    shutil.copy(paths[0], next(tree.glob("valid/*/*.jpg")))
+    _, _, data = attached(tree, tmp_path / "new")
+    assert count(tmp_path / "new") == 72 - 2 - 1
+    served = everything(data)
+    assert np.array_equal(served["train"][0], served["train"][1])
+
+
+# Hits and misses
+
+
+def test_the_second_run_computes_nothing(dog_tree, built):
+    before = {path: path.stat().st_mtime_ns for path in built.rglob("*.safetensors")}
+    cached, _, _ = attached(dog_tree, built)
+    assert cached.state == "hit"
+    assert {path: path.stat().st_mtime_ns for path in built.rglob("*.safetensors")} == before
+    assert count(built) == 72
+
+
+def test_another_head_and_other_batches_are_a_hit(dog_tree, cache):
+    model = classifier(lr=0.5, label_smoothing=0.1)
+    with torch.no_grad():
+        model.network.classifier[1].weight.zero_()
+    data = dogs(dog_tree, batch_size=3, seed=9, augment="none")
+    assert attached(dog_tree, cache, model=model, data=data)[0].state == "hit"
+    assert count(cache) == 72
+
+
+def test_a_changed_image_is_a_miss_for_itself_alone(tree, cache, capsys):
+    before = rows(cache)
+    path = sorted(tree.glob("train/*/*.jpg"))[5]
+    path.write_bytes(path.read_bytes() + b"\0")  # behind the end of the picture: it looks the same, who knows
+    cached, _, data = attached(tree, cache, quiet=False)
+    assert cached.state == "built"
+    assert "Features of 1 images up to cat_7, 2 views: 36.9 kB in " in capsys.readouterr().out
+    after = rows(cache)
+    assert after.keys() == before.keys()
+    ((name, old),) = before.items()
+    new = {key: value for key, value in after[name].items() if key not in old}
+    digest = data.samples["train"].digests[5]
+    assert new.keys() == {row_key(digest, view) for view in (WHOLE, View(flip=True))}
+    assert {key: after[name][key] for key in old} == old
+
+
+def test_a_new_image_is_computed_alone(tree, cache):
+    source = sorted(tree.glob("test/*/*.jpg"))[0]
+    (source.with_name("extra.jpg")).write_bytes(source.read_bytes() + b"\0")
+    attached(tree, cache)
+    assert count(cache) == 73
+
+
+def test_what_is_gone_from_the_data_stays_in_the_cache(tree, cache):
+    next(tree.glob("train/*/*.jpg")).unlink()
+    assert attached(tree, cache)[0].state == "hit"
+
+
+def one_weight(model):
+    with torch.no_grad():
+        model.network.features[3].squeeze.bias[0] += 1e-4
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["weight", "mean"]
+    + [
+        pytest.param(c, marks=pytest.mark.slow)
+        for c in ("resize", "std", "interpolation", "size", "precision", "block")
+    ],
+)
+def test_everything_else_that_matters_is_a_store_of_its_own(dog_tree, cache, change):
+    before, precision, preprocessing = rows(cache), "float32", SMALL
+    match change:
+        case "precision":
+            precision = "float16"
+        case "weight" | "block":
+            pass
+        case "size":
+            preprocessing = replace(SMALL, size=72)
+        case "resize":
+            preprocessing = replace(SMALL, resize="crop")
+        case "interpolation":
+            preprocessing = replace(SMALL, interpolation="bicubic")
+        case _:
+            preprocessing = replace(SMALL, **{change: (0.5, 0.5, 0.5)})
+    model = classifier(preprocessing, trainable="block" if change == "block" else "head")
+    if change == "weight":
+        one_weight(model)
+    used, _, data = attached(dog_tree, cache, model=model, data=dogs(dog_tree, preprocessing), precision=precision)
+    assert used.state == "built"
+    after = rows(cache)
+    assert len(after) == 2
+    assert count(cache) == 144
+    assert before.items() <= after.items(), "what was there is still there"
+    model.eval()
+    path = data.samples["valid"].paths[0]
+    with torch.no_grad():
+        expected = model.split.prefix(load(path, preprocessing)[None])
+    torch.testing.assert_close(data.reader("valid")(np.array([0]), np.array([0])), expected, rtol=2e-3, atol=2e-3)
+    assert attached(dog_tree, cache)[0].state == "hit", "the first is not forgotten"
+
+
+@pytest.mark.slow
+def test_crops_add_to_what_is_there(dog_tree, cache):
+    attached(dog_tree, cache, data=dogs(dog_tree, augment="crop", views=2))
+    assert count(cache) == 72 + 48, "valid and test are there"
+    attached(dog_tree, cache, data=dogs(dog_tree, augment="crop", views=3))
+    assert count(cache) == 72 + 72
+    attached(dog_tree, cache, data=dogs(dog_tree, augment="crop", views=3, seed=1))
+    assert count(cache) == 72 + 72 + 72
+
+
+# Damage
+
+
+def block(folder: Path) -> Path:
+    (file,) = folder.glob("features/*/*.safetensors")
+    return file
+
+
+def offset_of(file: Path, name: str) -> int:
+    data = file.read_bytes()
+    (length,) = struct.unpack("<Q", data[:8])
+    return 8 + length + json.loads(data[8 : 8 + length])[name]["data_offsets"][0]
+
+
+def flip_byte(file: Path, at: int) -> None:
+    """In a new file: an older one may be mapped into memory."""
+    data = bytearray(file.read_bytes())
+    data[at] ^= 1
+    file.unlink()
+    file.write_bytes(data)
+
+
+def test_a_flipped_bit_costs_one_row(dog_tree, cache, built, capsys):
+    file, row_bytes = block(cache), 512 * 3 * 3 * 4
+    flip_byte(file, offset_of(file, "features") + 40 * row_bytes + 1234)
+    cached, _, data = attached(dog_tree, cache, quiet=False)
+    assert cached.state == "built"
+    assert "Features of 1 images up to cat_7, 1 views (1 damaged ones again)" in capsys.readouterr().out
+    assert count(cache) == 73
+    _, _, clean = attached(dog_tree, built)
+    for split, values in everything(data).items():
+        np.testing.assert_allclose(values, everything(clean)[split], **ROUNDING)
+    assert attached(dog_tree, cache)[0].state == "hit"
+
+
+@pytest.mark.parametrize("part", ["keys", pytest.param("checksums", marks=pytest.mark.slow)])
+def test_a_flipped_bit_in_the_index_costs_the_block(dog_tree, cache, built, part):
+    file = block(cache)
+    flip_byte(file, offset_of(file, part) + 5)
+    cached, _, data = attached(dog_tree, cache)
+    assert cached.state == "built"
+    assert not file.exists()
+    assert rows(cache) == rows(built)
+    assert same(everything(data), everything(attached(dog_tree, built)[2]))
+
+
+@pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+def test_half_a_block_counts_as_none(dog_tree, cache, built, share):
+    file = block(cache)
+    data = file.read_bytes()
+    file.unlink()
+    file.write_bytes(data[: int(len(data) * share)])
+    cached, _, served = attached(dog_tree, cache)
+    assert cached.state == "built"
+    assert rows(cache) == rows(built)
+    assert same(everything(served), everything(attached(dog_tree, built)[2]))
+
+
+def test_a_block_of_another_shape_is_not_used(dog_tree, cache, built):
+    (folder,) = (cache / "features").iterdir()
+    keys = list(next(iter(rows(cache).values())))
+    shutil.rmtree(folder)
+    Store(folder, (4,), torch.float32).add(keys, torch.zeros(len(keys), 4))
+    assert attached(dog_tree, cache)[0].state == "built"
+    assert rows(cache) == rows(built)
+
+
+# Several at once
+
+
+def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
+    """Each of them all, and each its part; torch.fx cannot trace in threads, so that was done before."""
+    models = [attached(dog_tree, built)[1].eval() for _ in range(4)]
+    data = dogs(dog_tree)
+    (name,) = rows(built)
+
+    def run(number: int) -> None:
+        store = Store(tmp_path / "features" / name, models[number].split.shape, torch.float32)
+        wanted = missing(store, data.samples)
+        mine = wanted if number < 2 else wanted[number % 2 :: 2]
+        fill(store, models[number].split.prefix, mine, data, device=CPU, precision="float32", quiet=True)
+        assert set(mine[0].keys) <= {key for key in mine[0].keys if key in store}
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(run, range(4)))
+    assert rows(tmp_path).keys() == rows(built).keys()
+    cached, _, served = attached(dog_tree, tmp_path)
+    assert cached.state == "hit"
+    for split, values in everything(attached(dog_tree, built)[2]).items():
+        np.testing.assert_allclose(everything(served)[split], values, **ROUNDING)
+
+
+RUN = """
+import sys
+import torch
+from dogbreed.cache import callback
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
+from dogbreed.models.classifier import DogBreedClassifier
+
+features.BLOCK_BYTES = 1  # a block after every pass
+small = Preprocessing(size=64, resize_size=72)
+model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=small.to_dict())
+data = DogImages(sys.argv[1], preprocessing=small, num_workers=0, quiet=True)
+data.setup()
+cache = features.FeatureCache("require", folder=sys.argv[2], quiet=True)
+print("ready", flush=True)
+sys.stdin.readline()
+cache.attach(model, data, torch.device("cpu"))
+print(cache.state)
+"""
+
+
+def start(tree: Path, folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", RUN, str(tree), str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=runs.environment(),
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.slow
+def test_two_processes_at_once(dog_tree, tmp_path, built):
+    processes = [start(dog_tree, tmp_path) for _ in range(2)]
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    states = sorted(process.communicate()[0].strip() for process in processes)
+    assert states in (["built", "hit"], ["built", "built"]), (
+        "the second found nothing left to do, before or after waiting"
+    )
+    assert count(tmp_path) == 72
+    ours, theirs = rows(tmp_path), rows(built)
+    assert ours.keys() == theirs.keys()
+    assert [key for key in ours if ours[key] != theirs[key]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(2))
+def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
+    rng = random.Random(seed)
+    tree = write_tree(tmp_path / "dogs", counts={"train": 40, "valid": 3, "test": 3}, seed=seed)
+    folder = tmp_path / "cache"
+    before = 0
+    for _ in range(3):
+        process = start(tree, folder)
+        process.stdin.write("go\n")
+        process.stdin.flush()
+        until = before + rng.randint(1, 12)
+        while process.poll() is None and len(list(folder.glob("features/*/*.safetensors"))) < until:
+            time.sleep(0.001)
+        time.sleep(rng.random() * 0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdin.close()
+        process.stdout.close()
+        kept = len(list(folder.glob("features/*/*.safetensors")))
+        assert kept >= until
+        before = kept
+    killed_with = count(folder)
+    assert 0 < killed_with < 344
+    cached, _, served = attached(tree, folder)
+    assert cached.state == "built"
+    assert count(folder) == 344, "nothing was computed twice"
+    _, _, clean = attached(tree, tmp_path / "clean")
+    for split, values in everything(clean).items():
+        np.testing.assert_allclose(everything(served)[split], values, **ROUNDING)
+    assert attached(tree, folder)[0].state == "hit"
+
+
+# Where it cannot be used
+
+
+def off(root, folder, model=None, **cache) -> FeatureCache:
+    """Steps aside in `auto`, leaving a run as it would be without; is an error in `require`."""
+    model = classifier() if model is None else model
+    data = dogs(root)
+    cached, _, _ = attached(root, folder, model=model, data=data, mode="auto", **cache)
+    assert cached.state == "off"
+    assert isinstance(next(iter(data.train_dataloader())), Batch)
+    assert model.network.training
+    assert model.split is None
+    with pytest.raises(DogbreedError) as caught:
+        attached(root, folder, model=model, mode="require", **cache)
+    assert str(caught.value).startswith("cache.mode=require, but the cache cannot be used: ")
+    assert cached.reason.partition("/features/")[0] in str(caught.value)
+    return cached
+
+
+def test_where_everything_trains(dog_tree, tmp_path):
+    assert "frozen, deterministic" in off(dog_tree, tmp_path, classifier(trainable="all")).reason
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_too_large(dog_tree, tmp_path):
+    reason = off(dog_tree, tmp_path, max_gb=1e-4).reason
+    assert "the features would take 1.33 MB, more than cache.max_gb=0.0001 allows" in reason
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk(dog_tree, tmp_path, largest_file):
+    with largest_file(200_000):
+        reason = off(dog_tree, tmp_path).reason
+    assert "could not be written" in reason
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert not list(tmp_path.rglob(".*.tmp"))
+    assert attached(dog_tree, tmp_path)[0].state == "built", "later there is room"
+
+
+def test_a_place_that_cannot_be_written(dog_tree, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "cannot be written" in off(dog_tree, tmp_path / "file").reason
+
+
+def test_off_is_off(dog_tree, tmp_path):
+    cached, model, _ = attached(dog_tree, tmp_path, mode="off")
+    assert (cached.state, cached.reason) == ("off", "cache.mode=off")
+    assert model.split is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("argument", "sentence"),
+    [
+        ({"mode": "on"}, "cache.mode=on is unknown; it is one of auto, off, require"),
+        ({"precision": "float64"}, "cache.precision=float64 is unknown; it is one of float32, bfloat16, float16"),
+        ({"max_gb": 0}, "cache.max_gb=0 is out of range; it is more than 0"),
+        ({"max_gb": float("nan")}, "cache.max_gb=nan is out of range"),
+    ],
+)
+def test_senseless_arguments(argument, sentence):
+    with pytest.raises(DogbreedError, match=sentence):
+        FeatureCache(**argument)
+
+
+def test_where_the_cache_lies(cache_dir, monkeypatch):
+    assert cache_folder() == cache_dir / "dogbreed"
+    assert FeatureCache().folder == cache_dir / "dogbreed" / "features"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(cache_dir))
+    assert cache_folder() == cache_dir / ".cache" / "dogbreed"
+    assert cache_folder("~/mine") == cache_dir / "mine"
+
+
+# Room
+
+
+def made_up(folder: Path, name: str, age: float, size: int = 1000) -> Path:
+    """A store of `size` features, last used `age` seconds ago."""
+    place = folder / "features" / name
+    Store(place, (size,), torch.float32).add([name.ljust(16).encode()], torch.randn(1, size))
+    told = {"backbone": "vgg16", "cut": "classifier.1", "shape": [size], "precision": "float32", "preprocessing": {}}
+    (place / "store.json").write_text(json.dumps(told))
+    os.utime(place / "store.json", (time.time() - age,) * 2)
+    return place
+
+
+def test_room_is_made_by_the_longest_unused(tmp_path):
+    places = {name: made_up(tmp_path, name, age) for name, age in (("a", 10), ("b", 40), ("c", 30), ("d", 20))}
+    size = sum(file.stat().st_size for file in places["a"].glob("*.safetensors"))
+    folder = tmp_path / "features"
+    assert make_room(folder, 5 * size / 1e9, keep=places["a"]) == []
+    assert make_room(folder, 3.5 * size / 1e9, keep=places["a"]) == [places["b"]]
+    assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "d"]
+    assert make_room(folder, 1e-9, keep=places["c"]) == [places["d"], places["a"]]
+    assert [path.name for path in folder.iterdir()] == ["c"]
+
+
+def test_what_is_in_use_is_kept(tmp_path):
+    old, new = made_up(tmp_path, "old", 100), made_up(tmp_path, "new", 1)
+    with (old / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert make_room(tmp_path / "features", 1e-9, keep=tmp_path) == [new]
+        assert old.exists()
+    assert make_room(tmp_path / "features", 1e-9, keep=tmp_path) == [old]
+
+
+def test_a_run_makes_room_for_itself(dog_tree, tmp_path):
+    old = made_up(tmp_path, "old", 100, size=500_000)  # 2 MB, and 1.3 MB are to come
+    attached(dog_tree, tmp_path, max_gb=2.5e-3)
+    assert not old.exists(), "before the limit is passed"
+    assert sum(file.stat().st_size for file in tmp_path.rglob("*.safetensors")) < 2.5e6
+
+
+def test_using_a_store_makes_it_young(dog_tree, cache):
+    (store,) = (cache / "features").iterdir()
+    os.utime(store / "store.json", (0, 0))
+    attached(dog_tree, cache)
+    ((_, size, used),) = stores(cache / "features")
+    assert used == pytest.approx(time.time(), abs=60)
+    assert size == sum(file.stat().st_size for file in store.glob("*.safetensors"))
+
+
+# The command
+
+
+def test_listing(dog_tree, cache, capsys):
+    made_up(cache, "abcdef", 1000)
+    assert main(["--dir", str(cache)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 4
+    assert lines[0].split() == ["key", "size", "last", "used", "precision", "of"]
+    assert "squeezenet1_1 up to cat_7" in lines[1], "the last used first"
+    assert "float32" in lines[1]
+    assert "1.33 MB" in lines[1]
+    assert lines[2].startswith("abcdef ")
+    assert "vgg16 up to classifier.1" in lines[2]
+    assert lines[3].endswith(f"MB in {cache / 'features'}")
+
+
+def test_listing_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("DOGBREED_CACHE", str(tmp_path))
+    assert main(["list"]) == 0
+    assert capsys.readouterr().out == f"No features in {tmp_path / 'features'}.\n"
+
+
+def test_verifying(cache, capsys):
+    assert main(["--dir", str(cache), "verify"]) == 0
+    assert "72 rows, all good" in capsys.readouterr().out
+    file = block(cache)
+    flip_byte(file, offset_of(file, "features") + 3)
+    assert main(["--dir", str(cache), "verify"]) == 1
+    assert "71 rows, 1 damaged; the next run computes them again" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"precision": "float64"}'])
+def test_a_store_whose_description_is_damaged(dog_tree, cache, capsys, content):
+    (store,) = (cache / "features").iterdir()
+    (store / "store.json").write_bytes(content)
+    for action, code in (("list", 0), ("verify", 1)):
+        assert main(["--dir", str(cache), action]) == code
+        assert re.search(rf"^{store.name}  .*its store.json is damaged: delete it", capsys.readouterr().out, re.M)
+    assert attached(dog_tree, cache)[0].state == "hit", "features do not need it"
+    assert main(["--dir", str(cache), "delete", store.name]) == 0
+    assert not store.exists()
+
+
+def test_a_store_that_vanishes_is_none(tmp_path):
+    """Another process deletes it, after its files were listed."""
+    place = made_up(tmp_path, "aa1", 1)
+    (place / "gone.safetensors").symlink_to(place / "deleted")
+    assert stores(tmp_path / "features") == []
+    shutil.rmtree(place)
+    assert delete(place)
+
+
+def test_after_the_next_run_all_is_good(dog_tree, cache, capsys):
+    file = block(cache)
+    flip_byte(file, offset_of(file, "features") + 3)
+    attached(dog_tree, cache)
+    assert main(["--dir", str(cache), "verify"]) == 0
+    assert "72 rows, all good" in capsys.readouterr().out
+
+
+def test_what_a_killed_run_left_is_cleared_away(dog_tree, cache):
+    (store,) = (cache / "features").iterdir()
+    left = store / ".00001795425222000000000-aabbccdd.safetensors.999999.tmp"
+    left.write_bytes(b"half a block")
+    block(cache).unlink()
+    attached(dog_tree, cache)
+    assert not left.exists()
+
+
+def test_deleting(tmp_path, capsys):
+    places = [made_up(tmp_path, name, 1) for name in ("aa1", "aa2", "bb3", "cc4")]
+    assert main(["--dir", str(tmp_path), "delete", "aa", "bb3"]) == 0
+    assert sorted(capsys.readouterr().out.split()) == sorted(["deleted", "aa1", "deleted", "aa2", "deleted", "bb3"])
+    assert [place.exists() for place in places] == [False, False, False, True]
+    assert main(["--dir", str(tmp_path), "delete", "xyz"]) == 2
+    assert "begins with xyz; python -m dogbreed.cache lists them" in capsys.readouterr().err
+    assert main(["--dir", str(tmp_path), "delete", "all"]) == 0
+    assert list((tmp_path / "features").iterdir()) == []
+    assert main(["--dir", str(tmp_path), "delete", "all"]) == 0
+
+
+def test_deleting_what_is_in_use(tmp_path, capsys):
+    place = made_up(tmp_path, "aa1", 1)
+    with (place / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        main(["--dir", str(tmp_path), "delete", "all"])
+    assert "in use, kept  aa1" in capsys.readouterr().out
+    assert place.exists()

@@ -1,0 +1,78 @@
+"""The same photograph in two splits, however it was saved."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from dogbreed.data.datamodule import DogImages, Samples
+from dogbreed.data.duplicates import find_duplicates
+from dogbreed.data.synthetic import make_sample
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Samples]:
+    root = tmp_path_factory.mktemp("drawn") / "dogs"
+    make_sample(root, classes=4, train=8, valid=3, test=3)
+    images = DogImages(root, quiet=True)
+    images.setup()
+    return images.samples
+
+
+CHANGES = {
+    "saved again": lambda image: image,
+    "smaller": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "squashed": lambda image: image.resize((224, 224)),
+    "mirrored": ImageOps.mirror,
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.7),
+    "grey": lambda image: image.convert("L"),
+}
+
+
+def with_planted(data: dict[str, Samples], planted: Path) -> dict[str, Samples]:
+    test = data["test"]
+    labels = np.append(test.labels, 0)
+    return {**data, "test": Samples([*test.paths, planted], labels, [*test.digests, "of another file"], [])}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_planted_copy_is_found(data, change, tmp_path):
+    with Image.open(data["train"].paths[5]) as image:
+        CHANGES[change](image).save(tmp_path / "planted.jpg", quality=60)
+    (pair,) = find_duplicates(with_planted(data, tmp_path / "planted.jpg"))
+    assert (pair.split, pair.index, pair.other_split, pair.other_index) == ("test", len(data["test"]), "train", 5)
+    assert not pair.exact
+
+
+def test_the_very_file_is_found_by_its_digest(data, tmp_path):
+    test, train = data["test"], data["train"]
+    planted = Samples(test.paths, test.labels, [train.digests[3], *test.digests[1:]], [])
+    (pair,) = find_duplicates({**data, "test": planted})
+    assert (pair.index, pair.other_split, pair.other_index, pair.exact) == (0, "train", 3, True)
+
+
+def test_different_photographs_are_no_copies(data):
+    assert find_duplicates(data) == []
+
+
+def test_files_without_anything_to_see(tmp_path):
+    def samples(name: str) -> Samples:
+        plain = tmp_path / f"{name}.png"
+        Image.new("RGB", (40, 30), "white").save(plain)
+        broken = tmp_path / f"{name}.jpg"
+        broken.write_bytes(b"no image")
+        return Samples([plain, broken, tmp_path / "missing.jpg"], np.zeros(3, dtype=np.int64), [], [])
+
+    assert find_duplicates({"train": samples("one"), "test": samples("other")}) == []
+
+
+def test_one_split_alone(data):
+    assert find_duplicates({"test": data["test"]}) == []
+    assert find_duplicates({}) == []
+
+
+def test_real_photographs(dogs120):
+    images = DogImages(dogs120, quiet=True)
+    images.setup()
+    assert find_duplicates({split: images.samples[split] for split in ("valid", "test")}) == []

@@ -1,0 +1,251 @@
+"""Looking at files: what is wrong with them, and not looking twice."""
+
+import hashlib
+import io
+import json
+import os
+import re
+import threading
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from dogbreed.core.progress import track
+from dogbreed.data import images, scan
+from dogbreed.data.scan import ScannedFile, list_images
+
+
+def _jpeg(colour: int = 0) -> bytes:
+    buffer = io.BytesIO()
+    Image.effect_noise((48, 40), 60 + colour).convert("RGB").save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "001.Cream_spitz"
+    folder.mkdir()
+    for number in range(4):
+        (folder / f"dog_{number}.jpg").write_bytes(_jpeg(number))
+    return folder
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """The names of the files that were read and checked."""
+    names: list[str] = []
+    look = scan._look
+
+    def counted(path, *more):
+        names.append(path.name)
+        return look(path, *more)
+
+    monkeypatch.setattr(scan, "_look", counted)
+    return names
+
+
+def test_order_and_digests(folder):
+    files = list_images(folder)[::-1] + list_images(folder)[:1]
+    found = scan.scan(files, memory=None, workers=3)
+    assert [entry.path for entry in found] == files
+    assert [entry.digest for entry in found] == [
+        hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files
+    ]
+    assert [entry.reason for entry in found] == [None] * 5
+    assert scan.scan([], memory=None) == []
+
+
+def test_what_cannot_be_used_says_why(folder):
+    whole = _jpeg()
+    (folder / "empty.jpg").write_bytes(b"")
+    (folder / "half.jpg").write_bytes(whole[: len(whole) // 2])
+    (folder / "notes.txt").write_text("good dog")
+    (folder / "nowhere.jpg").symlink_to(folder / "gone")
+    os.mkfifo(folder / "pipe.jpg")
+    found = {entry.path.name: entry for entry in scan.scan(list_images(folder), memory=None)}
+    assert found["empty.jpg"].reason == "empty file"
+    assert found["half.jpg"].reason
+    assert found["notes.txt"].reason
+    assert found["nowhere.jpg"] == ScannedFile(folder / "nowhere.jpg", "", "cannot be read: No such file or directory")
+    assert found["pipe.jpg"].reason == "not a regular file"
+    assert [name for name, entry in found.items() if entry.reason is None] == [f"dog_{i}.jpg" for i in range(4)]
+
+
+def test_files_that_may_not_be_read_are_not_remembered(folder, tmp_path, monkeypatch):
+    files, memory = list_images(folder), tmp_path / "memory.json"
+    with monkeypatch.context() as locked:
+        locked.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
+        found = scan.scan(files, memory=memory)
+    assert {entry.reason for entry in found} == {"cannot be read: Permission denied"}
+    assert {entry.reason for entry in scan.scan(files, memory=memory)} == {None}
+
+
+def test_only_changed_files_are_read_again(folder, tmp_path, reads):
+    (folder / "bad.jpg").write_bytes(b"no image")
+    files, memory = list_images(folder), tmp_path / "deep" / "memory.json"
+    first = scan.scan(files, memory=memory)
+    assert len(reads) == 5
+    reads.clear()
+    assert scan.scan(files, memory=memory) == first
+    assert reads == []
+
+    (folder / "dog_1.jpg").write_bytes(_jpeg(9))
+    os.utime(folder / "dog_1.jpg", ns=(1, 1))
+    again = scan.scan(files, memory=memory)
+    assert reads == ["dog_1.jpg"]
+    changed = [old.path.name for old, new in zip(first, again, strict=True) if old != new]
+    assert changed == ["dog_1.jpg"]
+
+
+def test_a_file_in_anothers_place_is_read_though_size_and_time_are_the_same(folder, tmp_path, reads):
+    files, memory = list_images(folder)[:2], tmp_path / "memory.json"
+    for file, content in zip(files, (b"one", b"two"), strict=True):
+        file.write_bytes(content)
+        os.utime(file, ns=(1, 1))
+    one, two = scan.scan(files, memory=memory)
+    for source, target in ((files[0], folder / "kept"), (files[1], files[0]), (folder / "kept", files[1])):
+        source.rename(target)
+    assert [entry.digest for entry in scan.scan(files, memory=memory)] == [two.digest, one.digest]
+
+
+def test_how_many_pixels_are_too_many_is_not_remembered(folder, tmp_path):
+    files, memory = list_images(folder), tmp_path / "memory.json"
+    for limit, reason in ((48 * 40 - 1, "too many pixels (48 x 40)"), (48 * 40, None)):
+        assert {entry.reason for entry in scan.scan(files, memory=memory, max_pixels=limit)} == {reason}
+
+
+def test_memory_holds_whatever_the_path_is_called(folder, tmp_path, reads, monkeypatch):
+    memory = tmp_path / "memory.json"
+    scan.scan(list_images(folder), memory=memory)
+    reads.clear()
+    monkeypatch.chdir(folder.parent)
+    relative = list_images(Path(folder.name))
+    assert [entry.path for entry in scan.scan(relative, memory=memory)] == relative
+    assert reads == []
+
+
+def test_another_check_asks_again(folder, tmp_path, reads, monkeypatch):
+    memory = tmp_path / "memory.json"
+    scan.scan(list_images(folder), memory=memory)
+    reads.clear()
+    monkeypatch.setattr(scan, "CHECK_VERSION", "next")
+    scan.scan(list_images(folder), memory=memory)
+    assert len(reads) == 4
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff\x00", b"[]", b"7", b'{"check": 1}', b'{"check": "CHECK", "files": []}', b"[" * 100_000]
+    + [b'{"check": "CHECK", "files": {"FILE": %s}}' % entry for entry in (b"[1]", b"null", b'["a", 1, 1, "d", 2]')],
+)
+def test_damaged_memory_is_made_anew(folder, tmp_path, reads, content):
+    files, memory = list_images(folder), tmp_path / "memory.json"
+    version = json.dumps(f"{scan.CHECK_VERSION}, {images.MAX_PIXELS} pixels")[1:-1].encode()
+    memory.write_bytes(content.replace(b"CHECK", version).replace(b"FILE", str(files[0]).encode()))
+    scan.scan(files, memory=memory)
+    assert len(reads) == 4
+    scan.scan(files, memory=memory)
+    assert len(reads) == 4
+
+
+def test_memory_forgets_files_that_vanished_and_keeps_other_folders(folder, tmp_path):
+    memory, other = tmp_path / "memory.json", tmp_path / "other.jpg"
+    other.write_bytes(_jpeg())
+    scan.scan([*list_images(folder), other], memory=memory)
+    (folder / "dog_0.jpg").unlink()
+    (folder / "new.jpg").write_bytes(_jpeg(5))
+    scan.scan(list_images(folder), memory=memory)
+    remembered = {Path(name).name for name in json.loads(memory.read_text())["files"]}
+    assert remembered == {"dog_1.jpg", "dog_2.jpg", "dog_3.jpg", "new.jpg", "other.jpg"}
+
+
+def test_concurrent_scans_leave_a_whole_memory(folder, tmp_path):
+    memory, files = tmp_path / "memory.json", list_images(folder)
+    threads = [threading.Thread(target=scan.scan, args=(files,), kwargs={"memory": memory}) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(json.loads(memory.read_text())["files"]) == 4
+    assert sorted(os.listdir(tmp_path)) == ["001.Cream_spitz", "memory.json"]
+
+
+def test_a_memory_that_cannot_be_written_does_not_matter(folder, tmp_path):
+    (tmp_path / "file").write_text("")
+    found = scan.scan(list_images(folder), memory=tmp_path / "file" / "memory.json")
+    assert [entry.reason for entry in found] == [None] * 4
+
+
+def test_what_was_seen_before_an_interruption_is_kept(folder, tmp_path, monkeypatch):
+    def interrupted(data, **limits):
+        if data == (folder / "dog_3.jpg").read_bytes():
+            raise KeyboardInterrupt
+
+    memory = tmp_path / "memory.json"
+    monkeypatch.setattr(images, "check", interrupted)
+    # One worker goes through the files in their order.
+    with pytest.raises(KeyboardInterrupt):
+        scan.scan(list_images(folder), memory=memory, workers=1)
+    remembered = {Path(name).name for name in json.loads(memory.read_text())["files"]}
+    assert remembered == {"dog_0.jpg", "dog_1.jpg", "dog_2.jpg"}
+
+
+def test_list_images_leaves_out_what_systems_leave_behind(tmp_path):
+    for name in ("b.jpg", "a.JPG", "sub/c.png", "read.me", "Thumbs.db", "desktop.ini", ".DS_Store", "._b.jpg"):
+        path = tmp_path / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(b"x")
+    for name in ("__MACOSX", ".hidden"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "d.jpg").write_bytes(b"x")
+    assert [str(path.relative_to(tmp_path)) for path in list_images(tmp_path)] == [
+        "a.JPG",
+        "b.jpg",
+        "read.me",
+        "sub/c.png",
+    ]
+
+
+def test_progress_only_for_real_work(folder, monkeypatch, capsys):
+    scan.scan(list_images(folder), memory=None)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(scan, "SHOW_PROGRESS_ABOVE", 3)
+    scan.scan(list_images(folder), memory=None)
+    assert "4 of 4 images" in capsys.readouterr().err
+    scan.scan(list_images(folder), memory=None, quiet=True)
+    assert capsys.readouterr().err == ""
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+@pytest.mark.parametrize(
+    ("unit", "shown"), [("bytes", "2.0 MB of 2.0 MB"), ("images", "2,000,000 of 2,000,000 images")]
+)
+def test_progress_counts(monkeypatch, terminal, unit, shown):
+    stream = Terminal() if terminal else io.StringIO()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
+    with track(2_000_000, "Fetching", unit, done=1_000_000) as progress:
+        for _ in range(1000):
+            progress.advance(1000)
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", stream.getvalue())
+    assert "Fetching" in text
+    assert shown in text
+    assert terminal or text.count("\n") == 2, "one line per quarter"
+
+
+def test_progress_without_a_total_and_after_an_error(capsys):
+    with track(None, "Fetching", "bytes") as progress:
+        progress.advance(5_000)
+    assert "Fetching: 5 kB, " in capsys.readouterr().err
+    with suppress(OSError), track(10, "Fetching") as progress:
+        progress.advance()
+        raise OSError("gone")
+    assert capsys.readouterr().err == "", "nothing was finished"

@@ -1,0 +1,172 @@
+"""The command that names breeds: what it takes, what it prints, how it ends."""
+
+import io
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+from support import runs
+from support.exports import NAMES, export_tiny
+from support.places import SHARED_DATA
+
+from dogbreed import Predictor
+from dogbreed.inference.photographs import find_model, find_photographs, main
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture
+def photos(dog_tree: Path, tmp_path: Path) -> Path:
+    """A folder in a folder, with images and other files."""
+    folder = tmp_path / "photos"
+    shutil.copytree(dog_tree / "test", folder / "deep")
+    (folder / "notes.txt").write_text("no image")
+    (folder / ".hidden.jpg").write_bytes(b"")
+    (folder / "Z.JPG").write_bytes(next((dog_tree / "test").rglob("*.jpg")).read_bytes())
+    return folder
+
+
+def first_photo(folder: Path) -> Path:
+    return min(file for file in folder.rglob("*.jpg") if not file.name.startswith("."))
+
+
+def test_json_lines_agree_with_the_predictor(model, photos, capsys):
+    assert main([str(model), str(photos), "--json", "--top-k", "2", "--batch-size", "5"]) == 0
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["path"] for line in lines] == sorted(line["path"] for line in lines)
+    assert len(lines) == 13
+    expected = Predictor(model).predict([line["path"] for line in lines], top_k=2)
+    for line, prediction in zip(lines, expected, strict=True):
+        assert line.keys() == {"path", "label", "index", "probability", "top"}
+        assert line["label"] == prediction.label == NAMES[line["index"]]
+        assert line["probability"] == pytest.approx(prediction.probability, abs=1e-6)
+        assert len(line["top"]) == 2
+
+
+def test_the_table_is_plain_and_aligned_outside_a_terminal(model, photos, capsys):
+    assert main([str(model), str(photos)]) == 0
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head.split() == ["file", "breed", "probability", "next"]
+    assert len(rows) == 13
+    assert "\x1b" not in head + "".join(rows)
+    column = head.index("breed")
+    assert all(row[column - 2 : column] == "  " and row[column:].startswith(NAMES) for row in rows)
+    assert all("%" in row for row in rows)
+
+
+def test_a_bad_file_among_others(model, photos, capsys, tmp_path):
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(first_photo(photos).read_bytes()[:300])
+    good = str(first_photo(photos))
+    assert main([str(model), good, str(broken), good, "--json"]) == 1
+    one, error, other = map(json.loads, capsys.readouterr().out.splitlines())
+    assert one == other
+    assert error.keys() == {"path", "error"}
+    assert error["path"] == str(broken)
+    assert error["error"].startswith(f"{broken} cannot be used: ")
+    assert main([str(model), str(broken), good]) == 1
+    assert re.search(r"broken.jpg +cannot be used: ", capsys.readouterr().out)
+
+
+def test_standard_input(model, photos, capsys, monkeypatch):
+    content = first_photo(photos).read_bytes()
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
+    assert main([str(model), "-", "--json"]) == 0
+    line = json.loads(capsys.readouterr().out)
+    assert line.pop("path") == "-"
+    assert line == Predictor(model).predict([content])[0].to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{model}", "missing.jpg"], "missing.jpg does not exist"),
+        (["{model}", "{empty}"], "holds no image"),
+        (["{empty}", "{photos}"], "is no exported model"),
+        (["{model}", "{photos}", "--top-k", "0"], "top_k=0 is out of range"),
+        (["{model}", "{photos}", "--batch-size", "0"], "batch_size=0 is out of range"),
+        (["{model}", "{photos}", "--device", "abacus"], "The device abacus cannot be used"),
+        (["{model}", "-", "-"], "Standard input can be read once"),
+    ],
+)
+def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsys):
+    (tmp_path / "empty").mkdir()
+    places = {"model": model, "photos": photos, "empty": tmp_path / "empty"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert said in captured.err
+    assert captured.err.startswith("error: ")
+    assert captured.err.count("\n") == 1
+    assert captured.out == "", "no head of a table that never comes"
+
+
+def test_a_run_stands_for_its_model(model):
+    assert find_model(model.parent) == find_model(model) == model
+
+
+def test_what_is_found(photos, tmp_path):
+    note = str(photos / "notes.txt")
+    found = find_photographs([note, str(photos)])
+    assert found[0] == note  # a file that was named is tried, whatever it is called
+    assert note not in found[1:]
+    assert found[1:] == sorted(found[1:])
+    assert str(photos / "Z.JPG") in found
+    assert not any("hidden" in name for name in found)
+
+
+def test_names_that_would_move_the_cursor_are_escaped(model, photos, capsys, tmp_path):
+    odd = tmp_path / "red\x1b[31m\n.jpg"
+    shutil.copy(first_photo(photos), odd)
+    assert main([str(model), str(odd)]) == 0
+    captured = capsys.readouterr().out
+    assert len(captured.splitlines()) == 2
+    assert "\\x1b[31m\\n.jpg" in captured
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are UTF-8 elsewhere")
+def test_names_that_are_no_utf8(model, photos, capsys, tmp_path):
+    odd = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.jpg")
+    shutil.copy(first_photo(photos), odd)
+    assert main([str(model), odd]) == 0
+    assert "caf\\udce9.jpg" in capsys.readouterr().out
+    assert main([str(model), odd, "--json"]) == 0
+    assert os.fsencode(json.loads(capsys.readouterr().out)["path"]).endswith(b"caf\xe9.jpg")
+
+
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    page = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert page.count("python -m dogbreed.predict") >= 4  # usage and three examples
+    assert "exit codes:" in page
+
+
+@pytest.mark.slow
+def test_head_ends_it_quietly(model, photos):
+    command = (
+        f'"{sys.executable}" -m dogbreed.predict "{model}" {" ".join([str(photos)] * 60)} --batch-size 1 | head -1'
+    )
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=False, env=runs.environment())
+    assert len(done.stdout.splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert "Broken pipe" not in done.stderr
+
+
+def test_real_photographs_are_all_answered(model, capsys):
+    photos = SHARED_DATA / "photos"
+    if not photos.is_dir():
+        pytest.skip("the photographs are not at hand")
+    assert main([str(model), str(photos), "--json"]) == 0
+    captured = capsys.readouterr()
+    assert len(captured.out.splitlines()) == 61
+    assert "of 61 images" in captured.err  # more than a few: it says how far it has come

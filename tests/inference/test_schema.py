@@ -1,0 +1,151 @@
+"""What an endpoint takes and gives: types, options from every place they may stand in, and what is refused."""
+
+import base64
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference import schema
+from dogbreed.inference.schema import Answered, Asked, Guess, Options, Refused, accepted, parse, read, write
+
+PICTURE = b"\xff\xd8 not decoded here \x00\xff"
+TEXT = base64.b64encode(PICTURE).decode()
+ANSWER = Answered([Guess("Beagle", 2, 0.75), Guess("Saint, Bernard", 0, 0.25)], [1.5, -2.0, 3.25])
+
+
+@pytest.mark.parametrize("kind", [*schema.IMAGE_TYPES, "IMAGE/JPEG", " image/png ; charset=x", None, ""])
+def test_bytes_of_an_image(kind):
+    assert read(PICTURE, kind) == Asked([PICTURE])
+
+
+def test_json_with_one_or_several():
+    assert read(json.dumps({"image": TEXT}).encode(), "application/json") == Asked([PICTURE])
+    several = read(json.dumps({"images": [TEXT, ""], "top_k": 2, "logits": True}), "application/json; charset=utf-8")
+    assert several == Asked([PICTURE, b""], several=True, options=Options(2, True))
+
+
+def test_base64_in_lines_as_many_tools_write_it():
+    picture = bytes(range(256))
+    body = json.dumps({"image": base64.encodebytes(picture).decode()})
+    assert read(body, "application/json") == Asked([picture])
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "body", "said"),
+    [
+        (415, "text/plain", b"dog", "content type 'text/plain' is not supported"),
+        (415, "image/svg+xml", b"<svg/>", "is not supported"),
+        (415, "application/x-www-form-urlencoded", b"", "send the bytes of an image"),
+        (400, "application/json", b"", "not JSON"),
+        (400, "application/json", b"\xff\xfe\x00", "not JSON"),
+        (400, "application/json", b"[" * 100_000, "nested too deeply"),
+        (400, "application/json", b'{"image": ' + b"9" * 10_000 + b"}", "not JSON"),
+        (400, "application/json", b"[]", 'object with "image"'),
+        (400, "application/json", b"{}", 'object with "image"'),
+        (400, "application/json", b'{"image": "", "images": []}', 'object with "image"'),
+        (400, "application/json", b'{"image": "https://example.org/dog.jpg"}', "addresses are not fetched"),
+        (400, "application/json", b'{"image": ["aGk="]}', "is the base64"),
+        (400, "application/json", '{"image": "ä"}'.encode(), "is the base64"),
+        (400, "application/json", b'{"images": []}', "a list of 1 to 64"),
+        (400, "application/json", json.dumps({"images": [""] * 65}).encode(), "a list of 1 to 64"),
+        (400, "application/json", b'{"image": "", "url": "file:///etc/passwd"}', "unknown key 'url'; known are image"),
+        (400, "application/json", b'{"image": "", "top_k": 0}', "top_k is 0; it is a whole number from 1"),
+        (400, "application/json", b'{"image": "", "top_k": true}', "top_k is True"),
+        (400, "application/json", b'{"image": "", "top_k": 2.0}', "top_k is 2.0"),
+        (400, "application/json", b'{"image": "", "logits": []}', "logits is []; it is 0 or 1"),
+        (400, "image/jpeg; top_k=many", b"", "top_k is 'many'"),
+        (400, "image/jpeg; top_k=" + "9" * 5000, b"", "top_k is '999"),
+    ],
+)
+def test_what_is_refused(status, kind, body, said):
+    with pytest.raises(Refused) as refused:
+        read(body, kind)
+    assert refused.value.status == status
+    assert said in str(refused.value)
+    assert len(str(refused.value)) < 400
+    assert str(refused.value).endswith(".")
+
+
+def test_the_nearer_option_wins():
+    body = json.dumps({"image": TEXT, "top_k": 1})
+    assert read(body, "application/json; top_k=2", Options(3)).options.top_k == 1
+    assert read(PICTURE, "image/png; top_k=2; logits=1", Options(3)).options == Options(2, True)
+    assert read(PICTURE, "image/png", Options(3)).options.top_k == 3
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        (None, ("application/json", Options())),
+        ("", ("application/json", Options())),
+        ("*/*", ("application/json", Options())),
+        ("text/html,application/xhtml+xml,*/*;q=0.8", ("application/json", Options())),
+        ("text/csv", ("text/csv", Options())),
+        ("application/json;q=0.1, text/csv; top_k=2", ("text/csv", Options(2))),
+        ('Application/JSON; top_k="7"; logits=true', ("application/json", Options(7, True))),
+    ],
+)
+def test_accept(header, expected):
+    assert accepted(header) == expected
+
+
+def test_accept_neither():
+    with pytest.raises(Refused, match="Accept names neither") as refused:
+        accepted("text/html, image/*;q=x")
+    assert refused.value.status == 406
+
+
+def test_answers():
+    one = Asked([PICTURE], options=Options(top_k=1))
+    assert json.loads(write(one, [ANSWER])) == {
+        "predictions": [{"label": "Beagle", "index": 2, "probability": 0.75}],
+    }
+    whole = Asked([PICTURE], options=Options(logits=True))
+    assert json.loads(write(whole, [ANSWER]))["logits"] == [1.5, -2.0, 3.25]
+    assert write(whole, [ANSWER], "text/csv") == 'Beagle,2,0.75\n"Saint, Bernard",0,0.25\n'
+    several = Asked([PICTURE, b""], several=True, options=Options(top_k=1))
+    told = json.loads(write(several, [ANSWER, DogbreedError("It cannot be used.")]))["results"]
+    assert told[0]["predictions"][0]["label"] == "Beagle"
+    assert told[1] == {"error": "It cannot be used."}
+
+
+def test_answers_that_are_none():
+    with pytest.raises(Refused, match="cannot be used") as refused:
+        write(Asked([b""]), [DogbreedError("The image cannot be used.")])
+    assert refused.value.status == 400
+    with pytest.raises(Refused, match="send one image for text/csv") as refused:
+        write(Asked([b""], several=True), [ANSWER], "text/csv")
+    assert refused.value.status == 406
+
+
+def refusal(body, kind):
+    """The status of the refusal, None for a request that is understood."""
+    try:
+        assert read(body, kind).images
+    except Refused as refused:
+        return refused.status
+    return None
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.binary(max_size=200), st.one_of(st.text(max_size=80), st.just("application/json"), st.just("image/png;top_k="))
+)
+def test_whatever_comes_is_read_or_refused(body, kind):
+    status = refusal(body, kind)
+    assert status is None or 400 <= status < 500
+    parse(kind)
+
+
+@settings(deadline=None)
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.floats() | st.text(),
+        lambda x: st.lists(x) | st.dictionaries(st.sampled_from(schema.KEYS), x),
+    )
+)
+def test_whatever_json_comes_is_read_or_refused(content):
+    assert refusal(json.dumps(content), "application/json") in (None, 400)

@@ -1,0 +1,163 @@
+"""Time and cost, against sums done here by hand."""
+
+import json
+import os
+from datetime import date, datetime
+from pathlib import Path
+
+import boto3
+import pytest
+from botocore.stub import Stubber
+
+from dogbreed.config.compose import compose
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.synthetic import make_sample
+from launch.aws.pricing import Prices, check_cost, listed_price
+from launch.jobs.receipt import receipt
+from launch.render import counts, image_notice
+
+DOGS = {"train": 6680, "valid": 835, "test": 836}
+HOUR = 0.736
+DISK = 30 * 0.14 / 730  # an hour of 30 GB
+
+
+def prices(*words: str) -> Prices:
+    return Prices(compose(["sagemaker.images_per_second=100", *words]))
+
+
+def test_a_training_with_features_that_are_computed_once():
+    """Two views of each training image, one of the others, then five epochs of the last layer."""
+    seconds = 180 + (2 * 6680 + 835 + 836) / 100 + (5 * (6680 + 835) + 835 + 836) / 8000
+    estimate = prices().training(DOGS)
+    assert estimate.seconds == pytest.approx(seconds)
+    assert estimate.cost == pytest.approx(seconds / 3600 * (HOUR + DISK))
+    assert estimate.most == pytest.approx(HOUR + DISK)
+
+
+def test_a_training_of_the_whole_network():
+    estimate = prices("model.trainable=all", "sagemaker.instance_count=2").training(DOGS)
+    seconds = 180 + (5 * (6680 + 835) + 835 + 836) / 100 / 2
+    assert estimate.seconds == pytest.approx(seconds)
+    assert estimate.billed_seconds == pytest.approx(2 * seconds)
+    assert estimate.most == pytest.approx(2 * (HOUR + DISK))
+
+
+def test_crops_spot_and_a_warm_machine():
+    estimate = prices("data.augment=crop", "cache.views=3", "sagemaker.spot=true").training(DOGS)
+    seconds = 180 + (3 * 6680 + 835 + 836) / 100 + (5 * (6680 + 835) + 835 + 836) / 8000
+    assert estimate.cost == pytest.approx(seconds / 3600 * (HOUR * 0.4 + DISK))
+    assert estimate.most == pytest.approx(HOUR + DISK), "spot may cost as much as on demand"
+    warm = prices("sagemaker.keep_alive=600").training(DOGS)
+    assert warm.billed_seconds - prices().training(DOGS).billed_seconds == pytest.approx(600)
+    assert warm.most == pytest.approx((HOUR + DISK) * 4200 / 3600)
+
+
+def test_a_search_by_jobs_against_a_search_in_one():
+    words = ("search.trials=20", "search.parallel=4")
+    one = prices(*words).training(DOGS)
+    many = prices(*words).training(DOGS, trials=20)
+    assert many.cost == pytest.approx(20 * one.cost)
+    assert many.seconds == pytest.approx(5 * one.seconds)  # four at a time
+    assert many.most == pytest.approx(20 * one.most)
+    together = prices(*words).training(DOGS, trials=20, one_job=True)
+    assert together.most == pytest.approx(one.most)
+    assert one.cost < together.cost < 2 * one.cost < many.cost / 10
+
+
+def test_the_limit_counts_what_it_could_cost():
+    config = compose(["sagemaker.max_cost=10", "sagemaker.images_per_second=100", "search.trials=20"])
+    check_cost(config, Prices(config).training(DOGS))
+    with pytest.raises(DogbreedError, match=r"This could cost \$14.84, more than sagemaker.max_cost=10"):
+        check_cost(config, Prices(config).training(DOGS, trials=20))
+
+
+def test_prices_of_ones_own(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text(
+        "as_of: 2027-01-01\nhour: {ml.g5.2xlarge: 1.515}\nimages_per_second: {ml.g5.2xlarge: {vgg16: 300}}\n"
+    )
+    own = Prices(compose([f"sagemaker.prices={file}", "sagemaker.instance_type=ml.g5.2xlarge"]))
+    assert own.hour("ml.g5.2xlarge") == 1.515
+    assert own.hour("ml.g4dn.xlarge") == HOUR
+    assert own.speed("ml.g5.2xlarge") == (300.0, "table of 2027-01-01")
+    file.write_text("hours: {}\n")
+    with pytest.raises(DogbreedError, match="has hours; it may have as_of"):
+        Prices(compose([f"sagemaker.prices={file}"]))
+
+
+def test_what_is_not_known_is_said():
+    estimate = Prices(compose(["model.backbone=resnet50"])).training(DOGS)
+    assert (estimate.seconds, estimate.cost) == (None, None)
+    assert estimate.most == pytest.approx(HOUR + DISK)
+    assert "no figure for resnet50 on ml.g4dn.xlarge; give sagemaker.images_per_second=N" in estimate.because
+    config = compose(["sagemaker.instance_type=ml.p4d.24xlarge", "sagemaker.max_cost=5"])
+    with pytest.raises(DogbreedError, match=r"price of ml\.p4d\.24xlarge is not known, so sagemaker\.max_cost=5"):
+        check_cost(config, Prices(config).training(DOGS))
+
+
+def test_a_receipt_goes_before_the_table():
+    newer, older = Path("outputs/sagemaker/b"), Path("outputs/sagemaker/a")
+    for number, folder in enumerate((older, newer)):
+        folder.mkdir(parents=True)
+        receipt = {"job": folder.name, "instance_type": "ml.g4dn.xlarge", "backbone": "vgg16"}
+        receipt["images_per_second"] = 100 + number
+        (folder / "receipt.json").write_text(json.dumps(receipt))
+        os.utime(folder / "receipt.json", (number, number))
+    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (101, "the receipt of b")
+    (newer / "receipt.json").write_text("half-writ")
+    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (100, "the receipt of a")
+
+
+def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
+    def stage(status, start, end):
+        return {
+            "Status": status,
+            "StartTime": datetime(2026, 5, 1, 10, start),
+            "EndTime": datetime(2026, 5, 1, 10, end),
+        }
+
+    stages = [stage("Training", 0, 5), stage("Interrupted", 5, 9), stage("Training", 10, 15)]
+    machine = {"InstanceType": "ml.g4dn.xlarge", "InstanceCount": 1}
+    job = {"TrainingJobName": "one", "ResourceConfig": machine, "SecondaryStatusTransitions": stages}
+    config = compose(["cache.mode=off"])
+    (tmp_path / "expected.json").write_text(json.dumps({"cost": 1.0, "counts": DOGS}))
+    receipt(config, job, Prices(config), tmp_path)
+    images = 5 * (DOGS["train"] + DOGS["valid"]) + DOGS["valid"] + DOGS["test"]
+    assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(images / 600, 1)
+
+
+def test_photographs_are_counted_where_they_are(dog_tree):
+    assert counts(compose([f"data.root={dog_tree}"])) == {"train": 24, "valid": 12, "test": 12}
+    assert counts(compose(["data.root=nowhere/dogImages"])) == DOGS
+    assert counts(compose(["data.root=nowhere/mine"])) is None
+
+
+@pytest.mark.slow
+def test_the_sample_has_the_counts_that_plans_take(tmp_path):
+    make_sample(tmp_path / "sample")
+    drawn = {split: len(list((tmp_path / "sample" / split).rglob("*.jpg"))) for split in DOGS}
+    assert counts(compose(["data=sample"])) == drawn
+
+
+def test_the_price_list_is_asked_for_one_price():
+    client = boto3.client("pricing", region_name="us-east-1", aws_access_key_id="x", aws_secret_access_key="y")  # noqa: S106
+    dimension = {"unit": "Hrs", "pricePerUnit": {"USD": "0.7364000000"}}
+    product = {"terms": {"OnDemand": {"a": {"priceDimensions": {"b": dimension}}}}}
+    filters = [
+        {"Type": "TERM_MATCH", "Field": "instanceName", "Value": "ml.g4dn.xlarge"},
+        {"Type": "TERM_MATCH", "Field": "regionCode", "Value": "us-east-1"},
+        {"Type": "TERM_MATCH", "Field": "component", "Value": "Training"},
+    ]
+    asked = {"ServiceCode": "AmazonSageMaker", "Filters": filters, "MaxResults": 10}
+    with Stubber(client) as stub:
+        stub.add_response("get_products", {"PriceList": [json.dumps(product)]}, asked)
+        assert listed_price(client, "ml.g4dn.xlarge", "us-east-1") == 0.7364
+        stub.add_response("get_products", {"PriceList": []}, asked)
+        assert listed_price(client, "ml.g4dn.xlarge", "us-east-1") is None
+
+
+def test_images_past_their_end():
+    old = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-gpu-py312-cu124-ubuntu22.04-sagemaker"
+    assert "no patches since 2026-06-30" in image_notice(old, date(2026, 7, 1))
+    assert image_notice(old, date(2026, 6, 30)) is None
+    assert image_notice("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker") is None

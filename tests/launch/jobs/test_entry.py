@@ -1,0 +1,166 @@
+"""What runs in the container: the same run as at home, its model and results where SageMaker looks for them."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from support import runs
+from torchvision.models import squeezenet1_1
+
+from dogbreed import Predictor
+from dogbreed.config.overrides import to_wire
+from dogbreed.core.metric_lines import METRIC_REGEXES
+from launch.jobs import entry
+
+pytestmark = pytest.mark.slow
+
+WIRE = [
+    word
+    for name, value in to_wire(
+        {
+            "model.backbone": "squeezenet1_1",
+            "model.weights": "none",
+            "data.size": 64,
+            "data.batch_size": 8,
+            "data.num_workers": 0,
+            "trainer.accelerator": "cpu",
+            "trainer.devices": 1,
+            "trainer.max_epochs": 2,
+            "loggers": None,
+        }
+    ).items()
+    for word in (f"--{name}", value)
+]
+
+
+@pytest.fixture
+def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Folders as in the container, with the three channels."""
+    ml = tmp_path / "ml"
+    for split in entry.SPLITS:
+        channel = ml / "input" / "data" / split
+        shutil.copytree(runs.photographs() / split, channel)
+        monkeypatch.setenv(f"SM_CHANNEL_{split.upper()}", str(channel))
+    monkeypatch.setenv("SM_MODEL_DIR", str(ml / "model"))
+    monkeypatch.setenv("SM_OUTPUT_DATA_DIR", str(ml / "output" / "data"))
+    monkeypatch.setenv("DOGBREED_CHECKPOINTS", str(ml / "checkpoints"))
+    monkeypatch.setenv("DOGBREED_CACHE", str(ml / "cache"))
+    monkeypatch.setenv("TRAINING_JOB_NAME", "one")
+    monkeypatch.delenv("SM_CHANNEL_TRAINING", raising=False)
+    with runs.one_thread():
+        yield ml
+    os.environ.pop("SM_CHANNEL_TRAINING", None)  # set by the entry point
+
+
+def result(folder: Path) -> dict:
+    metrics = json.loads((folder / "metrics.json").read_text())
+    return {name: value for name, value in metrics.items() if name not in runs.NOT_THE_RESULT}
+
+
+def test_the_same_run_as_at_home(container, tmp_path, capfd):
+    assert entry.main(WIRE) == 0
+    out = capfd.readouterr().out
+    home = runs.train_in(tmp_path / "home", f"data.root={runs.photographs()}", f"cache.dir={tmp_path / 'home-cache'}")
+    assert home.code == 0
+    output = container / "output" / "data"
+    assert result(output) == result(tmp_path / "home")
+    assert {"metrics.json", "metrics.csv", "report.html", "predictions.csv", "config.yaml"} <= {
+        path.name for path in output.iterdir()
+    }
+    assert not (output / "checkpoints").exists()
+    assert (container / "checkpoints" / "one" / "checkpoints" / "last.ckpt").exists()
+    photo = next((runs.photographs() / "test").rglob("*.jpg"))
+    (there,) = Predictor(container / "model").predict([photo])
+    (here,) = Predictor(tmp_path / "home" / "model").predict([photo])
+    assert (there.label, there.probability) == (here.label, here.probability)
+
+    # The tuner takes the last value of a metric: that of the exported weights.
+    exported = json.loads((output / "metrics.json").read_text())["val_loss"]
+    assert float(re.findall(METRIC_REGEXES["val_loss"], out)[-1]) == pytest.approx(exported, abs=1e-6)
+
+    # Started once more, as after an interruption, it goes on instead of starting anew.
+    assert entry.main([*WIRE, "--epochs", "3"]) == 0
+    assert re.findall(r"^epoch=(\d)", capfd.readouterr().out, re.MULTILINE) == ["3"]
+
+
+def test_one_root_and_weights_from_a_channel(container, monkeypatch, tmp_path, capfd):
+    """The channel's file goes before the configuration's, which the wire cannot carry."""
+    for split in entry.SPLITS:
+        monkeypatch.delenv(f"SM_CHANNEL_{split.upper()}")
+    monkeypatch.setenv("SM_CHANNEL_TRAINING", str(runs.photographs()))
+    channel = container / "input" / "data" / "weights"
+    channel.mkdir()
+    torch.manual_seed(5)
+    torch.save(squeezenet1_1(weights=None).state_dict(), channel / "mine.pth")
+    monkeypatch.setenv("SM_CHANNEL_WEIGHTS", str(channel))
+    wire = [word for word in WIRE if word not in ("--weights", "none")]
+    assert entry.main([*wire, "--epochs", "1"]) == 0
+    config = json.loads((container / "model" / "model.json").read_text())["config"]
+    assert config["model"]["weights"] == str(channel / "mine.pth")
+    assert config["data"]["root"] == str(runs.photographs())
+
+
+def test_a_search_in_one_job(container, capfd):
+    words = ["--search__where", "one_job", "--search__trials", "3", "--search__parallel", "3"]
+    assert entry.main([*WIRE, *words]) == 0
+    output = container / "output" / "data"
+    assert len((output / "search" / "trials.csv").read_text().splitlines()) == 4
+    best = (output / "search" / "best.yaml").read_text()
+    config = json.loads((container / "model" / "model.json").read_text())["config"]
+    assert f"lr: {config['model']['lr']}" in best
+    assert f"batch_size: {config['data']['batch_size']}" in best
+    exported = json.loads((output / "metrics.json").read_text())["val_loss"]
+    # The model that leaves is the winner, trained as in the search: the best val_loss that any trial had.
+    losses = [float(loss) for loss in re.findall(r"^# val_loss ([0-9.]+)", best)]
+    assert exported == pytest.approx(losses[0], abs=1e-4)
+
+
+def test_what_is_wrong_is_the_reason_of_the_failure(container, monkeypatch, capfd):
+    monkeypatch.delenv("SM_CHANNEL_TEST")
+    assert entry.main(WIRE) == 2
+    err = capfd.readouterr().err
+    assert "RuntimeError: The channels are train, valid and test, all three" in err
+    assert "Traceback" not in err
+    assert not (container / "model").exists()
+
+
+def test_two_machines_that_share_no_disk(container, tmp_path):
+    """As torchrun starts them in a job of two: one run, each image tested once, results on the first machine alone."""
+    port = _free_port()
+    machines = []
+    for rank in range(2):
+        ml = tmp_path / f"machine-{rank}"
+        env = {**os.environ, "SM_CHANNEL_TRAINING": str(runs.photographs()), "OMP_NUM_THREADS": "1"}
+        env |= {"SM_MODEL_DIR": f"{ml}/model", "SM_OUTPUT_DATA_DIR": f"{ml}/data", "PYTHONPATH": str(runs.ROOT)}
+        env |= {"DOGBREED_CHECKPOINTS": f"{ml}/checkpoints", "DOGBREED_CACHE": f"{ml}/cache"}
+        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+        command += ["--master_addr", "127.0.0.1", "--master_port", str(port), "--node_rank", str(rank)]
+        command += [str(runs.ROOT / "launch" / "jobs" / "entry.py"), *WIRE, "--trainer__num_nodes", "2"]
+        output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
+        machines.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True))
+    try:
+        out, _ = machines[0].communicate(timeout=240)
+        assert [machine.wait(60) for machine in machines] == [0, 0], out
+    finally:
+        for machine in machines:
+            machine.kill()
+    first, second = tmp_path / "machine-0", tmp_path / "machine-1"
+    assert len((first / "data" / "predictions.csv").read_text().splitlines()) == 1 + 9, "3 breeds x 3, each once"
+    assert (first / "model" / "model.json").exists()
+    assert not (second / "model").exists()
+    rows = {machine: list((machine / "cache" / "features").rglob("*")) for machine in (first, second)}
+    assert rows[first], "each machine has the features that it reads"
+    assert rows[second]
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]

@@ -1,0 +1,283 @@
+"""Rehearsals: the same request, SageMaker's own toolkit, an S3 server on loopback; equal to what runs without them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, cast
+
+import pytest
+from support import runs
+
+ROOT = runs.ROOT
+pytest.importorskip("moto")
+
+# What both ways of a run are given.
+TINY = (
+    "model.backbone=squeezenet1_1",
+    "model.weights=none",
+    "data.size=64",
+    "data.batch_size=4",
+    "data.num_workers=0",
+    "trainer.max_epochs=4",
+    "model.lr=0.001",
+)
+
+
+class Rehearsed(NamedTuple):
+    """A rehearsal that has ended."""
+
+    code: int
+    out: str
+    err: str
+    folder: Path
+
+    @property
+    def record(self) -> dict[str, Any]:
+        content: dict[str, Any] = json.loads((self.folder / "rehearsal.json").read_text())
+        return content
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "job.log").read_text()
+
+    def unpacked(self, archive: str) -> Path:
+        into = self.folder / archive.partition(".")[0]
+        with tarfile.open(self.folder / archive) as tar:
+            tar.extractall(into, filter="data")
+        return into
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("rehearsals")
+
+
+def start(place: Path, name: str, *arguments: str, command: str = "train") -> subprocess.Popen[str]:
+    """Starts the command as a person does, with no AWS credentials to be found."""
+    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", f"output_dir={place / name}", f"cache.dir={place / 'cache'}"]
+    return subprocess.Popen(
+        [sys.executable, ROOT / "launch" / f"sagemaker_{command}.py", "mode=rehearse", *TINY, *given, *arguments],
+        cwd=place,
+        env={**without_aws(), "OMP_NUM_THREADS": "1", "TMPDIR": str(temporary(place))},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
+
+
+def rehearse(place: Path, name: str, *arguments: str, command: str = "train") -> Rehearsed:
+    process = start(place, name, *arguments, command=command)
+    out, err = process.communicate(timeout=600)
+    return Rehearsed(process.returncode, out, err, place / name)
+
+
+def temporary(place: Path) -> Path:
+    """Where rehearsals have their temporary folders."""
+    folder = place / "tmp"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+def without_aws() -> dict[str, str]:
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "SM_", "SAGEMAKER_"))}
+    return {**ours, "AWS_EC2_METADATA_DISABLED": "true", "AWS_CONFIG_FILE": os.devnull, "HOME": os.environ["HOME"]}
+
+
+def directly(place: Path, name: str, data: Path, *more: str) -> dict[str, Any]:
+    """The metrics of the training command on a rehearsal's data, without the rehearsal."""
+    folder = place / name
+    arguments = [*TINY, f"data.root={data}", f"output_dir={folder}", f"cache.dir={place / 'cache'}", *more]
+    runs.finish(runs.start(arguments, place))
+    return runs.metrics(folder)
+
+
+def left_behind(place: Path) -> list[str]:
+    """Containers' folders, and processes that work in them."""
+    found = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    folders = [path.name for path in temporary(place).glob("dogbreed-rehearsal-*")]
+    return [*folders, *(line for line in found.splitlines() if f"{temporary(place)}/dogbreed-rehearsal-" in line)]
+
+
+@pytest.fixture(scope="module")
+def trained(place: Path) -> Rehearsed:
+    """A training job, rehearsed on two photographs a breed and split."""
+    return rehearse(place, "train")
+
+
+@pytest.mark.slow
+def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) -> None:
+    assert trained.code == 0, trained.out + trained.err
+    photographs = sorted(path.name for path in (trained.folder / "data" / "train").rglob("*.jpg"))
+    assert len(photographs) == 6, "two of each of three breeds"
+    there = json.loads((trained.unpacked("output.tar.gz") / "metrics.json").read_text())
+    here = directly(place, "direct", trained.folder / "data")
+    for name in runs.NOT_THE_RESULT:
+        there.pop(name), here.pop(name)
+    assert there == here
+    (job,) = trained.record["jobs"]
+    assert job["metrics"]["average test loss"] == pytest.approx(here["test_loss"], abs=1e-6)
+    assert job["metrics"]["val_loss"] == pytest.approx(here["val_loss"], abs=1e-6)
+    assert len(job["emitted"]["best_val_loss"]) == 4, "one an epoch"
+    assert len(set(job["emitted"]["train_loss"])) == 4, "it learned something that could differ"
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_the_model_that_comes_out_predicts(trained: Rehearsed) -> None:
+    model = trained.unpacked("model.tar.gz")
+    photo = next((trained.folder / "data" / "test").rglob("*.jpg"))
+    said = subprocess.run(
+        [sys.executable, "-m", "dogbreed.predict", model, photo, "--json"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert json.loads(said)["path"] == str(photo)
+
+
+@pytest.mark.slow
+def test_the_toolkit_really_ran(trained: Rehearsed) -> None:
+    """It installed the requirements, in an environment that has torch from here and nothing else of ours."""
+    assert "sagemaker-training-toolkit INFO     Installing dependencies from requirements.txt" in trained.log
+    assert "Reporting training SUCCESS" in trained.log
+    (job,) = trained.record["jobs"]
+    sent = job["request"]["HyperParameters"]
+    arguments = re.search(r"entry\.py (--.*)", trained.log)
+    assert arguments
+    assert f"--batch-size {sent['batch-size']}" in arguments[1]
+    assert "sagemaker_" not in arguments[1]
+    (environment,) = re.findall(r"Toolkit:  sagemaker-training 5\.\S+ in (\S+)", trained.out)
+    probe = "import lightning, torch; print(lightning.__file__, torch.__file__)"
+    python = Path(environment) / "venv" / "bin" / "python"
+    said = subprocess.run([python, "-c", probe], capture_output=True, text=True, check=True, cwd="/").stdout.split()
+    assert said[0].startswith(f"{environment}/venv/"), "installed there by the toolkit"
+    assert said[1].startswith(f"{environment}/linked/"), "and torch is not installed a second time"
+
+
+@pytest.mark.slow
+def test_an_interrupted_spot_job_ends_as_one_that_was_not(trained: Rehearsed, place: Path) -> None:
+    spot = rehearse(place, "spot", "sagemaker.spot=true", "sagemaker.rehearsal.interrupt_after=2")
+    assert spot.code == 0, spot.out + spot.err
+    assert "SM_HPS" in spot.log
+    assert "SM_HPS" not in spot.out, "what the toolkit lists is in the log"
+    before, _, after = spot.log.partition("The machine is taken away")
+    assert re.findall(r"^epoch=(\d)", before, re.MULTILINE)[:2] == ["1", "2"]
+    went_on = re.findall(r"^epoch=(\d)", after, re.MULTILINE)
+    assert went_on[-1] == "4"
+    assert went_on[0] in ("2", "3", "4"), "it did not start anew"
+    (job,), (uninterrupted,) = spot.record["jobs"], trained.record["jobs"]
+    assert job["interruptions"] == 1
+    assert job["metrics"] == uninterrupted["metrics"]
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_a_tuning_job_tries_and_picks(place: Path) -> None:
+    space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
+    tuned = rehearse(place, "tune", space, "search.trials=6", "trainer.max_epochs=2", command="tune")
+    assert tuned.code == 0, tuned.out + tuned.err
+    assert "Trials:   4, 2 at a time" in tuned.out
+    record = tuned.record
+    assert [job["status"] for job in record["jobs"]] == ["Completed"] * 4
+    values = [job["metrics"]["val_loss"] for job in record["jobs"]]
+    assert record["best"] == values.index(min(values))
+    best = record["jobs"][record["best"]]
+    chosen = best["request"]["HyperParameters"]
+    assert f"trial {record['best'] + 1}, lr {chosen['lr']}, batch-size {chosen['batch-size']}" in tuned.out
+    exported = json.loads((tuned.unpacked("output.tar.gz") / "metrics.json").read_text())
+    assert exported["val_loss"] == pytest.approx(min(values), abs=1e-6), "the archive is that of the best"
+    settings = [f"model.lr={chosen['lr']}", f"data.batch_size={chosen['batch-size']}", "trainer.max_epochs=2"]
+    assert directly(place, "winner", tuned.folder / "data", *settings)["test_loss"] == exported["test_loss"]
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_a_search_in_one_job(place: Path) -> None:
+    given = ["search.where=one_job", "search.trials=4", "trainer.max_epochs=2"]
+    searched = rehearse(place, "one-job", *given, command="tune")
+    assert searched.code == 0, searched.out + searched.err
+    (job,) = searched.record["jobs"]
+    output = searched.unpacked("output.tar.gz")
+    trials = (output / "search" / "trials.csv").read_text().splitlines()
+    assert len(trials) == 5, "a header and four trials"
+    there = json.loads((output / "metrics.json").read_text())
+    assert job["metrics"]["val_loss"] == pytest.approx(there["val_loss"], abs=1e-6)
+    assert (searched.folder / "model.tar.gz").is_file()
+    winner = re.findall(r"(lr|batch_size): (\S+)", (output / "search" / "best.yaml").read_text())
+    settings = [f"{'model' if name == 'lr' else 'data'}.{name}={value}" for name, value in winner]
+    here = directly(place, "one-job-winner", searched.folder / "data", *settings, "trainer.max_epochs=2")
+    assert here["test_loss"] == there["test_loss"]
+
+
+@pytest.mark.slow
+def test_a_job_that_fails_says_why(place: Path) -> None:
+    failed = rehearse(place, "failed", "model.lr=1e38")
+    assert failed.code == 1
+    assert "ended as Failed" in failed.err
+    assert "ExecuteUserScriptError" in failed.err, "the toolkit's own message"
+    assert "training has diverged; try a smaller learning rate" in failed.err, "and the job's, from the end of its log"
+    assert "Traceback" not in failed.err
+    assert not (failed.folder / "model.tar.gz").exists()
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_ctrl_c_leaves_nothing_running(place: Path) -> None:
+    process = start(place, "stopped", "trainer.max_epochs=5000", command="tune")
+    assert process.stdout
+    for line in process.stdout:
+        if "epoch=2" in line:
+            break
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130, out + err
+    assert not left_behind(place)
+
+
+NEEDS: Sequence[tuple[list[str], str]] = (
+    (["data.root=nowhere"], "the folder nowhere/train does not exist; give data.root=FOLDER"),
+    (["sagemaker.weights=s3://elsewhere/weights.pth"], "s3://elsewhere/weights.pth is out of reach for a rehearsal"),
+    (["sagemaker.packages=s3://elsewhere/wheels"], "the channel packages would be empty"),
+    (["sagemaker.rehearsal.interrupt_after=1"], "interrupt_after needs sagemaker.spot=true"),
+    (["sagemaker.instance_count=2"], "A rehearsal has one machine"),
+    (["sagemaker.rehearsal.images=-1"], "sagemaker.rehearsal.images=-1 is out of range"),
+)
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), NEEDS, ids=[needs[0][0] for needs in NEEDS])
+def test_what_a_rehearsal_cannot_do_it_says_at_once(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    from launch.commands import main
+
+    monkeypatch.chdir(tmp_path)
+    image = "sagemaker.image=000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch:1"  # not to load the SDK for its name
+    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", "output_dir=out", image, *TINY, *arguments]
+    assert main("train", "", "", ["mode=rehearse", *given]) == 2
+    assert sentence in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [], "nothing was begun"
+
+
+def test_a_job_with_the_managed_hook_finds_its_configuration(tmp_path):
+    """As the platform leaves it: https://github.com/awslabs/sagemaker-debugger, debughookconfig.json."""
+    from launch.rehearsal import opt_ml
+    from launch.rehearsal.s3 import LocalS3
+
+    collections = [{"CollectionName": "loss", "CollectionParameters": {"save_interval": "10"}}]
+    hook = {"S3OutputPath": "s3://mine/debugger", "CollectionConfigurations": collections}
+    request = {
+        "AlgorithmSpecification": {"TrainingInputMode": "File"},
+        "ResourceConfig": {"InstanceType": "ml.m5.large"},
+        "DebugHookConfig": hook,
+    }
+    opt_ml.lay_out(request, tmp_path, cast(LocalS3, None))
+    written = json.loads((tmp_path / "input" / "config" / "debughookconfig.json").read_text())
+    assert written == {**hook, "LocalPath": str(tmp_path / "output" / "tensors")}

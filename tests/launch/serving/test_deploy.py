@@ -1,0 +1,432 @@
+"""Deployments carried out: against a moto server in the part of AWS, with a real server behind the endpoint."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from urllib.request import Request, urlopen
+
+import pytest
+import yaml
+from support.exports import export_tiny
+
+import dogbreed
+from dogbreed.config.compose import compose
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.inference import archive
+from dogbreed.inference.predictor import Predictor
+from dogbreed.serving.client import Endpoint, NotAnswered
+
+boto3 = pytest.importorskip("boto3")
+pytest.importorskip("moto")
+
+from botocore.awsrequest import AWSResponse  # noqa: E402
+
+from launch import deploy  # noqa: E402
+from launch.aws import account  # noqa: E402
+from launch.aws.naming import MARK  # noqa: E402
+from launch.rehearsal import s3  # noqa: E402
+from launch.serving import delete, endpoints, invoke  # noqa: E402
+from launch.serving.request import describe  # noqa: E402
+from launch.serving.smoke_test import Queue  # noqa: E402
+
+ROOT = Path(dogbreed.__file__).parents[1]
+REGION = "us-east-1"
+ROLE = "arn:aws:iam::123456789012:role/Dogs"
+NAME = "dogbreed-squeezenet1-1"
+CLOUD = (f"sagemaker.region={REGION}", f"sagemaker.role={ROLE}", "sagemaker.bucket=dogs")
+pytestmark = pytest.mark.slow
+
+
+@contextmanager
+def serving(model: Path) -> Iterator[str]:
+    """A server of its own process; gives its address."""
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "dogbreed.serve", str(model), "--host", "127.0.0.1", "--port", "0"],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if found := re.search(r"POST (http://[\d.]+:\d+)/invocations", line):
+                yield found[1]
+                break
+        else:
+            pytest.fail("the server did not start")
+    finally:
+        process.terminate()
+        process.wait(20)
+        process.stdout.close()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("run") / "model")
+
+
+@pytest.fixture(scope="module")
+def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("other") / "model", ("One", "Two", "Three", "Four"))
+
+
+@pytest.fixture(scope="module")
+def address(model) -> Iterator[str]:
+    with serving(model) as where:
+        yield where
+
+
+@pytest.fixture
+def aws(address, monkeypatch) -> Iterator[s3.LocalS3]:
+    """S3, SageMaker, STS and auto scaling by moto; the endpoint's answers by our server."""
+    for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(deploy.Asks, "poll", 0.05)
+    monkeypatch.setattr(endpoints, "POLL_SECONDS", 0.05)
+    with s3.serve(REGION) as server:
+        for name, value in server.variables().items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
+        urlopen(Request(f"{server.endpoint}/moto-api/reset", method="POST")).read()  # noqa: S310  loopback
+        yield server
+
+
+def client(service: str) -> Any:
+    return boto3.client(service, region_name=REGION)
+
+
+def left() -> list[str]:
+    """Names of all that is there, whoever made it."""
+    sagemaker = client("sagemaker")
+    return [
+        *(entry["EndpointName"] for entry in sagemaker.list_endpoints()["Endpoints"]),
+        *(entry["EndpointConfigName"] for entry in sagemaker.list_endpoint_configs()["EndpointConfigs"]),
+        *(entry["ModelName"] for entry in sagemaker.list_models()["Models"]),
+    ]
+
+
+def expiry() -> str:
+    arn = client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointArn"]
+    tags = client("sagemaker").list_tags(ResourceArn=arn)["Tags"]
+    return {tag["Key"]: tag["Value"] for tag in tags}["expires"]  # moto keeps the old value too, and lists it first
+
+
+def scaled() -> list[dict[str, Any]]:
+    found = client("application-autoscaling").describe_scalable_targets(ServiceNamespace="sagemaker")
+    return list(found["ScalableTargets"])
+
+
+def run_deploy(model: Path, *words: str) -> int:
+    return deploy.main([str(model), *CLOUD, *words])
+
+
+def test_submit_invoke_delete(aws, model, capsys, tmp_path):
+    assert run_deploy(model, "mode=plan", "expires=2h", "max_count=3") == 0
+    planned = [document for document in yaml.safe_load_all(capsys.readouterr().out) if document]
+    assert left() == [], "a plan makes nothing"
+
+    assert run_deploy(model, "expires=2h", "max_count=3") == 0
+    said = capsys.readouterr().out
+    assert "It answers as certified: odd/drawn.jpg is" in said
+
+    sagemaker = client("sagemaker")
+    made = {
+        "ModelName": sagemaker.describe_model(ModelName=planned[0]["ModelName"]),
+        "EndpointConfigName": sagemaker.describe_endpoint_config(EndpointConfigName=planned[1]["EndpointConfigName"]),
+        "EndpointName": sagemaker.describe_endpoint(EndpointName=planned[2]["EndpointName"]),
+    }
+    for request, found in zip(planned, made.values(), strict=False):
+        for field, value in request.items():
+            if field == "Tags":
+                arn = next(found[key] for key in ("ModelArn", "EndpointConfigArn", "EndpointArn") if key in found)
+                tags = {tag["Key"]: tag["Value"] for tag in sagemaker.list_tags(ResourceArn=arn)["Tags"]}
+                assert tags.keys() == {tag["Key"] for tag in value}
+                assert tags["created-by"] == "dogbreed"
+            elif field == "ProductionVariants":
+                assert [{k: got[k] for k in want} for got, want in zip(found[field], value, strict=True)] == value
+            else:
+                assert found[field] == value, field
+    bucket, key = planned[0]["PrimaryContainer"]["ModelDataUrl"].removeprefix("s3://").split("/", 1)
+    stored = client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
+    with archive.of(model) as packed:
+        assert packed.write(tmp_path / "model.tar.gz").read_bytes() == stored
+    (target,) = scaled()
+    assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 3)
+
+    photo = tmp_path / "dog.jpg"
+    photo.write_bytes(drawn())
+    assert invoke.main([NAME, str(photo), "--json", "--region", REGION]) == 0
+    told = json.loads(capsys.readouterr().out)
+    (expected,) = Predictor(model).predict([photo])
+    assert (told["label"], told["index"]) == (expected.label, expected.index)
+    assert told["probability"] == pytest.approx(expected.probability, abs=1e-6)
+
+    assert run_deploy(model, "max_count=3") == 0, "the same again"
+    said = capsys.readouterr().out
+    assert "already with just this model" in said
+    assert re.search(rf"{NAME} expires at 20\S+Z", said)
+    before = expiry()
+    assert run_deploy(model, "expires=9d") == 0
+    assert before < expiry(), "the same again, for longer"
+
+    assert delete.main(list(CLOUD)) == 0
+    said = capsys.readouterr().out
+    assert re.search(rf"endpoint +{NAME} +InService +0\.115  20", said)
+    assert delete.main([NAME, "mode=plan", *CLOUD]) == 0
+    assert capsys.readouterr().out.count("Would delete") == 3
+    assert len(left()) == 3
+    assert delete.main([NAME, *CLOUD]) == 0
+    assert left() == []
+    assert scaled() == []
+    capsys.readouterr()
+    assert delete.main(list(CLOUD)) == 0
+    assert "This project has nothing" in capsys.readouterr().out
+
+
+def test_an_endpoint_that_answers_otherwise_is_taken_back(aws, model, other, monkeypatch, capsys):
+    with serving(other) as elsewhere:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+        assert run_deploy(model, "max_count=2") == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("error: The endpoint says")
+    assert error.endswith("What was made is gone again.")
+    assert left() == []
+    assert scaled() == []
+
+
+def test_an_endpoint_that_cannot_be_asked_is_taken_back(aws, model, monkeypatch, capsys):
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", "http://127.0.0.1:9")
+    monkeypatch.setattr(account, "ATTEMPTS", 1)
+    assert run_deploy(model) == 2
+    assert "could not be reached" in capsys.readouterr().err
+    assert left() == []
+
+
+def test_a_fault_of_this_program_leaves_nothing_behind(aws, model, monkeypatch, capsys):
+    def broken(self: deploy.Asks, name: str) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(deploy.Asks, "__call__", broken)
+    assert run_deploy(model, "max_count=2") == 1
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert left() == []
+    assert scaled() == []
+
+
+def test_names_that_are_taken(aws, model, other, capsys):
+    assert run_deploy(model) == 0
+    before = left()
+    assert run_deploy(model, "instance_type=ml.m5.xlarge") == 2
+    assert "update=true" in capsys.readouterr().err
+    assert left() == before
+    sagemaker = client("sagemaker")
+    arn = sagemaker.describe_endpoint(EndpointName=NAME)["EndpointArn"]
+    sagemaker.delete_tags(ResourceArn=arn, TagKeys=["created-by"])
+    assert run_deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 2
+    assert "that this project has not made" in capsys.readouterr().err
+    assert left() == before
+    assert delete.main(["all=true", *CLOUD]) == 0
+    assert left() == [NAME], "what is not ours stays"
+
+
+def test_update_in_place(aws, model, other, monkeypatch, capsys):
+    """moto has no UpdateEndpoint: the answer is made here, and its effect on moto's own records."""
+    assert run_deploy(model) == 0
+    before = left()
+    updates: list[str] = []
+
+    def answer(request: Any, **_: Any) -> AWSResponse:
+        wanted = json.loads(request.body)
+        updates.append(wanted["EndpointConfigName"])
+        from moto.sagemaker.models import sagemaker_backends
+
+        endpoint = sagemaker_backends["123456789012"][REGION].endpoints[wanted["EndpointName"]]
+        endpoint.endpoint_config_name = wanted["EndpointConfigName"]
+        return AWSResponse(request.url, 200, {}, _Raw(json.dumps({"EndpointArn": endpoint.arn}).encode()))
+
+    make = account.Account.client
+
+    def hooked(self: account.Account, service: str, **options: Any) -> Any:
+        made = make(self, service, **options)
+        if service == "sagemaker":
+            made.meta.events.register("before-send.sagemaker.UpdateEndpoint", answer)
+        return made
+
+    monkeypatch.setattr(account.Account, "client", hooked)
+    assert run_deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 0, capsys.readouterr().err
+    (new,) = updates
+    assert new not in before
+    assert sorted(left()) == sorted([NAME, new, before[2]]), "the old settings are gone, the same model stays"
+
+    with serving(other) as elsewhere:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+        assert run_deploy(model, "instance_type=ml.g4dn.xlarge", "update=true") == 2
+    assert updates[2:] == [new], "it went back"
+    assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
+    assert sorted(left()) == sorted([NAME, new, before[2]])
+
+
+def record(name: str) -> Any:
+    """moto's own record of an endpoint, whose state can be set."""
+    from moto.sagemaker.models import sagemaker_backends
+
+    return sagemaker_backends["123456789012"][REGION].endpoints[name]
+
+
+def test_ctrl_c_while_it_is_being_made_waits_until_it_can_be_deleted(aws, model):
+    """SageMaker deletes no endpoint that it is making; without its settings such an endpoint would hang, and cost."""
+    config = compose([*CLOUD])
+    here = account.Account(config)
+    said: list[str] = []
+
+    def interrupt(name: str) -> None:
+        record(name).endpoint_status = "Creating"
+        raise KeyboardInterrupt
+
+    def say(line: str) -> None:
+        said.append(line)
+        if "waiting" in line:
+            assert len(left()) == 3, "nothing goes before the endpoint does"
+            record(NAME).endpoint_status = "InService"
+
+    with archive.of(model) as packed:
+        deployment = describe(config, packed, "squeezenet1_1", here.with_role(), "image", datetime.now(UTC))
+        with pytest.raises(KeyboardInterrupt):
+            endpoints.Deployer(here, interrupt, say=say, poll=0.01).deploy(deployment)
+    assert f"{NAME} is Creating, and cannot be changed before that is done; waiting" in said
+    assert left() == []
+
+
+def test_an_endpoint_that_cannot_be_deleted_keeps_its_settings(aws, model, monkeypatch, capsys):
+    monkeypatch.setattr(endpoints, "START_SECONDS", 0)
+
+    def never(self: deploy.Asks, name: str) -> None:
+        record(name).endpoint_status = "Creating"
+        raise DogbreedError("It is slow.")
+
+    monkeypatch.setattr(deploy.Asks, "__call__", never)
+    assert run_deploy(model) == 2
+    assert f"Delete it: python launch/sagemaker_delete.py {NAME}" in capsys.readouterr().out
+    assert len(left()) == 3
+
+
+def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
+    assert run_deploy(model) == 0
+    client("sagemaker").delete_endpoint_config(EndpointConfigName=left()[1])
+    capsys.readouterr()
+    assert delete.main(list(CLOUD)) == 0
+    assert re.search(rf"endpoint +{NAME} +InService +unknown", capsys.readouterr().out)
+    assert delete.main([NAME, *CLOUD]) == 0
+    assert NAME not in left()
+
+
+@pytest.mark.parametrize(
+    ("word", "sentence"),
+    [("mode=rehearse", "mode=rehearse is not for deleting"), ("expired=yes", "expired=yes is neither true nor false")],
+)
+def test_what_is_no_order_to_delete_deletes_nothing(aws, model, word, sentence, capsys):
+    client("sagemaker").create_model(ModelName="ours", ExecutionRoleArn=ROLE, Tags=[MARK])
+    assert delete.main(["all=true", word, *CLOUD]) == 2
+    assert sentence in capsys.readouterr().err
+    assert left() == ["ours"]
+
+
+def test_the_same_again_with_another_end(aws, model, capsys):
+    def expires() -> str:
+        tags = client("sagemaker").list_tags(ResourceArn=record(NAME).arn)["Tags"]
+        return {tag["Key"]: tag["Value"] for tag in tags}["expires"]  # moto keeps former values too, the new one last
+
+    assert run_deploy(model, "expires=2h") == 0
+    first = expires()
+    assert run_deploy(model, "expires=7d") == 0
+    second = expires()
+    assert second > first
+    capsys.readouterr()
+    assert run_deploy(model) == 0
+    assert expires() == second, "nothing was said about it"
+    assert f"{NAME} expires at {second}" in capsys.readouterr().out
+
+
+class _Raw:
+    """A body as urllib3 gives it."""
+
+    def __init__(self, data: bytes) -> None:
+        self.data = data
+
+    def stream(self, **_: Any) -> Iterator[bytes]:
+        yield self.data
+
+
+def test_the_client_class(address, model):
+    """One class for an address and for boto3, with the same answers, and errors that say whose fault it is."""
+    runtime = boto3.client(
+        "sagemaker-runtime",
+        region_name=REGION,
+        endpoint_url=address,
+        aws_access_key_id="nobody",
+        aws_secret_access_key="nothing",  # noqa: S106
+    )
+    here, there = Endpoint(address), Endpoint("any-name", runtime)
+    assert here.ask(drawn()) == there.ask(drawn())
+    reply = here.ask(drawn(), top_k=2, logits=True)
+    assert (len(reply.guesses), len(reply.logits)) == (2, 4)
+    assert reply.label == reply.guesses[0].label
+    for endpoint in (here, there):
+        with pytest.raises(NotAnswered, match="truncated") as error:
+            endpoint.ask(oddities(drawn())["truncated.jpg"])
+        assert error.value.status == 400
+    with pytest.raises(NotAnswered, match="an endpoint takes 6,291,456"):
+        here.ask(b"x" * 6_291_457)
+    with pytest.raises(NotAnswered, match="cannot be reached") as error:
+        Endpoint("http://127.0.0.1:9").ask(drawn())
+    assert error.value.status is None
+    with pytest.raises(NotAnswered, match=r"none\.jpg cannot be read"):
+        here.ask("none.jpg")
+
+
+def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
+    """With the answer there already: no moto runs an asynchronous endpoint."""
+    large = b"x" * 6_291_457
+    s3 = client("s3")
+    s3.create_bucket(Bucket="dogs")
+    s3.put_object(Bucket="dogs", Key="answer", Body=b'{"predictions": [{"label": "A", "index": 0, "probability": 1}]}')
+
+    class Runtime:
+        exceptions = client("sagemaker-runtime").exceptions
+
+        def invoke_endpoint_async(self, **asked: Any) -> dict[str, str]:
+            bucket, _, key = asked["InputLocation"].removeprefix("s3://").partition("/")
+            assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() == large
+            return {"OutputLocation": "s3://dogs/answer"}
+
+    queue = Queue(Runtime(), s3, "dogs", "queue")
+    assert Endpoint("any-name", queue).ask(large).label == "A"
+    with pytest.raises(NotAnswered, match="an endpoint takes 100,000,000"):
+        Endpoint("any-name", queue).ask(b"x" * 100_000_001)
+
+
+def test_the_command_that_asks(address, tmp_path, capsys):
+    (tmp_path / "good.jpg").write_bytes(drawn())
+    (tmp_path / "bad.jpg").write_bytes(oddities(drawn())["truncated.jpg"])
+    assert invoke.main([address, str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top-k", "2"]) == 1
+    good, bad = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r".*good\.jpg: \S+ [\d.]+% \(or \S+ [\d.]+%\)", good)
+    assert "truncated" in bad
+    url = ["--endpoint-url", address, "--region", REGION]
+    os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
+    os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
+    assert invoke.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
+    assert capsys.readouterr().out.strip() == good, "one client for the laptop and the cloud"
+    assert invoke.main([address, "none.jpg"]) == 2
+    assert "none.jpg is no file" in capsys.readouterr().err
+    assert invoke.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
+    assert "cannot be reached" in capsys.readouterr().err

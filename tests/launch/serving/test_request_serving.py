@@ -1,0 +1,230 @@
+"""The requests of a deployment and what a plan says of them; nothing is sent."""
+
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+import yaml
+from support.exports import export_tiny
+
+import dogbreed
+from dogbreed.config.compose import compose
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference import archive
+from launch import deploy
+from launch import render_deployment as plan
+from launch.aws.naming import place
+from launch.aws.pricing import Prices
+from launch.serving import delete, request
+
+NOW = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
+ROLE = "arn:aws:iam::123456789012:role/Dogs"
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("run") / "model")
+
+
+def describe(model: Path, *words: str) -> request.Deployment:
+    _, overrides = deploy.arguments([*words, f"sagemaker.role={ROLE}"])
+    config = compose(overrides)
+    with archive.of(model) as packed:
+        image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
+        where = place(config, "us-east-1", None, None)
+        return request.describe(config, packed, "squeezenet1_1", where, image, NOW)
+
+
+def test_realtime(model):
+    made = describe(model, "expires=2h", "capture=10", "max_count=4", "target=30", "instance_count=2")
+    assert [step.operation for step in made.steps] == [
+        "CreateModel",
+        "CreateEndpointConfig",
+        "CreateEndpoint",
+        "RegisterScalableTarget",
+        "PutScalingPolicy",
+    ]
+    container = made.request("CreateModel")["PrimaryContainer"]
+    assert container["ModelDataUrl"] == made.model_uri
+    assert made.archive.digest[:16] in made.model_uri
+    assert container["Environment"]["SAGEMAKER_PROGRAM"] == "inference.py"
+    assert made.request("CreateModel")["ExecutionRoleArn"] == ROLE
+    settings = made.request("CreateEndpointConfig")
+    (variant,) = settings["ProductionVariants"]
+    assert (variant["InstanceType"], variant["InitialInstanceCount"]) == ("ml.m5.large", 2)
+    assert variant["ModelName"] == made.request("CreateModel")["ModelName"]
+    assert settings["DataCaptureConfig"]["InitialSamplingPercentage"] == 10
+    endpoint = made.request("CreateEndpoint")
+    assert endpoint["EndpointName"] == made.name == "dogbreed-squeezenet1-1"
+    assert endpoint["EndpointConfigName"] == settings["EndpointConfigName"]
+    assert {"Key": "created-by", "Value": "dogbreed"} in endpoint["Tags"]
+    assert {"Key": "expires", "Value": "2026-05-01T12:30Z"} in endpoint["Tags"]
+    limits, policy = made.request("RegisterScalableTarget"), made.request("PutScalingPolicy")
+    assert (limits["MinCapacity"], limits["MaxCapacity"]) == (2, 4)
+    assert limits["ResourceId"] == policy["ResourceId"] == "endpoint/dogbreed-squeezenet1-1/variant/AllTraffic"
+    assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 30
+
+
+def test_names_follow_the_content(model, tmp_path):
+    first, again = describe(model), describe(model, "expires=1d")
+    for operation, key in (("CreateModel", "ModelName"), ("CreateEndpointConfig", "EndpointConfigName")):
+        assert first.request(operation)[key] == again.request(operation)[key]
+    larger = describe(model, "instance_type=ml.m5.xlarge")
+    assert larger.request("CreateModel")["ModelName"] == first.request("CreateModel")["ModelName"]
+    name = first.request("CreateEndpointConfig")["EndpointConfigName"]
+    assert larger.request("CreateEndpointConfig")["EndpointConfigName"] != name
+    other = describe(export_tiny(tmp_path / "other", temperature=1.5))
+    assert other.name == first.name
+    assert other.request("CreateModel")["ModelName"] != first.request("CreateModel")["ModelName"]
+
+
+def test_serverless(model):
+    made = describe(model, "kind=serverless", "memory_mb=2048", "concurrency=3")
+    (variant,) = made.request("CreateEndpointConfig")["ProductionVariants"]
+    assert variant["ServerlessConfig"] == {"MemorySizeInMB": 2048, "MaxConcurrency": 3}
+    assert "InstanceType" not in variant
+
+
+def test_async(model):
+    made = describe(model, "kind=async", "max_count=2")
+    wanted = made.request("CreateEndpointConfig")["AsyncInferenceConfig"]
+    assert wanted["OutputConfig"]["S3OutputPath"].endswith("/dogbreed/answers/dogbreed-squeezenet1-1")
+    assert wanted["OutputConfig"]["S3FailurePath"] == wanted["OutputConfig"]["S3OutputPath"] + "/failed"
+    policy = made.request("PutScalingPolicy")["TargetTrackingScalingPolicyConfiguration"]
+    assert policy["CustomizedMetricSpecification"]["MetricName"] == "ApproximateBacklogSizePerInstance"
+    assert made.request("CreateModel")["PrimaryContainer"]["Environment"]["TS_MAX_REQUEST_SIZE"] == "100000000"
+
+
+def test_batch(model, tmp_path):
+    made = describe(model, "kind=batch", f"input={tmp_path}", "concurrency=4")
+    assert [step.operation for step in made.steps] == ["CreateModel", "CreateTransformJob"]
+    job = made.request("CreateTransformJob")
+    assert job["TransformJobName"] == "dogbreed-squeezenet1-1-20260501-103000"
+    assert job["TransformInput"]["ContentType"] == "application/x-image"
+    assert job["MaxConcurrentTransforms"] * job["MaxPayloadInMB"] <= 100
+    assert made.photographs == tmp_path
+    there = describe(model, "kind=batch", "input=s3://bucket/dogs", "output=s3://bucket/answers")
+    source = there.request("CreateTransformJob")["TransformInput"]["DataSource"]["S3DataSource"]
+    assert source["S3Uri"] == "s3://bucket/dogs"
+    assert there.photographs is None
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["kind=lambda"], "kind=lambda is unknown; it is one of realtime, serverless, async, batch"),
+        (["expires=soon"], "expires=soon is no span of time; it looks like 30m, 2h or 7d"),
+        (["kind=serverless", "memory_mb=1000"], "memory_mb=1000 is out of range"),
+        (["kind=serverless", "max_count=3"], "max_count cannot go with kind=serverless"),
+        (["kind=serverless", "concurrency=500"], "500"),
+        (["kind=serverless", "capture=5"], "SageMaker captures realtime alone"),
+        (["kind=serverless", "sagemaker.subnets=[subnet-1]"], "cannot go with kind=serverless"),
+        (["instance_count=0"], "instance_count=0 is out of range"),
+        (["max_count=1", "instance_count=2"], "max_count=1 is out of range; it is a whole number from 2"),
+        (["instance_type=ml.dog.large"], "ml.dog.large"),
+        (["name=bad_name"], "bad_name"),
+        (["kind=batch"], "kind=batch needs input=FOLDER"),
+        (["kind=batch", "input=nowhere"], "input=nowhere is no folder"),
+        (["sagemaker.isolate=true"], "may lack pillow"),
+    ],
+)
+def test_bad_use(words, sentence, model):
+    with pytest.raises(DogbreedError) as error:
+        describe(model, *words)
+    assert sentence in str(error.value)
+
+
+def test_plan(model, capsys, monkeypatch):
+    """Without account and network; as YAML it is the requests, a document each."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    assert deploy.main([str(model.parent), "mode=plan", "expires=2h", f"sagemaker.role={ROLE}"]) == 0
+    said = capsys.readouterr().out
+    requests = [document for document in yaml.safe_load_all(said) if document]
+    made = describe(model, "expires=2h")
+    tags = [request.pop("Tags") for request in requests]
+    assert all(tag[0] == {"Key": "created-by", "Value": "dogbreed"} for tag in tags)
+    assert requests == [{k: v for k, v in step.request.items() if k != "Tags"} for step in made.steps]
+    for words in ("$0.115 an hour", "$84 a month", "$0.23 until it expires", "no patches since 2026-06-30", "none yet"):
+        assert words in said
+    assert deploy.main([str(model), "mode=plan", "kind=serverless"]) == 0
+    assert "Costs $0.00 an hour when nobody asks" in capsys.readouterr().out
+    assert deploy.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
+    assert "mode=submit would refuse this. sagemaker.max_cost=1 is set" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["mode=plan"], "Give one model"),
+        (["nowhere", "mode=plan"], "nowhere does not exist; give an exported model"),
+        (["MODEL", "mode=fly"], "mode=fly is unknown; it is one of plan, rehearse, submit"),
+        (["MODEL", "mode=plan", "knd=batch"], "Unknown key knd"),
+        (["MODEL", "mode=plan", "name=5"], "sagemaker.endpoint.name=5 is no text"),
+        (
+            ["MODEL", "mode=plan", "sagemaker.subnets=[a]"],
+            "sagemaker.subnets and sagemaker.security_groups go together",
+        ),
+        (["MODEL", "mode=plan", "sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
+        (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no photograph"),
+    ],
+)
+def test_the_command_refuses(argv, sentence, model, capsys):
+    assert deploy.main([word.replace("MODEL", str(model)) for word in argv]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_max_cost(model):
+    def check(*words):
+        _, overrides = deploy.arguments(words)
+        config = compose(overrides)
+        plan.check_cost(config, describe(model, *words), Prices(config))
+
+    check("sagemaker.max_cost=1", "expires=2h")
+    check("sagemaker.max_cost=1", "kind=serverless")
+    with pytest.raises(DogbreedError, match="SageMaker has no limit of time for kind=batch"):
+        check("sagemaker.max_cost=1", "kind=batch", "input=s3://bucket/dogs")
+    with pytest.raises(DogbreedError, match="say how long with expires=2h"):
+        check("sagemaker.max_cost=1")
+    with pytest.raises(DogbreedError, match=r"could cost \$2\.76 until it expires, more than sagemaker\.max_cost=1"):
+        check("sagemaker.max_cost=1", "expires=1d")
+
+
+def test_what_is_deleted():
+    def thing(kind, name, *uses, expires=""):
+        return delete.Thing(kind, name, uses=uses, expires=expires)
+
+    old, new = thing("Endpoint", "old", "s1", expires="2026-05-01T10:29Z"), thing("Endpoint", "new", "s2")
+    late = thing("Endpoint", "late", "s2", expires="2026-05-01T10:31Z")
+    settings = [thing("EndpointConfig", "s1", "m1"), thing("EndpointConfig", "s2", "m1"), thing("EndpointConfig", "s3")]
+    models = [thing("Model", "m1"), thing("Model", "m2")]
+    things = [old, new, late, *settings, *models]
+
+    def chosen(*names, expired=False, everything=False, now=NOW):
+        return [thing.name for thing in delete.choose(things, names, expired, everything, now)]
+
+    assert chosen("old") == ["old", "s1"], "the model is still used"
+    assert chosen("new") == ["new"], "its settings are those of another endpoint too"
+    assert chosen("new", "late", "old") == ["old", "new", "late", "s1", "s2", "m1"]
+    assert chosen(expired=True) == ["old", "s1"]
+    assert chosen(expired=True, now=NOW + timedelta(hours=1)) == ["old", "late", "s1"]
+    assert len(chosen(everything=True)) == len(things)
+    assert chosen("s3") == ["s3"]
+    with pytest.raises(DogbreedError, match="There is no other that this project has made"):
+        chosen("other")
+
+
+@pytest.mark.slow
+def test_planning_needs_no_torch(model):
+    program = (
+        "import sys\n"
+        "sys.modules['torch'] = sys.modules['lightning'] = sys.modules['torchvision'] = None  # importing them fails\n"
+        "from launch import deleting, deploying, invoking\n"
+        f"sys.exit(deploying.main([{str(model)!r}, 'mode=plan']))\n"
+    )
+    root = Path(dogbreed.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "CreateEndpointConfig" in done.stdout

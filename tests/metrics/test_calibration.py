@@ -1,0 +1,121 @@
+"""Intervals and calibration against published values and independent computations."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torchmetrics.functional.classification import multiclass_calibration_error
+
+from dogbreed.metrics.calibration import calibration_error, fit_temperature, wilson_interval
+
+
+@pytest.mark.parametrize(
+    ("correct", "total", "low", "high"),
+    [
+        # Newcombe (1998), Statistics in Medicine 17:857, table I, method 3.
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0.0000, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_as_published(correct, total, low, high):
+    assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
+
+
+@given(st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
+def test_wilson_solves_its_equation(counts):
+    """The ends are where a normal test of that proportion would just reject: |p - share| = z sqrt(p (1 - p) / n)."""
+    correct, total = counts
+    low, high = wilson_interval(correct, total, z=1.96)
+    assert 0 <= low < correct / total + 1e-12
+    assert correct / total - 1e-12 < high <= 1
+    assert (low, high) == pytest.approx(
+        tuple(1 - end for end in reversed(wilson_interval(total - correct, total, 1.96)))
+    )
+    for end in (low, high):
+        if 1e-12 < end < 1 - 1e-12:
+            assert abs(end - correct / total) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / total), abs=1e-9)
+
+
+@pytest.mark.parametrize(("correct", "total"), [(0, 0), (3, 2), (-1, 5)])
+def test_no_proportion(correct, total):
+    with pytest.raises(ValueError, match="is not a proportion"):
+        wilson_interval(correct, total)
+
+
+def answers(count: int = 3000, classes: int = 7, temperature: float = 1.0, seed: int = 0):
+    """Logits, and labels drawn from the probabilities that the logits over `temperature` say."""
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(count, classes, generator=generator) * 3
+    labels = torch.multinomial((logits / temperature).softmax(1), 1, generator=generator).squeeze(1)
+    return logits, labels
+
+
+@pytest.mark.parametrize("bins", [1, 5, 15, 40])
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
+def test_calibration_error_is_torchmetrics(bins, temperature):
+    logits, labels = answers(seed=bins)
+    theirs = multiclass_calibration_error(
+        (logits.double() / temperature).softmax(1), labels, num_classes=7, n_bins=bins, norm="l1"
+    )
+    assert calibration_error(logits, labels, temperature=temperature, bins=bins) == pytest.approx(
+        float(theirs), abs=1e-6
+    )
+
+
+def test_calibration_error_by_hand():
+    logits = torch.tensor([[0.9, 0.1], [0.9, 0.1], [0.42, 0.58], [0.35, 0.65]]).log()
+    labels = torch.tensor([0, 1, 1, 0])
+    # Bins of a tenth: two at 0.9 with half right, one at 0.58 that is right, one at 0.65 that is wrong.
+    assert calibration_error(logits, labels, bins=10) == pytest.approx((0.8 + 0.42 + 0.65) / 4, abs=1e-6)
+    assert calibration_error(torch.tensor([[60.0, 0.0]]), torch.tensor([0])) == pytest.approx(0, abs=1e-9)
+    assert calibration_error(torch.tensor([[60.0, 0.0]]), torch.tensor([1])) == pytest.approx(1, abs=1e-9)
+
+
+def by_lbfgs(logits: torch.Tensor, labels: torch.Tensor) -> float:
+    inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([inverse], max_iter=200, tolerance_grad=1e-12, line_search_fn="strong_wolfe")
+
+    def loss() -> torch.Tensor:
+        optimizer.zero_grad()
+        value = torch.nn.functional.cross_entropy(logits.double() * inverse, labels)
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    return 1 / inverse.item()
+
+
+@pytest.mark.parametrize("planted", [0.4, 1.0, 1.7, 6.0])
+def test_temperature_is_the_planted_one(planted):
+    logits, labels = answers(20_000, temperature=planted)
+    found = fit_temperature(logits, labels)
+    assert found == pytest.approx(planted, rel=0.05)
+    assert found == pytest.approx(by_lbfgs(logits, labels), rel=1e-4)
+
+
+def test_temperature_lowers_loss_and_calibration_error():
+    logits, labels = answers(5000, temperature=3.0)
+    temperature = fit_temperature(logits, labels)
+    assert calibration_error(logits, labels, temperature=temperature) < 0.3 * calibration_error(logits, labels)
+    losses = [
+        float(torch.nn.functional.cross_entropy(logits.double() / (temperature * factor), labels))
+        for factor in (0.98, 1, 1.02)
+    ]
+    assert losses[1] < min(losses[0], losses[2])
+
+
+def test_temperature_stays_finite():
+    right = torch.eye(4) * 9
+    assert fit_temperature(right, torch.arange(4)) == pytest.approx(1 / 20), "no mistake: as sure as can be"
+    assert fit_temperature(right, (torch.arange(4) + 1) % 4) == pytest.approx(20), "all wrong: as unsure as can be"
+    assert math.isfinite(fit_temperature(torch.zeros(4, 3), torch.tensor([0, 1, 2, 0])))
+
+
+def test_large_logits_do_not_overflow():
+    logits, labels = answers(500)
+    assert fit_temperature(logits * 1e4, labels) == pytest.approx(20)
+    assert math.isfinite(calibration_error(logits * 1e4, labels))

@@ -1,0 +1,81 @@
+"""Winograd's convolutions against torch's own, alone and in whole networks."""
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from dogbreed.models.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate, pays
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Relative error."""
+    return float((found.double() - expected.double()).norm() / expected.double().norm())
+
+
+@pytest.mark.parametrize("size", [(2, 3), (4, 4), (5, 9), (14, 14), (31, 18)])
+@pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True)])
+@pytest.mark.parametrize("count", [1, 3])
+def test_against_torch(size, relu, pool, count, monkeypatch):
+    monkeypatch.setattr("dogbreed.models.winograd.CHUNK_BYTES", 100_000)  # several chunks
+    generator = torch.Generator().manual_seed(0)
+    direct = nn.Conv2d(16, 24, 3, padding=1)
+    images = torch.randn(count, 16, *size, generator=generator)
+    steps = [direct] + [nn.ReLU()] * relu + [nn.MaxPool2d(2)] * pool
+    with torch.inference_mode():
+        expected = nn.Sequential(*steps).double()(images.double())
+        direct.float()
+        for layout in (torch.contiguous_format, torch.channels_last):
+            found = WinogradConv2d(direct, torch.float32, relu=relu, pool=pool)(images.contiguous(memory_format=layout))
+            assert found.shape == expected.shape
+            assert off(found, expected) < 3e-6
+        half = WinogradConv2d(direct, torch.bfloat16, relu=relu, pool=pool)(images)
+        assert half.dtype == torch.bfloat16
+        assert off(half, expected) < 0.03
+
+
+@pytest.mark.parametrize(("name", "size"), [("vgg11_bn", 40), ("vgg11", 64), ("resnet18", 64)])
+def test_whole_networks(name, size):
+    torch.manual_seed(0)
+    network = torchvision.models.get_model(name, weights=None, num_classes=7)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):  # statistics that would show a wrong fusion
+                module.running_mean.normal_(0, 0.2)
+                module.running_var.uniform_(0.5, 1.5)
+                module.weight.uniform_(0.5, 1.5)
+    network.eval()
+    assert pays(network) is name.startswith("vgg")
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    fast, half = accelerate(network), accelerate(network, torch.bfloat16)
+    assert sum(isinstance(module, WinogradConv2d) for module in fast.modules()) >= 6
+    assert any(isinstance(module, PackedLinear | nn.Linear) for module in half.modules())
+    assert isinstance(fast, ImageByImage)
+    images = torch.randn(3, 3, size, size)
+    with torch.inference_mode():
+        expected = network(images)
+        assert off(fast(images), expected) < 1e-5
+        assert off(half(images), expected) < 0.1
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet34", "alexnet"])
+def test_where_it_does_not_pay(name):
+    assert not pays(torchvision.models.get_model(name, weights=None).eval())
+
+
+def test_threads_change_nothing():
+    network = torchvision.models.vgg11(weights=None, num_classes=7).eval()
+    fast = accelerate(network)
+    images = torch.randn(5, 3, 64, 64)
+    before = torch.get_num_threads()
+    try:
+        with torch.inference_mode():
+            torch.set_num_threads(1)
+            expected = fast(images)
+            torch.set_num_threads(3)
+            assert off(fast(images), expected) < 1e-5
+            assert off(fast(images[:1]), expected[:1]) < 1e-5
+            assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,138 @@
+"""The report in a real browser: it complains of nothing, asks for nothing, and shows everything of every run."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from support import runs
+from support.browser import Browser
+from test_training_report import HISTORY, METRICS, NAMES, PAIRS, make_run
+
+from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.images import Preprocessing
+from dogbreed.metrics.predictions import Answers
+from dogbreed.models import backbones
+from dogbreed.monitor.rules import overfit
+from dogbreed.report import training_report
+from dogbreed.report.inputs import Run
+
+pytestmark = pytest.mark.slow
+
+WINDOWS = [(theme, width) for theme in ("light", "dark") for width in (1200, 390)]
+BOTH = [("light", 1200), ("dark", 390)]  # each theme and each width once
+LARGEST = 5_000_000  # bytes of a report
+
+
+def check(browser: Browser, page: Path, windows: Sequence[tuple[str, int]] = BOTH) -> None:
+    """Nothing is wrong with a page, whatever is folded open, in both themes and on a phone."""
+    assert page.stat().st_size < LARGEST
+    for theme, width in windows:
+        browser.open(page, theme=theme, width=width)
+        browser.run("document.querySelectorAll('details').forEach(one => { one.open = true; })")
+        where = f"{theme}, {width} pixels"
+        assert browser.errors == [], where
+        assert browser.outside == [], where
+        assert browser.broken_pictures() == [], where
+        assert browser.too_wide() == [], where
+        assert browser.poor_contrast() == [], where
+
+
+def of_120_breeds(root: Path, planted: Path) -> Run:
+    """A run over real photographs. It takes the first breed for the second, and a test photograph is a training one."""
+    folders = sorted((root / "test").iterdir())
+    names = [folder.name.partition(".")[2] for folder in folders]
+
+    def samples(split: str) -> Samples:
+        files = [sorted((root / split / folder.name).iterdir()) for folder in folders]
+        labels = [label for label, inside in enumerate(files) for _ in inside]
+        return Samples([file for inside in files for file in inside], np.array(labels, dtype=np.int64), [], [])
+
+    train, test = samples("train"), samples("test")
+    with Image.open(train.paths[700]) as image:
+        image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(planted, quality=60)
+    labels = np.append(test.labels, train.labels[700])
+    test = Samples([*test.paths, planted], labels, [], [])
+    logits = torch.randn(len(labels), len(names), generator=torch.Generator().manual_seed(0))
+    logits[torch.arange(len(labels)), torch.from_numpy(labels)] += 5
+    logits[torch.from_numpy(labels == 0), 1] += 20
+    epochs = [row["epoch"] for row in HISTORY]
+    losses = ([row[name] for row in HISTORY] for name in ("train_loss", "val_loss"))
+    return Run(
+        names,
+        "squeezenet1_1",
+        Preprocessing(),
+        root,
+        {"train": train, "test": test},
+        Answers("test", logits, torch.from_numpy(labels), test.paths, 1.3),
+        METRICS,
+        HISTORY,
+        [Skipped(root / "train" / "broken.jpg", "the file is truncated")],
+        command="python -m dogbreed.train data.root=dogs120",
+        network=backbones.create("squeezenet1_1", len(names), weights="none"),
+        findings=[overfit([int(epoch) for epoch in epochs], *losses)],
+    )
+
+
+def test_a_run_over_120_breeds(dogs120, browser: Browser, tmp_path):
+    run = of_120_breeds(dogs120, tmp_path / "planted.jpg")
+    page = tmp_path / "report.html"
+    training_report.write(page, run)
+    check(browser, page, WINDOWS)
+    sections = browser.run("return [...document.querySelectorAll('h2')].map(title => title.id)")
+    assert sections == ["curves", "rules", "breeds", "mixed-up", "matrix", "mistakes", "trust", "photographs", "again"]
+    assert browser.run("return [...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
+    one, other = (run.name(label) for label in (0, 1))
+    top = browser.run("return document.querySelector('section:has(#mixed-up) .card').innerText")
+    assert top.startswith(f"{one} and {other}")
+    assert f"3 of 3 photographs of {one} taken for {other}" in top
+    assert browser.run("return document.querySelectorAll('section:has(#mixed-up) .card:first-child img').length") == 2
+    photographs = browser.run("return document.querySelector('section:has(#photographs)').innerText")
+    assert "1 photograph found in two splits: 0 as the very same file, 1 as the same picture saved again" in photographs
+    assert "planted.jpg" in photographs
+    assert "broken.jpg" in photographs
+    assert "1 photograph of the test split also lies in another split" in browser.run(
+        "return document.querySelector('header').innerText"
+    )
+
+
+NASTY = ["<script>window.hacked = 1</script>", '"><img src=x onerror="window.hacked=1">', "a&amp;b", "</style><h1>x"]
+
+
+@pytest.mark.parametrize(
+    ("names", "pairs"),
+    [
+        (NAMES, PAIRS),
+        (["Only_breed"], [(0, 0), (0, 0)]),
+        (NAMES, [(0, 1)]),
+        (NAMES, [(0, 0), (1, 0), (2, 0), (3, 0)]),
+        (NASTY, PAIRS),
+        ([f"A_breed_with_a_long_name_of_number_{i}" for i in range(160)], [(i, (i * 7) % 160) for i in range(160)]),
+    ],
+    ids=["four breeds", "one breed", "one image", "breeds never said", "markup", "as many names as are written"],
+)
+def test_every_shape_of_run(names, pairs, browser: Browser, tmp_path):
+    network = backbones.create("squeezenet1_1", len(names), weights="none")
+    page = tmp_path / "report.html"
+    training_report.write(page, make_run(tmp_path, pairs, names, network=network))
+    check(browser, page)
+    assert browser.run("return window.hacked === undefined && document.querySelectorAll('h1').length === 1")
+    text = browser.run("return document.body.innerText")
+    assert all(names[label].replace("_", " ") in text for label, _ in pairs[:4])
+
+
+def test_a_thousand_breeds(browser: Browser, tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"Breed_number_{i}_of_a_thousand" for i in range(1000)]
+    pairs = [(label, label if rng.random() < 0.8 else int(rng.integers(1000))) for label in range(1000)]
+    page = tmp_path / "report.html"
+    training_report.write(page, make_run(tmp_path, pairs, names))
+    check(browser, page)
+
+
+def test_the_report_of_a_run(browser: Browser, tmp_path):
+    runs.train_in(tmp_path / "run")
+    check(browser, tmp_path / "run" / "report.html")
+    assert "squeezenet1_1 trained on dogs" in browser.driver.title

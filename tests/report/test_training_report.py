@@ -1,0 +1,273 @@
+"""The page: what it tells, that it stands alone, and that it holds for every kind of run."""
+
+import re
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from dogbreed.config.compose import compose
+from dogbreed.config.overrides import quote
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.images import Preprocessing
+from dogbreed.metrics.predictions import Answers
+from dogbreed.models import backbones
+from dogbreed.report import training_report
+from dogbreed.report.inputs import Run
+from dogbreed.report.page import Markup, document, tag
+
+HISTORY = [
+    {"epoch": 1, "train_loss": 2.0, "val_loss": 1.5, "val_acc": 0.5, "lr": 0.01},
+    {"epoch": 2, "train_loss": 1.0, "val_loss": 1.1, "val_acc": 0.7, "lr": 0.01},
+    {"epoch": 3, "train_loss": 0.5, "val_loss": 1.4, "val_acc": 0.6, "lr": 0.01},
+]
+METRICS = {"best_epoch": 2, "epochs": 3, "seconds": 12.3, "images_seen": 120, "cache": "hit", "device": "cpu"}
+SECTIONS = ["curves", "breeds", "mixed-up", "matrix", "mistakes", "trust", "photographs", "again"]
+
+
+def make_run(
+    root: Path,
+    pairs: Sequence[tuple[int, int]],
+    names: Sequence[str],
+    *,
+    files: bool = True,
+    temperature: float = 1.5,
+    split: str = "test",
+    **given: object,
+) -> Run:
+    """A run whose model said `said` of an image of `truth`, for each pair; with a training image a class."""
+    rng = np.random.default_rng(0)
+
+    def samples(where: str, labels: Sequence[int]) -> Samples:
+        paths = [root / where / f"{i}.jpg" for i in range(len(labels))]
+        for path in paths if files else ():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            small = Image.fromarray(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8))
+            small.resize((70, 50), Image.Resampling.BICUBIC).save(path)
+        return Samples(paths, np.array(labels, dtype=np.int64), [], [])
+
+    measured = samples(split, [truth for truth, _ in pairs])
+    logits = torch.randn(len(pairs), len(names), generator=torch.Generator().manual_seed(0))
+    logits[torch.arange(len(pairs)), torch.tensor([said for _, said in pairs])] = 9.0
+    values = {
+        "photos": {"train": samples("train", range(len(names) if files else 0)), split: measured},
+        "answers": Answers(split, logits, torch.from_numpy(measured.labels), measured.paths, temperature),
+        "history": HISTORY,
+        "metrics": METRICS,
+        "config": compose([f"data.root={quote(str(root))}", "model.backbone=squeezenet1_1", "model.lr=0.01"]),
+        **given,
+    }
+    return Run(list(names), "squeezenet1_1", Preprocessing(size=64), root, **values)  # type: ignore[arg-type]
+
+
+def page_of(run: Run, folder: Path) -> str:
+    training_report.write(folder / "report.html", run)
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert "could not be made" not in page
+    assert not re.search(r"\b(nan|inf)\b", re.sub(r"base64,[^\"]+", "", page), re.IGNORECASE)
+    check_well_formed(page)
+    return page
+
+
+class Checker(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+
+    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((name, dict(attributes)))
+        if name not in ("meta", "img", "br"):
+            self.open.append(name)
+
+    def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
+        self.seen.append((name, dict(attributes)))
+
+    def handle_endtag(self, name: str) -> None:
+        assert self.open.pop() == name
+
+
+def check_well_formed(page: str) -> list[tuple[str, dict[str, str | None]]]:
+    checker = Checker()
+    checker.feed(page)
+    checker.close()
+    assert checker.open == []
+    for name, attributes in checker.seen:
+        assert name not in ("script", "link", "iframe", "object"), name
+        for attribute in ("src", "href", "data", "action", "xlink:href"):
+            assert (attributes.get(attribute) or "#").startswith(("#", "data:image/jpeg;base64,"))
+        assert name != "img" or attributes["alt"]
+    assert "url(http" not in page
+    assert not re.search(r"https?://", page)
+    return checker.seen
+
+
+def headings(page: str) -> list[str]:
+    return re.findall(r'<h2 id="([^"]+)">', page)
+
+
+NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
+PAIRS = [(0, 0), (0, 0), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 0)]
+
+
+@pytest.fixture
+def network() -> torch.nn.Module:
+    return backbones.create("squeezenet1_1", 4, weights="none")
+
+
+def test_a_whole_page(tmp_path, network):
+    skipped = [Skipped(tmp_path / "train" / "broken.jpg", "truncated")]
+    page = page_of(make_run(tmp_path, PAIRS, NAMES, skipped=skipped, network=network), tmp_path)
+    assert headings(page) == SECTIONS
+    assert "<h1>squeezenet1_1 trained on" in page
+    assert "62.5" in page
+    assert "8 test photographs named rightly; 95% interval 30.6% to 86.3%" in page
+    assert "Overfitting from epoch 3" in page
+    assert "2 of 3 photographs of Blue spitz taken for Green-eyed setter" in page
+    assert "Grad-CAM" in page
+    assert "train/broken.jpg" in page
+    assert "truncated" in page
+    assert "python -m dogbreed.train data.root=" in page
+    assert "model.backbone=squeezenet1_1 model.lr=0.01" in page
+    assert page.count("<svg") == 5
+    # One mistaken photograph of each pair with an example, and every mistake with its heat map.
+    assert page.count("data:image/jpeg") == 2 * 2 + 3 * 2
+
+
+def test_the_planted_pair_is_on_top(tmp_path):
+    pairs = [(label, label) for label in range(4) for _ in range(5)] + [(2, 3)] * 3 + [(0, 1)]
+    page = page_of(make_run(tmp_path, pairs, NAMES), tmp_path)
+    section = page[page.index('id="mixed-up"') : page.index('id="matrix"')]
+    assert re.findall(r"<h3>([^<]+)</h3>", section)[0] == "Green-eyed setter and Red terrier"
+
+
+def test_names_are_escaped(tmp_path):
+    names = ["<script>alert(1)</script>", 'quo"te', "a&b", "</title><b>bold"]
+    root = tmp_path / "<i>dogs"
+    run = make_run(root, PAIRS, names, skipped=[Skipped(root / "<img src=x>.jpg", "<b>bad</b>")])
+    page = page_of(run, tmp_path)
+    for name in [*names, "<img src=x", "<b>bad", "<i>dogs"]:
+        assert name not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;" in page
+    assert "a&amp;b" in page
+
+
+@pytest.mark.parametrize(
+    ("pairs", "said"),
+    [
+        ([(0, 0)], "1 test photograph named rightly"),
+        ([(0, 1)], "0 were always named rightly, 1 never"),
+        ([(0, 0), (1, 1)], "Nothing: every photograph was named rightly."),
+        ([(0, 0), (1, 0), (2, 0)], "3 breeds"),
+    ],
+)
+def test_degenerate_results(pairs, said, tmp_path):
+    page = page_of(make_run(tmp_path, pairs, NAMES), tmp_path)
+    assert said in page
+    assert headings(page) == SECTIONS
+
+
+def test_without_a_test_split(tmp_path):
+    page = page_of(make_run(tmp_path, PAIRS, NAMES, split="valid"), tmp_path)
+    assert "8 validation photographs named rightly" in page
+    assert "The test split was not evaluated" in page
+
+
+def test_an_evaluation_has_no_curves(tmp_path):
+    run = make_run(tmp_path, PAIRS, NAMES, history=(), config={}, command="python -m dogbreed.evaluate 'my model'")
+    page = page_of(run, tmp_path)
+    assert headings(page) == SECTIONS[1:]
+    assert "python -m dogbreed.evaluate &#x27;my model&#x27;" in page
+    assert "evaluated on" in page
+
+
+def test_nothing_but_names(tmp_path):
+    page = page_of(Run(NAMES, "vit_b_16", Preprocessing(), tmp_path, {}), tmp_path)
+    assert headings(page) == ["photographs", "again"]
+    assert "No split was evaluated" in page
+
+
+def test_losses_that_are_no_numbers(tmp_path):
+    history = [*HISTORY, {**HISTORY[0], "epoch": 4, "train_loss": float("nan"), "val_loss": float("nan")}]
+    metrics = {**METRICS, "train_loss": float("nan"), "val_loss": float("inf")}
+    page = page_of(make_run(tmp_path, PAIRS, NAMES, history=history, metrics=metrics), tmp_path)
+    assert "training diverged" in page
+
+
+def test_photographs_that_have_gone(tmp_path, network):
+    page = page_of(make_run(tmp_path, PAIRS, NAMES, files=False, network=network), tmp_path)
+    assert "The photograph cannot be read any more." in page
+
+
+def test_networks_without_heat_maps_say_so(tmp_path):
+    run = make_run(tmp_path, PAIRS, NAMES, network=torch.nn.Linear(1, 1))
+    page = page_of(Run(**{**vars(run), "backbone": "vit_b_16"}), tmp_path)
+    assert "There are no heat maps: vit_b_16 has no spatial feature map" in page
+
+
+def test_a_thousand_breeds(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"Breed_number_{i}_of_a_thousand" for i in range(1000)]
+    pairs = [(label, label if rng.random() < 0.8 else int(rng.integers(1000))) for label in range(1000) for _ in "ab"]
+    page = page_of(make_run(tmp_path, pairs, names, files=False), tmp_path)
+    assert len(page) < 5_000_000
+    assert "The other 980 breeds" in page
+
+
+def test_a_leak_is_told_at_the_top(tmp_path):
+    run = make_run(tmp_path, PAIRS, NAMES)
+    run.photos["test"].paths[3].write_bytes(run.photos["train"].paths[1].read_bytes())
+    page = page_of(run, tmp_path)
+    top = page[: page.index("<nav")]
+    assert "1 photograph of the test split also lies in another split" in top
+    assert "without it it is 71.4% of 7" in top
+    assert "test/3.jpg" in page[page.index('id="photographs"') :]
+
+
+def test_a_section_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
+    def fail(answers: Answers) -> None:
+        raise RuntimeError("<no> reason")
+
+    monkeypatch.setattr("dogbreed.metrics.classification.by_breed", fail)
+    training_report.write(tmp_path / "report.html", make_run(tmp_path, PAIRS, NAMES))
+    page = (tmp_path / "report.html").read_text()
+    assert headings(page) == SECTIONS
+    assert "This part could not be made: &lt;no&gt; reason" in page
+    assert "RuntimeError" in capsys.readouterr().err
+
+
+def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path, capsys):
+    run = make_run(tmp_path, PAIRS, NAMES)
+    (tmp_path / "report.html").mkdir()
+    with pytest.raises(DogbreedError):
+        training_report.write(tmp_path / "report.html", run)
+    training_report.write_safely(tmp_path / "report.html", run)
+    assert capsys.readouterr().err.startswith("The report could not be written: ")
+
+
+def test_markup_and_text():
+    assert tag("p", "a<b", Markup("<i></i>"), class_='x"y') == '<p class="x&quot;y">a&lt;b<i></i></p>'
+    assert tag("meta", name="viewport") == '<meta name="viewport">'
+    assert "caf?" in document("caf\udce9", "")
+
+
+def test_real_photographs(dogs120, tmp_path, network):
+    """The size of a page with real photographs, which weigh more than drawn ones."""
+    folders = sorted((dogs120 / "test").iterdir())
+    names = [folder.name.partition(".")[2] for folder in folders]
+    paths = [path for folder in folders for path in sorted(folder.iterdir())]
+    labels = np.array([label for label, folder in enumerate(folders) for _ in folder.iterdir()])
+    logits = torch.randn(len(paths), len(names), generator=torch.Generator().manual_seed(0))
+    logits[torch.arange(len(paths)), torch.from_numpy(labels)] += 3
+    network = backbones.create("squeezenet1_1", len(names), weights="none")
+    photos = {"test": Samples(paths, labels, [], [])}
+    answers = Answers("test", logits, torch.from_numpy(labels), paths)
+    run = Run(names, "squeezenet1_1", Preprocessing(), dogs120, photos, answers, METRICS, HISTORY, network=network)
+    page = page_of(run, tmp_path)
+    assert page.count("data:image/jpeg") == 9 * 2 + 12 * 2
+    assert len(page) < 2_000_000

@@ -1,0 +1,170 @@
+"""Heads trained side by side end where each would have ended alone."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dogbreed.config.compose import compose
+from dogbreed.data.datamodule import DogImages
+from dogbreed.models import backbones
+from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.cut import split
+from dogbreed.search import stacked_heads
+from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
+from dogbreed.training.build import build_cache, build_data, build_model
+from dogbreed.training.run import train
+
+# A hidden layer and a dropout lie between MobileNetV3's features and its last layer.
+SMALL = (
+    "model.backbone=mobilenet_v3_small",
+    "model.weights=none",
+    "data.size=64",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "loggers=null",
+    "progress=none",
+)
+
+
+@pytest.fixture
+def settings(dog_tree: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
+    return [*SMALL, f"data.root={dog_tree}", f"output_dir={tmp_path / 'run'}"]
+
+
+def on_features(overrides: list[str]) -> tuple[DogBreedClassifier, DogImages, dict[str, Any]]:
+    config = compose(overrides)
+    data = build_data(config, quiet=True)
+    data.setup()
+    model = build_model(config, data, None)
+    cache = build_cache(config, quiet=True)
+    cache.attach(model, data, torch.device("cpu"))
+    assert cache.state in ("built", "hit")
+    return model, data, config
+
+
+def test_logits(model: DogBreedClassifier, data: DogImages, weight: Tensor, bias: Tensor) -> Tensor:
+    stem = stacked_heads.Stem(model)
+    model.eval()
+    indices = np.arange(len(data.samples["test"]))
+    inputs = stem(data.reader("test")(indices, np.zeros_like(indices)))
+    return torch.addmm(bias, inputs, weight.T)
+
+
+test_logits.__test__ = False  # type: ignore[attr-defined]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "batch_size"),
+    [("adam", "constant", 5), ("adamw", "cosine", 24), ("sgd", "onecycle", 7), ("adam", "constant", 1)],
+)
+def test_a_head_in_the_stack_is_the_head_trained_alone(
+    settings: list[str], optimizer: str, schedule: str, batch_size: int
+) -> None:
+    settings += [f"model.optimizer={optimizer}", f"model.schedule={schedule}", f"data.batch_size={batch_size}"]
+    trials = [
+        {"lr": 0.003, "weight_decay": 0.0, "label_smoothing": 0.0},
+        {"lr": 0.01, "weight_decay": 0.02, "label_smoothing": 0.0},
+        {"lr": 0.001, "weight_decay": 0.0, "label_smoothing": 0.2},
+    ]
+    model, data, config = on_features(settings)
+    stacked = [Head(**trial) for trial in trials]
+    HeadTrainer(model, data).train(stacked, batch_size=batch_size, epochs=config["trainer"]["max_epochs"])
+    for trial, head in zip(trials, stacked, strict=True):
+        alone = train(overrides=[*settings, *(f"model.{key}={value}" for key, value in trial.items())])
+        assert head.best["val_loss"] == pytest.approx(alone.metrics["val_loss"], abs=1e-4)
+        assert head.best["val_acc"] == alone.metrics["val_acc"]
+        assert head.best["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=1e-4)
+        own: Any = alone.model.network.get_submodule(backbones.head_name(alone.model.network))
+        assert head.weight is not None
+        assert head.bias is not None
+        theirs = test_logits(model, data, own.weight.detach(), own.bias.detach())
+        ours = test_logits(model, data, head.weight, head.bias)
+        torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
+        assert torch.equal(ours.argmax(1), theirs.argmax(1))
+
+
+def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
+    model = DogBreedClassifier(4, backbone="alexnet", weights="none")
+    model.use_features(split(model.network, 64))
+    stem = stacked_heads.Stem(model)
+    assert stem.row_wise  # two dropouts, two linear layers
+    model.train()
+    alone = model.network.classifier[:6]
+    sizes, seeds = (3, 3, 1), (5, 2**60, 7)
+    features = [torch.rand(size, 9216) for size in sizes]
+    for own, seed, joined in zip(features, seeds, stem.steps(features, seeds), strict=True):
+        torch.manual_seed(seed)
+        torch.testing.assert_close(joined, alone(own), atol=1e-6, rtol=1e-5)
+
+
+def test_gradients_are_those_of_torch(settings: list[str]) -> None:
+    start = nn.Linear(6, 4)
+    trials = [Head(lr=0.1, label_smoothing=0.0), Head(lr=0.2, label_smoothing=0.3)]
+    stack = stacked_heads._Stack(start, trials, "sgd", "constant", steps=1)
+    inputs, labels = torch.randn(5, 6), torch.tensor([0, 3, 1, 1, 2])
+    losses = stack.step(inputs, labels)
+    for place, trial in enumerate(trials):
+        alone = nn.Linear(6, 4)
+        alone.load_state_dict(start.state_dict())
+        loss = nn.functional.cross_entropy(alone(inputs), labels, label_smoothing=trial.label_smoothing)
+        loss.backward()
+        assert losses[place].item() == pytest.approx(loss.item(), abs=1e-6)
+        assert alone.weight.grad is not None
+        torch.testing.assert_close(stack._gradient[place], alone.weight.grad, atol=1e-6, rtol=1e-5)
+
+
+def test_memory_splits_the_stack_and_changes_nothing(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, _ = on_features(settings)
+    trainer = HeadTrainer(model, data)
+    rates = (0.001, 0.003, 0.01, 0.03, 0.1)
+    whole, parts = [Head(lr=rate) for rate in rates], [Head(lr=rate) for rate in rates]
+    trainer.train(whole, batch_size=8, epochs=2)
+    monkeypatch.setattr(stacked_heads, "MEMORY_BYTES", 2 * 16 * trainer.stem.head.weight.numel())
+    sizes: list[int] = []
+    trainer.train(parts, batch_size=8, epochs=2, on_epoch=sizes.append)
+    assert sizes == [2, 2, 2, 2, 1, 1]
+    for one, other in zip(whole, parts, strict=True):
+        assert one.best["val_loss"] == pytest.approx(other.best["val_loss"], abs=1e-5)
+
+
+def test_a_head_that_is_given_up_leaves_the_others_alone(settings: list[str]) -> None:
+    model, data, _ = on_features([*settings, "model.schedule=cosine"])
+    trainer = HeadTrainer(model, data)
+    alone, three = [Head(lr=0.01)], [Head(lr=0.001), Head(lr=0.01), Head(lr=0.05)]
+    trainer.train(alone, batch_size=6, epochs=4)
+    trainer.train(
+        three, batch_size=6, epochs=4, give_up=lambda epoch, still: [epoch == 2 and head.lr != 0.01 for head in still]
+    )
+    assert [len(head.history) for head in three] == [2, 4, 2]
+    assert [head.stopped for head in three] == [True, False, True]
+    assert [row["val_loss"] for row in three[1].history] == pytest.approx(
+        [row["val_loss"] for row in alone[0].history], abs=1e-5
+    )
+
+
+def test_a_head_that_diverges_is_stopped_and_the_others_go_on(settings: list[str]) -> None:
+    model, data, _ = on_features([*settings, "model.optimizer=sgd"])
+    trials = [Head(lr=1e38), Head(lr=0.001)]
+    HeadTrainer(model, data).train(trials, batch_size=6, epochs=3)
+    assert trials[0].stopped
+    assert not trials[1].stopped
+    assert len(trials[1].history) == 3
+    assert all(np.isfinite(row["val_loss"]) for row in trials[1].history)
+
+
+def test_what_cannot_be_stacked_says_why(settings: list[str]) -> None:
+    model, data, _ = on_features([*settings, "model.trainable=block"])
+    with pytest.raises(NotStackable, match="more of it trains than its last layer"):
+        HeadTrainer(model, data)
+    model, data, _ = on_features([*settings, "model.backbone=squeezenet1_1"])
+    with pytest.raises(NotStackable, match="not a linear one"):
+        HeadTrainer(model, data)
+    fresh = DogBreedClassifier(3, backbone="mobilenet_v3_small", weights="none")
+    with pytest.raises(NotStackable, match="not there"):
+        stacked_heads.Stem(fresh)

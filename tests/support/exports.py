@@ -1,0 +1,17 @@
+"""An exported model that took no training: for tests of what uses one."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from dogbreed.data.images import Preprocessing
+from dogbreed.inference import model_folder
+from dogbreed.models import backbones
+
+NAMES = ("Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier")  # as in conftest's folders
+
+
+def export_tiny(folder: Path, names: Sequence[str] = NAMES, temperature: float = 0.7) -> Path:
+    """A network of random weights for inputs of 64 pixels, in `folder`."""
+    network = backbones.create("squeezenet1_1", len(names), weights="none", seed=1)
+    model = model_folder.Exported(network, "squeezenet1_1", list(names), Preprocessing(size=64), temperature)
+    return model_folder.save(folder, model)

@@ -1,0 +1,148 @@
+"""Measuring an exported model: the same figures as the run that made it, by the way that an endpoint takes."""
+
+import csv
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support import runs
+from support.exports import NAMES, export_tiny
+
+from dogbreed.core.metric_lines import METRIC_REGEXES
+from dogbreed.data.datamodule import DogImages
+from dogbreed.training.evaluate import HELP, evaluate, known_settings, main
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder of a run, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained") / "run"
+    return folder, runs.train_in(folder).out
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(tmp_path_factory.mktemp("exported") / "model")
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_it_is_what_the_run_measured(trained, tmp_path, capsys):
+    folder, said = trained
+    assert main([str(folder), f"output_dir={tmp_path / 'out'}", "device=cpu"]) == 0  # the data are those of the run
+    captured = capsys.readouterr().out
+    ours, theirs = runs.metrics(tmp_path / "out"), runs.metrics(folder)
+    for name in ("test_loss", "test_acc", "test_top5", "test_acc_ci95", "test_ece", "temperature"):
+        assert ours[name] == pytest.approx(theirs[name], abs=1e-4), name
+    pattern = METRIC_REGEXES["average test loss"]
+    assert float(re.findall(pattern, captured)[0]) == pytest.approx(float(re.findall(pattern, said)[0]), abs=1e-4)
+    mine, original = rows(tmp_path / "out" / "predictions.csv"), rows(folder / "predictions.csv")
+    assert len(mine) == len(original)
+    for one, other in zip(mine, original, strict=True):
+        assert {**one, "probability": "", "top5": ""} == {**other, "probability": "", "top5": ""}
+        assert float(one["probability"]) == pytest.approx(float(other["probability"]), abs=1e-4)
+    assert (tmp_path / "out" / "report.html").stat().st_size > 10_000
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "metrics.json",
+        "predictions.csv",
+        "report.html",
+    ]
+
+
+def test_another_split(trained, tmp_path, capsys):
+    folder, _ = trained
+    result = evaluate(folder, split="valid", output_dir=tmp_path)
+    said = capsys.readouterr().out
+    assert "Valid set: Average loss: " in said
+    assert not re.search(METRIC_REGEXES["average test loss"], said)
+    assert result.metrics["test_loss"] == pytest.approx(runs.metrics(folder)["val_loss"], abs=1e-4)
+    assert result.metrics["split"] == "valid"
+    assert result.answers.split == "valid"
+
+
+def test_breeds_are_matched_by_name(model, dog_tree, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(dog_tree / "test" / "004.Red_terrier", photos / "Red_terrier")
+    shutil.copytree(dog_tree / "test" / "002.Blue_spitz", photos / "17.Blue_spitz")
+    assert main([str(model), f"data.root={photos}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert {row["label"] for row in rows(tmp_path / "out" / "predictions.csv")} == {"Red_terrier", "Blue_spitz"}
+    assert "No images of 2 of the model's breeds: Amber_hound, Green-eyed_setter." in capsys.readouterr().out
+    assert runs.metrics(tmp_path / "out")["classes_without_images"] == 2
+
+
+def test_a_file_that_is_no_image(model, write_tree, tmp_path, capsys):
+    root = write_tree(tmp_path / "dogs")
+    bad = root / "test" / "001.Amber_hound" / "Amber_hound_00000.jpg"
+    bad.write_bytes(b"nothing")
+    assert main([str(model), f"data.root={root}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert f"Skipped 1 files, such as {bad} (not an image)" in capsys.readouterr().out
+    assert "not an image" in (tmp_path / "out" / "report.html").read_text()
+    assert runs.metrics(tmp_path / "out")["images"] == 11
+    arguments = [str(model), f"data.root={root}", f"output_dir={tmp_path / 'no'}", "data.on_bad_image=error"]
+    assert main(arguments) == 2
+    assert f"{bad} cannot be used: not an image." in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
+
+
+def test_it_finds_what_was_trained_on(model, write_tree, tmp_path):
+    root = write_tree(tmp_path / "dogs")
+    twin = root / "test" / "001.Amber_hound" / "again.jpg"
+    shutil.copy(next((root / "train" / "001.Amber_hound").iterdir()), twin)
+    evaluate(model, root, output_dir=tmp_path / "out", quiet=True)
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "1 photograph of the test split also lies in another split" in page
+    assert "test/001.Amber_hound/again.jpg" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["{model}"], "Give the folder of photographs with data.root=FOLDER"),
+        (["{model}", "data.root=nowhere"], "The data folder nowhere does not exist"),
+        (["{model}", "data.root={unknown}"], "is a breed that the model does not know (it knows 4); is it Blue_spitz?"),
+        (["{model}", "data.root={empty}"], "holds no class folders with images"),
+        (["{model}", "data.root={tree}", "split=exam"], "split=exam is unknown"),
+        (["{model}", "data.root={tree}", "model.lr=1"], "model.lr is not a setting of an evaluation"),
+        (["{model}", "data.root={tree}", "device=abacus"], "The device abacus cannot be used"),
+        (["{model}", "data.root={tree}", "data.batch_size=0"], "data.batch_size is a whole number from 1"),
+        (["{model}", "data.root={tree}", "data.num_workers=many"], "data.num_workers one from 0"),
+        (["{model}", "data.root={tree}", "data.on_bad_image=cry"], "data.on_bad_image=cry is unknown"),
+        (["{empty}", "data.root={tree}"], "is no exported model"),
+        (["{model}", "{tree}"], "Give one exported model, then settings"),
+    ],
+)
+def test_bad_use_is_one_sentence(arguments, said, model, dog_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "unknown" / "003.Blue_spits").mkdir(parents=True)
+    (tmp_path / "empty").mkdir()
+    places = {"model": model, "tree": dog_tree, "unknown": tmp_path / "unknown", "empty": tmp_path / "empty"}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    error = capsys.readouterr().err
+    assert said in error
+    assert "Traceback" not in error
+    assert not (tmp_path / "evaluation").exists()
+
+
+def test_help_names_every_setting(capsys):
+    assert main(["--help"]) == 0
+    assert capsys.readouterr().out == HELP
+    # How many threads decode and how large a picture may be are for the few who look here.
+    assert {key for key in known_settings() if f"{key}=" not in HELP} == {"data.num_workers", "data.max_pixels"}
+
+
+def test_the_default_folder(model, dog_tree, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(model), f"data.root={dog_tree}", "--batch-size", "5"]) == 0
+    (folder,) = tmp_path.glob("evaluation/*/*")
+    assert json.loads((folder / "metrics.json").read_text())["images"] == 12
+
+
+def test_names_and_folders_come_as_in_training(dog_tree):
+    data = DogImages(dog_tree, quiet=True)
+    data.setup()
+    assert tuple(data.classes) == NAMES
