@@ -92,7 +92,8 @@ def test_imports_run_downwards(module):
 
 def test_no_module_needs_itself():
     graph = {name: ours(name) for name in MODULES}
-    graph["launch.deploy"] -= {"launch.rehearsal.serving", "launch.serving.delete"}  # until it is split
+    graph["launch.rehearsal.serving"] -= {"launch.deploy"}  # until it is split
+    graph["launch.serving.delete"] -= {"launch.deploy"}
     assert graph["dogbreed.training.run"] > {"dogbreed.core.errors"}, "the reader of imports sees something"
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
