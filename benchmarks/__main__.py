@@ -19,7 +19,7 @@ from benchmarks.extraction import decoding, extraction, machine
 from benchmarks.profiling import profiling
 from benchmarks.serving import serving
 from benchmarks.training import loops, search, tasks, warm
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.report import environment
 from dogbreed.training.build import prepare_process
 
@@ -111,7 +111,7 @@ def write(file: Path, machine: dict[str, Any], found: dict[str, float]) -> Path:
     except KeyError:  # parts that have never run
         pass
     file.parent.mkdir(exist_ok=True)
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text(json.dumps({**result, "measured": measured}, indent=2) + "\n")
     return file
 

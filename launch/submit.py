@@ -11,7 +11,7 @@ import yaml
 
 from dogbreed.config.compose import check, to_yaml
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from launch import render
 from launch.aws.account import Account
 from launch.aws.naming import split_s3
@@ -145,5 +145,5 @@ def _keep(config: Mapping[str, Any], job: Job, expected: float | None) -> None:
         "expected.json": json.dumps({"cost": expected, "counts": render.counts(config), "sent": time.time()}),
     }
     for name, text in kept.items():
-        with written_whole(Path(folder / name)) as file:
+        with atomic_write(Path(folder / name)) as file:
             file.write_text(text, encoding="utf-8")

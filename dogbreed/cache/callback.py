@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from dogbreed.cache.store import META, Store, amount, cache_folder, delete, existing, locked, make_room, row_key, stores
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.core.progress import track
 from dogbreed.data.datamodule import DogImages, Samples
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
@@ -405,7 +405,7 @@ class FeatureCache(Callback):
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_dict(),
         }
-        with written_whole(store.folder / META) as file:
+        with atomic_write(store.folder / META) as file:
             file.write_text(json.dumps(told, indent=2))
         for damaged in (*store.folder.glob("*.safetensors"), *store.folder.glob(".*.tmp")):  # of killed runs
             if damaged.name not in store._blocks:

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.data.datamodule import Indices
 from dogbreed.data.images import View
 
@@ -115,7 +115,7 @@ class Store:
             "checksums": torch.from_numpy(checksums),
             "features": features,
         }
-        with written_whole(self.folder / name) as file:
+        with atomic_write(self.folder / name) as file:
             save_file(content, file, metadata={"index": _seal(index, checksums)})
 
     def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":

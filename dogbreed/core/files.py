@@ -13,7 +13,7 @@ from dogbreed.core.errors import DogbreedError
 
 
 @contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Gives a path beside `path` to write to, and renames it when all is on disk: never a half-written file.
 
     Raises:

@@ -13,7 +13,7 @@ T = TypeVar("T")
 _here = local()
 
 
-def keep_to(count: int) -> None:
+def set_num_threads(count: int) -> None:
     """Lets torch use so many threads in what this thread does."""
     torch.get_num_threads()  # torch takes over what other threads have set when a thread first asks, but not later
     torch.set_num_threads(count)
@@ -50,7 +50,7 @@ def _workers(count: int) -> ThreadPoolExecutor:
     started = Barrier(count + 1)
 
     def start() -> None:
-        keep_to(1)
+        set_num_threads(1)
         _here.is_worker = True
         started.wait()
 

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import BinaryIO
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.inference.manifest import RECORD, WEIGHTS, find_model, read_record
 
 HANDLERS = "inference.py"  # what the container looks for
@@ -77,7 +77,7 @@ class Archive:
         """
         # Weights hardly get smaller, and take long to do so: they are stored as they are.
         with (
-            written_whole(file) as beside,
+            atomic_write(file) as beside,
             beside.open("wb") as raw,
             gzip.GzipFile("", "wb", compresslevel=0, fileobj=raw, mtime=0) as packed,
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.inference.manifest import RECORD
 
 TOLERANCE = 1e-4  # in logits, as for every other way from bytes to logits
@@ -65,7 +65,7 @@ def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], fi
         raise DogbreedError(
             f"ONNX needs {error.name}, which is not installed: pip install 'dogbreed[onnx]'."
         ) from error
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         with _quiet(), _explained("ONNX"):
             # An example of two: from one, the exporter would take the size of the batch for fixed.
             torch.onnx.export(
@@ -86,7 +86,7 @@ def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], fi
 
 def to_torch_export(model: Answering, photographs: Tensor, record: Mapping[str, Any], file: Path) -> float:
     """Writes a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         with _quiet(), _explained("torch.export"):
             shapes = {"images": {0: torch.export.Dim("N")}}
             program = torch.export.export(model, (_example(photographs),), dynamic_shapes=shapes)

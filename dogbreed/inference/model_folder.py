@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.core.version import __version__
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.data.images import load as read_image
@@ -85,9 +85,9 @@ def save(folder: Path, model: Exported) -> Path:
     try:
         # safetensors stores rows in plain order; channels_last is a matter of the machine, not of the model.
         state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
-        with written_whole(beside / WEIGHTS) as file:
+        with atomic_write(beside / WEIGHTS) as file:
             save_file(state, file)
-        with written_whole(beside / RECORD) as file:
+        with atomic_write(beside / RECORD) as file:
             file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         # safetensors writes for its owner alone; whoever may read one of the two may read both.
         shutil.copymode(beside / RECORD, beside / WEIGHTS)

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 
 FROZEN = "frozen.safetensors"
 PREFIX = "network."
@@ -46,11 +46,11 @@ class RunCheckpointIO(CheckpointIO):
             self._frozen_digest = _digest(values)
             # A resumed run has the very values that lie there; another run in the same folder has others.
             if _digest_in(beside) != self._frozen_digest:
-                with written_whole(beside) as temporary:
+                with atomic_write(beside) as temporary:
                     save_file(values, temporary, metadata={"digest": self._frozen_digest})
             self._written.add(beside)
         kept = {name: value for name, value in state.items() if name in self.changing}
-        with written_whole(file) as temporary:
+        with atomic_write(file) as temporary:
             torch.save(
                 {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
                 temporary,

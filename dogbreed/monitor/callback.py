@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.models.classifier import DogBreedClassifier, NonFiniteLoss
 from dogbreed.monitor import rules, system_rules
 from dogbreed.monitor.history import History
@@ -262,5 +262,5 @@ def write_findings(file: Path, findings: Sequence[Finding]) -> None:
     Raises:
         DogbreedError: The file cannot be written.
     """
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(json.dumps([finding.to_dict() for finding in findings], indent=2) + "\n")

@@ -14,7 +14,7 @@ from matplotlib.ticker import MaxNLocator
 
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.monitor import rules
 from dogbreed.monitor.rules import Finding
 from dogbreed.monitor.smdebug_reader import Recorded, read
@@ -175,7 +175,7 @@ def _run(folder: Path, output: Path | None) -> None:
         raise DogbreedError(f"--output {output}: a picture ends in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
     recorded = read(folder)
     print(summary(folder, recorded, findings(recorded)), flush=True)
-    with written_whole(output) as file:
+    with atomic_write(output) as file:
         draw(recorded).savefig(file, format=output.suffix[1:].lower(), dpi=110)
     print(f"\nWrote {os.path.relpath(output) if output.is_relative_to(Path.cwd()) else output}")
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import EPOCH_LINE
 from dogbreed.models.classifier import DogBreedClassifier
 
@@ -105,7 +105,7 @@ class History(Checkpoint):
         writer = csv.DictWriter(text, HISTORY)
         writer.writeheader()
         writer.writerows(self.rows)
-        with written_whole(self.folder / "metrics.csv") as file:
+        with atomic_write(self.folder / "metrics.csv") as file:
             file.write_text(text.getvalue())
 
     def state_dict(self) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.monitor import system_rules
 from dogbreed.monitor.rules import Finding
 from dogbreed.monitor.system_metrics import Sample, SystemMetrics
@@ -321,7 +321,7 @@ class Profiling(Callback):
         self.timer.trace(False)
         self.operators = _operators(profiler)
         try:
-            with written_whole(self.folder / TRACE) as file:
+            with atomic_write(self.folder / TRACE) as file:
                 profiler.export_chrome_trace(str(file))
         except DogbreedError as error:  # no reason to end the training
             self.trace_reason = str(error)
@@ -381,5 +381,5 @@ def _write_csv(file: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -
     writer = csv.writer(text)
     writer.writerow(head)
     writer.writerows(rows)
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8")

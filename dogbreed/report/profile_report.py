@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from dogbreed.config import reproduce
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.monitor.profiler import PHASES, TRACE, TRACED_STEPS, Profile, Step, write_tables
 from dogbreed.monitor.system_metrics import INTERVAL
 from dogbreed.monitor.system_rules import outliers
@@ -82,7 +82,7 @@ def write(folder: Path, profile: Profile, title: str, config: Mapping[str, Any])
         links,
         *(tag("section", tag("h2", name, id=anchor), content) for anchor, name, content in made),
     )
-    with written_whole(folder / "report.html") as temporary:
+    with atomic_write(folder / "report.html") as temporary:
         temporary.write_text(document(f"Profile: {title}", body), encoding="utf-8")
 
 

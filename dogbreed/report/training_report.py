@@ -18,7 +18,7 @@ import torch
 from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.data.datamodule import SPLITS
 from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.metrics import classification
@@ -77,7 +77,7 @@ def write(file: Path, run: Run) -> None:
         links,
         *(tag("section", tag("h2", title, id=anchor), content) for anchor, title, content in made),
     )
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(document(_title(run), body), encoding="utf-8")
 
 

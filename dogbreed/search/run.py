@@ -26,7 +26,7 @@ from dogbreed.config.compose import check, compose, diff, flatten, ranges, to_ya
 from dogbreed.config.help import TUNE_HELP
 from dogbreed.config.overrides import literal
 from dogbreed.core.errors import DogbreedError, Interrupted
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.models.classifier import NonFiniteLoss, check_training
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.training.build import build_cache, build_data, build_model, check_trainer, prepare_process, run_folder
@@ -95,7 +95,7 @@ class Search:
         kept = self.study.user_attrs.get("config")
         if kept is None:
             self.study.set_user_attr("config", dict(self.config))
-            with written_whole(self.folder / "config.yaml") as file:
+            with atomic_write(self.folder / "config.yaml") as file:
                 file.write_text(to_yaml(self.config))
         else:
             other = [key for key in diff(kept, self.config) if not key.startswith(_MAY_DIFFER)]
@@ -199,7 +199,7 @@ class Search:
         text = (
             f"# {self.wanted['objective']} {best.value:.6f}, trial {best.number}\n# {self.command()}\n{to_yaml(nested)}"
         )
-        with written_whole(self.folder / "best.yaml") as file:
+        with atomic_write(self.folder / "best.yaml") as file:
             file.write_text(text)
         _plot(self)
 
@@ -222,7 +222,7 @@ class Search:
             state = "diverged" if told.get("diverged") else trial.state.name.lower()
             columns = (told.get(name, "") for name in ("val_loss", "val_acc", "best_epoch", "epochs", "seconds"))
             writer.writerow([number, state, *(trial.params[key] for key in keys), *columns])
-        with written_whole(self.folder / "trials.csv") as file:
+        with atomic_write(self.folder / "trials.csv") as file:
             file.write_text(text.getvalue())
 
 
@@ -470,7 +470,7 @@ def _plot(search: Search) -> None:
     history.set_ylim(*sorted((best - 0.15 * reach, usual + 1.5 * reach)))
     figure.text(0.995, 0.01, "grey: stopped early", ha="right", fontsize=8, color="#6b7280")
     figure.tight_layout()
-    with written_whole(search.folder / "search.png") as file:
+    with atomic_write(search.folder / "search.png") as file:
         figure.savefig(file, format="png", dpi=110)
     pyplot.close(figure)
 

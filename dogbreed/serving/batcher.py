@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from dogbreed.core.threads import keep_to
+from dogbreed.core.threads import set_num_threads
 
 T = TypeVar("T")
 STALLED_AFTER = 60.0  # seconds in one pass after which the thread counts as dead
@@ -112,7 +112,7 @@ class Batcher:
 
     def _work(self, threads: int | None) -> None:
         if threads is not None:
-            keep_to(threads)
+            set_num_threads(threads)
         try:
             while group := self._next():
                 self._busy_since = time.monotonic()

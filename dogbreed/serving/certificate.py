@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 
 CERTIFICATE = "certificate.json"
 TOLERANCE = 1e-4  # float32: sums of the same numbers in another order differ by some 1e-6
@@ -88,7 +88,7 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
     """Writes a certificate, whole or not at all."""
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 

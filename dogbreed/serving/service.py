@@ -16,7 +16,7 @@ import torch
 from starlette.requests import Request
 from torch import Tensor
 
-from dogbreed.core.threads import keep_to
+from dogbreed.core.threads import set_num_threads
 from dogbreed.data.images import BadImage
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
@@ -78,7 +78,7 @@ class Service:
         threads = threads or torch.get_num_threads()
         self.metrics = Metrics(predictor.model.backbone, len(predictor.class_names))
         # Each decodes on one core: torch's threads within these threads would only compete.
-        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(keep_to, 1))
+        self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(set_num_threads, 1))
         self.batcher = Batcher(
             predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
         )

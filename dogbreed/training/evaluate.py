@@ -27,7 +27,7 @@ from dogbreed.config.compose import compose
 from dogbreed.config.overrides import split as split_arguments
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
@@ -286,13 +286,13 @@ def _new_folder() -> Path:
 
 
 def _write(folder: Path, metrics: Mapping[str, Any], answers: Answers, names: Sequence[str], root: Path) -> None:
-    with written_whole(folder / "metrics.json") as file:
+    with atomic_write(folder / "metrics.json") as file:
         file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(PREDICTIONS)
     writer.writerows(prediction_rows(answers, names, root))
-    with written_whole(folder / "predictions.csv") as file:
+    with atomic_write(folder / "predictions.csv") as file:
         file.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 

@@ -27,7 +27,7 @@ from dogbreed.config import cli
 from dogbreed.config.compose import compose, to_yaml
 from dogbreed.config.help import TRAIN_HELP
 from dogbreed.core.errors import DogbreedError, Interrupted
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
@@ -165,9 +165,9 @@ def _start_folder(history: History, settings: Mapping[str, Any], data: DogImages
             (best_before.with_name(FROZEN), history.best_path.with_name(FROZEN)),
         ):
             if source.is_file() and source.resolve() != target.resolve():
-                with written_whole(target) as file:
+                with atomic_write(target) as file:
                     shutil.copyfile(source, file)
-    with written_whole(folder / "config.yaml") as file:
+    with atomic_write(folder / "config.yaml") as file:
         file.write_text(to_yaml(settings))
     if data.skipped:
         rows = [(skipped.path.relative_to(data.root), skipped.reason) for skipped in data.skipped]
@@ -252,7 +252,7 @@ def _finish(
         "cache": cache.state,
         "device": str(trainer.strategy.root_device),
     }
-    with written_whole(folder / "metrics.json") as file:
+    with atomic_write(folder / "metrics.json") as file:
         file.write_text(json.dumps(metrics, indent=2) + "\n")
     if test:
         answers = _answers("test", test, data, temperature)
@@ -328,7 +328,7 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
     writer = csv.writer(text)
     writer.writerow(header)
     writer.writerows(rows)
-    with written_whole(file) as temporary:
+    with atomic_write(file) as temporary:
         temporary.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 
 

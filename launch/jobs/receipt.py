@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from launch.aws.pricing import Prices
 
 
@@ -38,7 +38,7 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
         "expected_cost": expected.get("cost"),
         "images_per_second": _speed(config, job, prices, expected.get("counts")),
     }
-    with written_whole(folder / "receipt.json") as file:
+    with atomic_write(folder / "receipt.json") as file:
         file.write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     if billed is None:
         return ["cost     AWS did not say how many seconds it bills"]

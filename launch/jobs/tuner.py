@@ -17,7 +17,7 @@ from rich.table import Table
 
 from dogbreed.config.compose import compose, diff, flatten, to_yaml
 from dogbreed.config.overrides import dotted, literal, quote
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from launch.aws.errors import explained
 from launch.aws.pricing import Prices
 from launch.jobs import follow
@@ -162,14 +162,14 @@ def leave(config: Mapping[str, Any], job: Mapping[str, Any], trials: Sequence[Tr
     for trial in trials:
         row = [trial.settings.get(key, "") for key in keys]
         writer.writerow([trial.name, trial.status, *row, trial.value, trial.seconds])
-    with written_whole(folder / "trials.csv") as file:
+    with atomic_write(folder / "trials.csv") as file:
         file.write_text(text.getvalue(), encoding="utf-8")
     best = best_of(trials, _minimizes(job))
     if best is None:
         return
     objective = job["HyperParameterTuningJobConfig"]["HyperParameterTuningJobObjective"]["MetricName"]
     head = f"# {objective} {best.value:.6f}, {best.name}\n# {command(config, best)}\n"
-    with written_whole(folder / "best.yaml") as file:
+    with atomic_write(folder / "best.yaml") as file:
         file.write_text(head + to_yaml(_nested(best.settings)), encoding="utf-8")
     _plot(trials, keys, objective, _minimizes(job), folder / "search.png")
 
@@ -269,6 +269,6 @@ def _plot(trials: Sequence[Trial], keys: Sequence[str], objective: str, minimize
         axis.scatter(positions, values, color="#2563eb", s=18)
         axis.set(xlabel=key, title=key)
     figure.tight_layout()
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         figure.savefig(beside, format="png", dpi=110)
     pyplot.close(figure)

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from launch.jobs.request import TUNING, Job
 from launch.rehearsal import summary, tuning
 from launch.rehearsal.container import TAKEN_AWAY, Container, Outcome
@@ -272,7 +272,7 @@ def _fetch(outcome: Outcome, s3: LocalS3, folder: Path) -> None:
 
 
 def _write(folder: Path, content: Mapping[str, Any]) -> None:
-    with written_whole(folder / "rehearsal.json") as file:
+    with atomic_write(folder / "rehearsal.json") as file:
         file.write_text(json.dumps(content, indent=2) + "\n")
 
 

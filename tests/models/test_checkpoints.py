@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import written_whole
+from dogbreed.core.files import atomic_write
 from dogbreed.models.checkpoints import FROZEN, RunCheckpointIO, changed_state, network_state, read_checkpoint
 
 
@@ -44,12 +44,12 @@ def same(one: dict, two: dict) -> bool:
 
 def test_what_is_written_appears_whole(tmp_path):
     file = tmp_path / "new" / "file.txt"
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text("first")
         assert not file.exists()
         assert beside.parent == file.parent
     assert file.read_text() == "first"
-    with written_whole(file) as beside:
+    with atomic_write(file) as beside:
         beside.write_text("second")
         assert file.read_text() == "first"
     assert file.read_text() == "second"
@@ -62,7 +62,7 @@ def test_nothing_is_left_of_what_failed(tmp_path, error):
     file.write_text("before")
 
     def fail():
-        with written_whole(file) as beside:
+        with atomic_write(file) as beside:
             beside.write_text("half")
             raise error
 
@@ -86,7 +86,7 @@ def test_a_full_disk_is_a_sentence(tmp_path, largest_file, kind):
     file.write_text("before")
 
     def write():
-        with written_whole(file) as beside:
+        with atomic_write(file) as beside:
             WRITERS[kind](beside)
 
     with largest_file(20_000), pytest.raises(DogbreedError, match=r"file could not be written.*is kept"):
@@ -101,7 +101,7 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
     (tmp_path / "file").write_text("no folder")
 
     def write():
-        with written_whole(tmp_path / "file" / "inner.txt") as beside:
+        with atomic_write(tmp_path / "file" / "inner.txt") as beside:
             beside.write_text("x")
 
     with pytest.raises(DogbreedError, match=r"inner\.txt could not be written \(File exists\)"):
