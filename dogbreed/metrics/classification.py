@@ -1,4 +1,4 @@
-"""What answers on a split add up to: figures, breeds, mix-ups, mistakes. Plain functions of logits and labels."""
+"""What predictions on a split add up to: figures, breeds, mix-ups, mistakes. Plain functions of logits and labels."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,33 +10,33 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dogbreed.metrics.calibration import calibration_error, wilson_interval
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 
 PREDICTIONS = ("path", "label", "predicted", "correct", "probability", "top5")
 
 
-def measure(answers: Answers, name: str = "test") -> dict[str, Any]:
+def measure(predictions: Predictions, name: str = "test") -> dict[str, Any]:
     """Figures as in `metrics.json`: loss in nats, shares from 0 to 1, over all images at once in float64."""
-    logits, labels = answers.logits.double(), answers.labels
-    correct = int((answers.predicted == labels).sum())
+    logits, labels = predictions.logits.double(), predictions.labels
+    correct = int((predictions.predicted == labels).sum())
     top5 = logits.topk(min(5, logits.shape[1])).indices
     return {
         f"{name}_loss": float(torch.nn.functional.cross_entropy(logits, labels)),
         f"{name}_acc": correct / len(labels),
         f"{name}_top5": int((top5 == labels[:, None]).any(1).sum()) / len(labels),
         f"{name}_acc_ci95": list(wilson_interval(correct, len(labels))),
-        f"{name}_ece": calibration_error(logits, labels, temperature=answers.temperature),
+        f"{name}_ece": calibration_error(logits, labels, temperature=predictions.temperature),
         f"{name}_ece_uncalibrated": calibration_error(logits, labels),
     }
 
 
-def prediction_rows(answers: Answers, names: Sequence[str], root: Path) -> list[tuple[Any, ...]]:
+def prediction_rows(predictions: Predictions, names: Sequence[str], root: Path) -> list[tuple[Any, ...]]:
     """Rows of `predictions.csv`, with the columns of `PREDICTIONS`; paths are relative to `root`."""
-    probabilities = answers.probabilities
+    probabilities = predictions.probabilities
     values, places = probabilities.topk(min(5, probabilities.shape[1]))
     rows = []
     for path, label, row, found in zip(
-        answers.paths, answers.labels.tolist(), values.tolist(), places.tolist(), strict=True
+        predictions.paths, predictions.labels.tolist(), values.tolist(), places.tolist(), strict=True
     ):
         top = " ".join(f"{names[i]}={p:.4f}" for i, p in zip(found, row, strict=True))
         correct = int(found[0] == label)
@@ -44,7 +44,7 @@ def prediction_rows(answers: Answers, names: Sequence[str], root: Path) -> list[
     return rows
 
 
-class Breed(NamedTuple):
+class ClassMetrics(NamedTuple):
     """How one class fared.
 
     Attributes:
@@ -63,27 +63,27 @@ class Breed(NamedTuple):
     mistaken_for: int | None
 
 
-def by_breed(answers: Answers) -> list[Breed]:
+def per_class(predictions: Predictions) -> list[ClassMetrics]:
     """Every class that has images, the worst first; of equals those first of which more images are known."""
-    matrix = confusion(answers)
+    matrix = confusion(predictions)
     found = []
     for label in np.flatnonzero(matrix.sum(1)).tolist():
         row = matrix[label].copy()
         correct, total = int(row[label]), int(row.sum())
         row[label] = 0
         other = int(row.argmax()) if row.any() else None
-        found.append(Breed(label, correct, total, *wilson_interval(correct, total), other))
+        found.append(ClassMetrics(label, correct, total, *wilson_interval(correct, total), other))
     return sorted(found, key=lambda breed: (breed.correct / breed.total, -breed.total, breed.label))
 
 
-def confusion(answers: Answers) -> NDArray[np.int64]:
+def confusion(predictions: Predictions) -> NDArray[np.int64]:
     """Images by class and by what was said, [classes, classes]."""
-    classes = answers.logits.shape[1]
-    flat = (answers.labels * classes + answers.predicted).numpy()
+    classes = predictions.logits.shape[1]
+    flat = (predictions.labels * classes + predictions.predicted).numpy()
     return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
 
 
-class MixUp(NamedTuple):
+class ConfusedPair(NamedTuple):
     """Two classes that are taken for one another.
 
     Attributes:
@@ -99,13 +99,13 @@ class MixUp(NamedTuple):
     second_total: int
 
 
-def mix_ups(answers: Answers, most: int = 10) -> list[MixUp]:
+def most_confused(predictions: Predictions, most: int = 10) -> list[ConfusedPair]:
     """The pairs of classes with the most mistakes between them.
 
     Of pairs with equally many, that one comes first whose wrong class was given the higher probability: with few
     images a class there are many pairs with one mistake, and most of those say little.
     """
-    matrix = confusion(answers)
+    matrix = confusion(predictions)
     totals = matrix.sum(1)
     wrong = matrix.copy()
     np.fill_diagonal(wrong, 0)
@@ -113,21 +113,21 @@ def mix_ups(answers: Answers, most: int = 10) -> list[MixUp]:
     pairs = np.argwhere(both)
     if not len(pairs):
         return []
-    soft = _soft_confusion(answers)
+    soft = _soft_confusion(predictions)
     soft = soft + soft.T
     order = sorted(pairs.tolist(), key=lambda pair: (-both[tuple(pair)], -soft[tuple(pair)], pair))
     found = []
     for one, other in order[:most]:
         first, second = (one, other) if wrong[one, other] >= wrong[other, one] else (other, one)
         counts = (wrong[first, second], wrong[second, first], totals[first], totals[second])
-        found.append(MixUp(first, second, *map(int, counts)))
+        found.append(ConfusedPair(first, second, *map(int, counts)))
     return found
 
 
-def confident_mistakes(answers: Answers, most: int = 12) -> list[int]:
+def most_confident_errors(predictions: Predictions, most: int = 12) -> list[int]:
     """Positions of the wrongly answered images, those first that were answered with the highest probability."""
-    sure = answers.probabilities.max(1).values
-    wrong = torch.nonzero(answers.predicted != answers.labels).flatten()
+    sure = predictions.probabilities.max(1).values
+    wrong = torch.nonzero(predictions.predicted != predictions.labels).flatten()
     order = sure[wrong].argsort(descending=True, stable=True)
     return wrong[order][:most].tolist()
 
@@ -153,12 +153,12 @@ def reliability(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bin
     return found
 
 
-def similar_together(answers: Answers) -> list[int]:
+def similarity_order(predictions: Predictions) -> list[int]:
     """An order of the classes in which those that the model takes for one another are neighbours.
 
     Average-linkage clustering of the mean probabilities; two clusters are joined at their most similar ends.
     """
-    soft = _soft_confusion(answers)
+    soft = _soft_confusion(predictions)
     likeness = soft + soft.T
     np.fill_diagonal(likeness, -1.0)
     ends = likeness.copy()
@@ -177,10 +177,12 @@ def similar_together(answers: Answers) -> list[int]:
     return next(iter(groups.values()))
 
 
-def _soft_confusion(answers: Answers) -> NDArray[np.float64]:
+def _soft_confusion(predictions: Predictions) -> NDArray[np.float64]:
     """Mean probability of each class over the images of each, [classes, classes]; without images a row is zero."""
-    classes = answers.logits.shape[1]
-    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add_(0, answers.labels, answers.probabilities)
-    totals = torch.bincount(answers.labels, minlength=classes).clamp(min=1)
+    classes = predictions.logits.shape[1]
+    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add_(
+        0, predictions.labels, predictions.probabilities
+    )
+    totals = torch.bincount(predictions.labels, minlength=classes).clamp(min=1)
     mean: NDArray[np.float64] = (sums / totals[:, None]).numpy()
     return mean

@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Answers:
+class Predictions:
     """What a model said about the images of one split.
 
     Attributes:

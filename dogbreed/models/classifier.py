@@ -29,7 +29,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd")
 SCHEDULES = ("constant", "cosine", "onecycle")
 
 
-class Predictions(NamedTuple):
+class Outputs(NamedTuple):
     """Logits [N, classes] in float32, labels [N] and positions in the split [N], in the order of the positions."""
 
     logits: Tensor
@@ -127,7 +127,7 @@ class DogBreedClassifier(LightningModule):
         self.test_top5 = MulticlassAccuracy(**accuracy, top_k=min(5, num_classes))
         self.split: Split | None = None
         self.images_seen = 0
-        self.predictions: Predictions | None = None  # of the last evaluation
+        self.predictions: Outputs | None = None  # of the last evaluation
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self.train()
 
@@ -242,7 +242,7 @@ class DogBreedClassifier(LightningModule):
             parts = [torch.cat(column) for column in zip(*everyone, strict=True)]
         logits, labels, indices = parts
         order = indices.argsort()
-        self.predictions = Predictions(logits[order], labels[order], indices[order])
+        self.predictions = Outputs(logits[order], labels[order], indices[order])
 
     def _diverged(self, name: str, batch_idx: int) -> NonFiniteLoss:
         step = f"step {batch_idx + 1} of epoch {self.current_epoch + 1}"

@@ -41,7 +41,7 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
     return _maps(kept[0], slope)
 
 
-def look(network: nn.Module, backbone: str, inputs: Tensor, top_k: int) -> tuple[Tensor, Tensor | None]:
+def explain_top_k(network: nn.Module, backbone: str, inputs: Tensor, top_k: int) -> tuple[Tensor, Tensor | None]:
     """The answer for one image and, in the same pass, where the network looked for each of the likeliest classes.
 
     Args:

@@ -12,10 +12,10 @@ from dogbreed.data.datamodule import SPLITS
 from dogbreed.data.duplicates import MOST_IMAGES, Pair
 from dogbreed.data.images import BadImage, load
 from dogbreed.metrics import classification
-from dogbreed.metrics.classification import MixUp
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.classification import ConfusedPair
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.models.gradcam import heat_maps
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 from dogbreed.report.page import Markup, count, joined, photo, table, tag, thumbnail
 
 MOST_PAIRS = 9
@@ -27,66 +27,68 @@ _TURBO = colormaps["turbo"](np.arange(256))[:, :3].astype(np.float32)  # colours
 _SPLIT = {"test": "test", "valid": "validation", "train": "training"}
 
 
-def mixed_up(run: Run) -> Markup | None:
-    if run.answers is None:
+def mixed_up(run: ReportInputs) -> Markup | None:
+    if run.predictions is None:
         return None
-    pairs = classification.mix_ups(run.answers, MOST_PAIRS)
+    pairs = classification.most_confused(run.predictions, MOST_PAIRS)
     if not pairs:
         return tag("p", "Nothing: every photograph was named rightly.")
-    wrong = int((run.answers.predicted != run.answers.labels).sum())
+    wrong = int((run.predictions.predicted != run.predictions.labels).sum())
     inside = sum(pair.forth + pair.back for pair in pairs)
     text = f"The pairs of breeds with the most mistakes between them: {inside} of all {wrong}."
     text += " Beside each photograph that was mistaken stands one of the breed it was taken for."
-    return joined([tag("p", text), tag("div", *(_pair_card(run, run.answers, p) for p in pairs), class_="cards")])
+    return joined([tag("p", text), tag("div", *(_pair_card(run, run.predictions, p) for p in pairs), class_="cards")])
 
 
-def _pair_card(run: Run, answers: Answers, pair: MixUp) -> Markup:
+def _pair_card(run: ReportInputs, predictions: Predictions, pair: ConfusedPair) -> Markup:
     first, second = run.name(pair.first), run.name(pair.second)
     counts = f"{pair.forth} of {count(pair.first_total, 'photograph')} of {first} taken for {second}"
     counts += f", {pair.back} of {pair.second_total} the other way." if pair.back else "."
-    here = (answers.labels == pair.first) & (answers.predicted == pair.second)
-    sure = answers.probabilities[:, pair.second].where(here, torch.tensor(-1.0, dtype=torch.float64))
+    here = (predictions.labels == pair.first) & (predictions.predicted == pair.second)
+    sure = predictions.probabilities[:, pair.second].where(here, torch.tensor(-1.0, dtype=torch.float64))
     place = int(sure.argmax())
     mistaken = photo(
-        thumbnail(answers.paths[place]), f"A {first}", f"{first}, taken for {second} ({float(sure[place]):.0%} sure)"
+        thumbnail(predictions.paths[place]),
+        f"A {first}",
+        f"{first}, taken for {second} ({float(sure[place]):.0%} sure)",
     )
-    example = _example(run, answers, pair.second)
+    example = _example(run, predictions, pair.second)
     beside = photo(thumbnail(example), f"A {second}", second) if example else tag("p", f"No photograph of {second}.")
     title = tag("h3", first, " and ", second)
     return tag("div", title, tag("p", counts), tag("div", mistaken, beside, class_="two"), class_="card")
 
 
-def _example(run: Run, answers: Answers, label: int) -> Path | None:
+def _example(run: ReportInputs, predictions: Predictions, label: int) -> Path | None:
     """A photograph of a breed: one that the model learnt from, else one that it named rightly, else any."""
     training = run.photos.get("train")
-    if training is not None and answers.split != "train":
+    if training is not None and predictions.split != "train":
         found = np.flatnonzero(training.labels == label)
         if len(found):
             return training.paths[int(found[0])]
-    mine = answers.labels == label
+    mine = predictions.labels == label
     if not mine.any():
         return None
-    return answers.paths[int(answers.probabilities[:, label].where(mine, torch.tensor(-1.0).double()).argmax())]
+    return predictions.paths[int(predictions.probabilities[:, label].where(mine, torch.tensor(-1.0).double()).argmax())]
 
 
-def mistakes(run: Run) -> Markup | None:
-    answers = run.answers
-    if answers is None:
+def mistakes(run: ReportInputs) -> Markup | None:
+    predictions = run.predictions
+    if predictions is None:
         return None
-    places = classification.confident_mistakes(answers, MOST_MISTAKES)
+    places = classification.most_confident_errors(predictions, MOST_MISTAKES)
     if not places:
         return tag("p", "None: every photograph was named rightly.")
-    overlays, why_not = _overlays(run, answers, places)
+    overlays, why_not = _overlays(run, predictions, places)
     text = "Wrong labels, second dogs in the picture and real look-alikes come first here. "
     text += why_not or (
         "The right picture of each shows where the network found what it said (Grad-CAM on the last feature map): "
         "red spoke for it, blue did not."
     )
     cards = []
-    probabilities = answers.probabilities
+    probabilities = predictions.probabilities
     for place in places:
-        truth, said = int(answers.labels[place]), int(answers.predicted[place])
-        images = [photo(thumbnail(answers.paths[place]), f"A {run.name(truth)}")]
+        truth, said = int(predictions.labels[place]), int(predictions.predicted[place])
+        images = [photo(thumbnail(predictions.paths[place]), f"A {run.name(truth)}")]
         if overlays.get(place) is not None:
             images.append(photo(overlays[place], f"Where it saw a {run.name(said)}"))
         facts_ = (
@@ -98,36 +100,36 @@ def mistakes(run: Run) -> Markup | None:
                 "div",
                 tag("h3", run.name(truth), tag("span", " taken for ", class_="muted"), run.name(said)),
                 tag("div", *images, class_="two"),
-                tag("figcaption", facts_, tag("br"), tag("code", run.shown_path(answers.paths[place]))),
+                tag("figcaption", facts_, tag("br"), tag("code", run.shown_path(predictions.paths[place]))),
                 class_="card",
             )
         )
     return joined([tag("p", text), tag("div", *cards, class_="cards")])
 
 
-def _overlays(run: Run, answers: Answers, places: Sequence[int]) -> tuple[dict[int, Image.Image], str]:
+def _overlays(run: ReportInputs, predictions: Predictions, places: Sequence[int]) -> tuple[dict[int, Image.Image], str]:
     """The photographs with their heat maps, and why there are none where there are none."""
     if run.network is None:
         return {}, "There was no network at hand for heat maps."
     read: dict[int, torch.Tensor] = {}
     for place in places:
         try:
-            read[place] = load(answers.paths[place], run.preprocessing)
+            read[place] = load(predictions.paths[place], run.preprocessing)
         except BadImage:  # it has gone since it was answered
             continue
     if not read:
         return {}, ""
     inputs = torch.stack(list(read.values()))
-    maps = heat_maps(run.network, run.backbone, inputs, answers.predicted[list(read)])
+    maps = heat_maps(run.network, run.backbone, inputs, predictions.predicted[list(read)])
     if maps is None:
         return {}, f"There are no heat maps: {run.backbone} has no spatial feature map before its head."
     return {
-        place: _overlay(image, heat, run, answers.paths[place])
+        place: _overlay(image, heat, run, predictions.paths[place])
         for place, image, heat in zip(read, inputs, maps, strict=True)
     }, ""
 
 
-def _overlay(image: torch.Tensor, heat: torch.Tensor, run: Run, path: Path) -> Image.Image:
+def _overlay(image: torch.Tensor, heat: torch.Tensor, run: ReportInputs, path: Path) -> Image.Image:
     """A heat map over what the network got to see, in the photograph's own shape where that was squashed."""
     mean, std = (torch.tensor(v).view(3, 1, 1) for v in (run.preprocessing.mean, run.preprocessing.std))
     seen = (image * std + mean).clamp(0, 1)
@@ -139,7 +141,7 @@ def _overlay(image: torch.Tensor, heat: torch.Tensor, run: Run, path: Path) -> I
     return picture.resize(small.size) if small is not None else picture
 
 
-def photographs(run: Run, duplicates: Sequence[Pair]) -> Markup:
+def photographs(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
     parts = []
     if run.skipped:
         parts.append(tag("p", f"{count(len(run.skipped), 'file')} could not be used."))
@@ -172,12 +174,12 @@ def photographs(run: Run, duplicates: Sequence[Pair]) -> Markup:
     return joined(parts)
 
 
-def _labels(run: Run, pair: Pair) -> tuple[int, int]:
+def _labels(run: ReportInputs, pair: Pair) -> tuple[int, int]:
     one, other = run.photos[pair.split], run.photos[pair.other_split]
     return int(one.labels[pair.index]), int(other.labels[pair.other_index])
 
 
-def _duplicate_card(run: Run, pair: Pair) -> Markup:
+def _duplicate_card(run: ReportInputs, pair: Pair) -> Markup:
     figures = []
     for split, index, label in zip(
         (pair.split, pair.other_split), (pair.index, pair.other_index), _labels(run, pair), strict=True

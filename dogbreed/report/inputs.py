@@ -9,13 +9,13 @@ from torch import nn
 
 from dogbreed.data.datamodule import Samples, Skipped
 from dogbreed.data.images import Preprocessing
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.rules import Finding
 from dogbreed.report.page import shown
 
 
 @dataclass(frozen=True)
-class Run:
+class ReportInputs:
     """What a report is made of. Sections for which something is missing are left out, or say so.
 
     Attributes:
@@ -24,7 +24,7 @@ class Run:
         preprocessing: From an image to its input.
         root: The data folder; paths are shown relative to it.
         photos: The images by split, for examples of breeds and for copies across splits.
-        answers: What the model said about one of them.
+        predictions: What the model said about one of them.
         metrics: As in `metrics.json`.
         history: As in `metrics.csv`; empty where nothing was trained.
         skipped: Files that were left out.
@@ -39,7 +39,7 @@ class Run:
     preprocessing: Preprocessing
     root: Path
     photos: Mapping[str, Samples]
-    answers: Answers | None = None
+    predictions: Predictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
     skipped: Sequence[Skipped] = ()

@@ -97,7 +97,7 @@ def reliability_diagrams(before: Sequence[Bin], after: Sequence[Bin], errors: tu
 
 
 def confusion_matrix(matrix: NDArray[np.int64], order: Sequence[int], names: Sequence[str]) -> Markup:
-    """Mistakes by class and by what was said, on a logarithmic scale of colour; the right answers stay pale.
+    """Mistakes by class and by what was said, on a logarithmic scale of colour; correct predictions stay pale.
 
     Each coloured cell says its count when pointed at. Drawn for any number of classes; names are written up to
     `MOST_LABELS`, counts up to `MOST_COUNTS`.

@@ -1,6 +1,6 @@
 """`profile/report.html`: where the time of a run went, and what to change, in one file that needs nothing else.
 
-It answers what SageMaker's profiler report answers: what the rules found, how long steps take and which stand out,
+It has what SageMaker's profiler report has: what the rules found, how long steps take and which stand out,
 the time by phase, how busy the machine was and how evenly, and the most expensive operators.
 """
 

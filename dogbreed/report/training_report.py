@@ -22,11 +22,11 @@ from dogbreed.core.files import atomic_write
 from dogbreed.data.datamodule import SPLITS
 from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.metrics import classification
-from dogbreed.metrics.classification import Breed
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.classification import ClassMetrics
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.report import environment, gallery, plots, rules_section
 from dogbreed.report.curve_diagnosis import lesson
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 from dogbreed.report.page import Markup, bar, count, document, facts, joined, table, tag
 
 T = TypeVar("T")
@@ -37,7 +37,7 @@ _WHAT = {"test": "test", "valid": "validation", "train": "training"}
 _USE = {"test": "to test", "valid": "to validate", "train": "to train"}
 
 
-def write_safely(file: Path, run: Run) -> None:
+def write_safely(file: Path, run: ReportInputs) -> None:
     """As `write`, for the end of a run that has succeeded: what goes wrong is said on standard error, not raised."""
     try:
         write(file, run)
@@ -45,7 +45,7 @@ def write_safely(file: Path, run: Run) -> None:
         print(f"The report could not be written: {error}", file=sys.stderr, flush=True)
 
 
-def write(file: Path, run: Run) -> None:
+def write(file: Path, run: ReportInputs) -> None:
     """Writes the report; a section that cannot be made says so in its place.
 
     Raises:
@@ -56,7 +56,7 @@ def write(file: Path, run: Run) -> None:
     sections: list[tuple[str, str, Callable[[], Markup | None]]] = [
         ("curves", "Learning curves", lambda: _curves(run)),
         ("rules", "What the rules found", lambda: rules_section.verdicts(run.findings)),
-        ("breeds", "Breed by breed", lambda: _breeds(run)),
+        ("breeds", "ClassMetrics by breed", lambda: _breeds(run)),
         ("mixed-up", "What is mixed up", lambda: gallery.mixed_up(run)),
         ("matrix", "Confusion matrix", lambda: _matrix(run)),
         ("mistakes", "The most confident mistakes", lambda: gallery.mistakes(run)),
@@ -94,12 +94,12 @@ def _attempt(build: Callable[[], T], otherwise: T) -> tuple[T, Markup | None]:
 # The beginning: what, how well, and what to learn from it
 
 
-def _title(run: Run) -> str:
+def _title(run: ReportInputs) -> str:
     data = run.root.resolve().name or str(run.root)
     return f"{run.backbone} {'trained' if run.history else 'evaluated'} on {data}"
 
 
-def _head(run: Run, duplicates: Sequence[Pair]) -> Markup:
+def _head(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
     counts = ", ".join(f"{len(run.photos[s]):,} {_USE[s]}" for s in SPLITS if s in run.photos)
     trained = run.config.get("model", {}).get("trainable")
     said = {"head": "its head was trained", "block": "head and last stage were trained", "all": "all of it was trained"}
@@ -107,8 +107,8 @@ def _head(run: Run, duplicates: Sequence[Pair]) -> Markup:
     if run.history and trained in said:
         about += f" Of the network {said[trained]}, {_start(str(run.config['model'].get('weights')))}."
     parts = [tag("h1", _title(run)), tag("p", about, class_="muted")]
-    if run.answers is not None:
-        parts += [_result(run, run.answers), _leak_warning(run, duplicates)]
+    if run.predictions is not None:
+        parts += [_result(run, run.predictions), _leak_warning(run, duplicates)]
     else:
         parts.append(tag("p", "No split was evaluated.", class_="warning"))
     if run.history:
@@ -122,12 +122,12 @@ def _start(weights: str) -> str:
     return named.get(weights, f"starting from the weights in {Path(weights).name}")
 
 
-def _result(run: Run, answers: Answers) -> Markup:
-    measured = classification.measure(answers, "x")
+def _result(run: ReportInputs, predictions: Predictions) -> Markup:
+    measured = classification.measure(predictions, "x")
     low, high = measured["x_acc_ci95"]
-    note = "" if answers.split == "test" else " The test split was not evaluated; this is not a final figure."
+    note = "" if predictions.split == "test" else " The test split was not evaluated; this is not a final figure."
     big = tag("div", f"{100 * measured['x_acc']:.1f}", tag("small", "%"), class_="big")
-    photographs = count(len(answers), f"{_WHAT[answers.split]} photograph")
+    photographs = count(len(predictions), f"{_WHAT[predictions.split]} photograph")
     sentence = f"of {photographs} named rightly; 95% interval {low:.1%} to {high:.1%}.{note}"
     ends = tag("div", tag("span", "0%"), tag("span", "100%"), class_="ends")
     epoch = run.metrics.get("best_epoch")
@@ -145,21 +145,21 @@ def _result(run: Run, answers: Answers) -> Markup:
     return tag("div", left, tag("div", facts(pairs)), class_="result")
 
 
-def _leak_warning(run: Run, duplicates: Sequence[Pair]) -> Markup:
+def _leak_warning(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
     """The plain word on photographs that were measured on and trained on."""
-    answers = run.answers
-    assert answers is not None
-    places = {path: place for place, path in enumerate(answers.paths)}
-    paths = {run.photos[p.split].paths[p.index] for p in duplicates if p.split == answers.split}
+    predictions = run.predictions
+    assert predictions is not None
+    places = {path: place for place, path in enumerate(predictions.paths)}
+    paths = {run.photos[p.split].paths[p.index] for p in duplicates if p.split == predictions.split}
     leaked = sorted(places[path] for path in paths if path in places)
     if not leaked:
         return Markup("")
-    kept = torch.ones(len(answers), dtype=torch.bool)
+    kept = torch.ones(len(predictions), dtype=torch.bool)
     kept[leaked] = False
-    told = f"{count(len(leaked), 'photograph')} of the {_WHAT[answers.split]} split also "
+    told = f"{count(len(leaked), 'photograph')} of the {_WHAT[predictions.split]} split also "
     told += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, so the result may look better than it is"
     if kept.any():
-        right = (answers.predicted == answers.labels)[kept]
+        right = (predictions.predicted == predictions.labels)[kept]
         told += f"; without {'it' if len(leaked) == 1 else 'them'} it is {float(right.double().mean()):.1%}"
         told += f" of {len(right):,}"
     link = tag("a", "See which.", href="#photographs")
@@ -169,7 +169,7 @@ def _leak_warning(run: Run, duplicates: Sequence[Pair]) -> Markup:
 # Sections
 
 
-def _curves(run: Run) -> Markup | None:
+def _curves(run: ReportInputs) -> Markup | None:
     if not run.history:
         return None
     best = run.metrics.get("best_epoch")
@@ -181,10 +181,10 @@ def _curves(run: Run) -> Markup | None:
     return joined([tag("p", text), plots.learning_curves(run.history, best)])
 
 
-def _breeds(run: Run) -> Markup | None:
-    if run.answers is None:
+def _breeds(run: ReportInputs) -> Markup | None:
+    if run.predictions is None:
         return None
-    breeds = classification.by_breed(run.answers)
+    breeds = classification.per_class(run.predictions)
     perfect = sum(breed.correct == breed.total for breed in breeds)
     never = sum(breed.correct == 0 for breed in breeds)
     width = sorted(breed.high - breed.low for breed in breeds)[len(breeds) // 2]
@@ -205,7 +205,7 @@ def _breeds(run: Run) -> Markup | None:
     return joined(parts)
 
 
-def _breed_table(run: Run, breeds: Sequence[Breed], label: str) -> Markup:
+def _breed_table(run: ReportInputs, breeds: Sequence[ClassMetrics], label: str) -> Markup:
     rows = [
         (
             run.name(breed.label),
@@ -217,15 +217,15 @@ def _breed_table(run: Run, breeds: Sequence[Breed], label: str) -> Markup:
         )
         for breed in breeds
     ]
-    head = ("Breed", "0 to 100%", "Right", "Photographs", "95% interval", "Most often taken for")
+    head = ("ClassMetrics", "0 to 100%", "Right", "Photographs", "95% interval", "Most often taken for")
     return table(head, rows, label, numeric=(2, 3, 4))
 
 
-def _matrix(run: Run) -> Markup | None:
-    if run.answers is None:
+def _matrix(run: ReportInputs) -> Markup | None:
+    if run.predictions is None:
         return None
-    matrix = classification.confusion(run.answers)
-    order = classification.similar_together(run.answers)
+    matrix = classification.confusion(run.predictions)
+    order = classification.similarity_order(run.predictions)
     present = [label for label in order if matrix[label].any() or matrix[:, label].any()]
     text = (
         "A row for each breed, a column for what it was taken for. Breeds that the model finds alike are neighbours, "
@@ -238,29 +238,30 @@ def _matrix(run: Run) -> Markup | None:
     np.fill_diagonal(matrix, 0)
     cells = sorted(np.argwhere(matrix).tolist(), key=lambda cell: -matrix[tuple(cell)])[:MOST_CELLS]
     if cells:
-        totals = torch.bincount(run.answers.labels, minlength=len(matrix)).tolist()
+        totals = torch.bincount(run.predictions.labels, minlength=len(matrix)).tolist()
         rows = [(run.name(a), run.name(b), f"{matrix[a, b]} of {totals[a]}") for a, b in cells]
-        listed = table(("Breed", "Taken for", "Photographs"), rows, "The most frequent mistakes", numeric=(2,))
+        listed = table(("ClassMetrics", "Taken for", "Photographs"), rows, "The most frequent mistakes", numeric=(2,))
         parts.append(tag("details", tag("summary", "The mistakes as a table, the most frequent first"), listed))
     return joined(parts)
 
 
-def _trust(run: Run) -> Markup | None:
-    answers = run.answers
-    if answers is None:
+def _trust(run: ReportInputs) -> Markup | None:
+    predictions = run.predictions
+    if predictions is None:
         return None
-    logits, labels = answers.logits, answers.labels
+    logits, labels = predictions.logits, predictions.labels
     before = classification.reliability(logits, labels)
-    after = classification.reliability(logits, labels, temperature=answers.temperature)
-    measured = classification.measure(answers, "x")
+    after = classification.reliability(logits, labels, temperature=predictions.temperature)
+    measured = classification.measure(predictions, "x")
     mean = float(logits.double().softmax(1).max(1).values.mean())
     off = mean - measured["x_acc"]
     way = "over" if off > 0 else "under"
     text = (
         f"Before the temperature the model gave {mean:.1%} on average and was right in {measured['x_acc']:.1%}: "
         + (f"it is {way}confident by {abs(100 * off):.1f} points. " if abs(off) >= 0.01 else "well balanced. ")
-        + f"The temperature {answers.temperature:.3f}, fitted on the validation split, brings the calibration error "
-        f"from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}; the breeds it says stay the same. "
+        + f"The temperature {predictions.temperature:.3f}, fitted on the validation split, brings the calibration "
+        f"error from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}; "
+        "the breeds it says stay the same. "
         "On the dashed line a probability means what it says; below it the model claims too much. Larger dots hold "
         "more photographs."
     )
@@ -268,7 +269,7 @@ def _trust(run: Run) -> Markup | None:
     return joined([tag("p", text), plots.reliability_diagrams(before, after, errors)])
 
 
-def _again(run: Run) -> Markup:
+def _again(run: ReportInputs) -> Markup:
     parts = []
     command = run.command or (reproduce.command(run.config) if run.config else "")
     if command:

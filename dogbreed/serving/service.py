@@ -21,7 +21,7 @@ from dogbreed.data.images import BadImage
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import Asked, Options, Refused
-from dogbreed.models.gradcam import look
+from dogbreed.models.gradcam import explain_top_k
 from dogbreed.serving.batcher import Batcher
 from dogbreed.serving.prometheus import Metrics
 
@@ -125,7 +125,7 @@ class Service:
             if isinstance(inputs[0], BadImage):
                 return {"error": str(inputs[0])}
             top_k = min(asked.options.top_k, MAX_MAPS)
-            task = partial(look, model.network, model.backbone, inputs[0][None], top_k)
+            task = partial(explain_top_k, model.network, model.backbone, inputs[0][None], top_k)
             ((logits, maps),) = await _answered(self.batcher.run(task))
         (answer,) = self.predictor.told(logits, top_k)
         told = [guess.to_dict() for guess in answer.guesses]

@@ -20,7 +20,8 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.monitor.history import BEST, Bar, PatientStopping, PlainProgress
+from dogbreed.monitor.history import BEST, EarlyStopping
+from dogbreed.monitor.progress_bar import PlainProgress, ProgressBar
 from dogbreed.monitor.smdebug_hook import TensorHook, wanted
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
@@ -239,9 +240,9 @@ def build_callbacks(settings: Mapping[str, Any], quiet: bool) -> list[Callback]:
         progress = "bar" if sys.stderr.isatty() else "plain"
     callbacks: list[Callback] = [build_cache(settings, quiet=quiet or progress == "none")]
     if settings["early_stopping"] is not None:
-        callbacks.append(PatientStopping(settings["early_stopping"]))
+        callbacks.append(EarlyStopping(settings["early_stopping"]))
     if progress != "none" and not quiet:
-        callbacks.append(Bar() if progress == "bar" else PlainProgress())
+        callbacks.append(ProgressBar() if progress == "bar" else PlainProgress())
     return callbacks
 
 

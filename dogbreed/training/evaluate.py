@@ -38,9 +38,9 @@ from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.report import training_report
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 
 OWN_KEYS = ("split", "device")  # the others are keys of the configuration, with its defaults
 CONFIG_KEYS = ("data.root", "data.batch_size", "data.num_workers", "data.on_bad_image", "data.max_pixels", "output_dir")
@@ -74,12 +74,12 @@ class Result:
     Attributes:
         metrics: As in its `metrics.json`.
         output_dir: Where the files are.
-        answers: For every image that could be used.
+        predictions: For every image that could be used.
     """
 
     metrics: dict[str, Any]
     output_dir: Path
-    answers: Answers
+    predictions: Predictions
 
 
 def evaluate(
@@ -124,15 +124,17 @@ def evaluate(
     root = _root(root, predictor.model.config)
     folder = _split_folder(root, split)
     files = _files(folder, predictor.class_names)
-    answers, samples, skipped = _answers(predictor, files, split, batch_size, num_workers, on_bad_image, quiet)
+    predictions, samples, skipped = _predictions_of(
+        predictor, files, split, batch_size, num_workers, on_bad_image, quiet
+    )
     names = predictor.class_names
     missing = [names[label] for label in range(len(names)) if label not in set(samples.labels.tolist())]
-    correct = int((answers.predicted == answers.labels).sum())
+    correct = int((predictions.predicted == predictions.labels).sum())
     metrics = {
-        **measure(answers),
-        "temperature": answers.temperature,
+        **measure(predictions),
+        "temperature": predictions.temperature,
         "split": split,
-        "images": len(answers),
+        "images": len(predictions),
         "images_skipped": len(skipped),
         "classes_without_images": len(missing),
         "seconds": round(time.monotonic() - started, 3),
@@ -141,23 +143,23 @@ def evaluate(
         "package_version": __version__,
     }
     destination = Path(output_dir) if output_dir else _new_folder()
-    _write(destination, metrics, answers, names, root)
+    _write(destination, metrics, predictions, names, root)
     if not quiet:
         loss, percent = metrics["test_loss"], 100 * metrics["test_acc"]
-        line = TEST_LINE.format(loss=loss, correct=correct, total=len(answers), percent=percent)
+        line = TEST_LINE.format(loss=loss, correct=correct, total=len(predictions), percent=percent)
         print(line.replace("Test", split.capitalize(), 1), flush=True)  # a tool that looks for a test finds no other
     command = ["python", "-m", "dogbreed.evaluate", str(model), f"data.root={root}"]
     command += [] if split == "test" else [f"split={split}"]
     photos = {split: samples, **_other_splits(root, folder, split, names)}
     training_report.write_safely(
         destination / "report.html",
-        Run(
+        ReportInputs(
             class_names=names,
             backbone=predictor.model.backbone,
             preprocessing=predictor.model.preprocessing,
             root=root,
             photos=photos,
-            answers=answers,
+            predictions=predictions,
             metrics=metrics,
             skipped=skipped,
             config=predictor.model.config,
@@ -167,7 +169,7 @@ def evaluate(
     )
     if not quiet:
         print(_summary(metrics, destination, skipped, missing))
-    return Result(metrics, destination, answers)
+    return Result(metrics, destination, predictions)
 
 
 def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
@@ -210,7 +212,7 @@ def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     return found
 
 
-def _answers(
+def _predictions_of(
     predictor: Predictor,
     files: Sequence[tuple[Path, int]],
     split: str,
@@ -218,7 +220,7 @@ def _answers(
     num_workers: int,
     on_bad_image: str,
     quiet: bool,
-) -> tuple[Answers, Samples, list[Skipped]]:
+) -> tuple[Predictions, Samples, list[Skipped]]:
     """Logits of all files that are images; decoding runs in threads, one batch at a time."""
 
     def read(path: Path) -> tuple[str, Tensor] | BadImage:
@@ -256,8 +258,8 @@ def _answers(
         raise DogbreedError(f"None of the {len(files)} files can be used; the first: {skipped[0].reason}.")
     paths, labels, digests = ([*column] for column in zip(*used, strict=True))
     given = np.array(labels, dtype=np.int64)
-    answers = Answers(split, torch.cat(logits), torch.from_numpy(given), paths, predictor.model.temperature)
-    return answers, Samples(paths, given, digests, []), skipped
+    predictions = Predictions(split, torch.cat(logits), torch.from_numpy(given), paths, predictor.model.temperature)
+    return predictions, Samples(paths, given, digests, []), skipped
 
 
 def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) -> dict[str, Samples]:
@@ -285,13 +287,15 @@ def _new_folder() -> Path:
     return folder
 
 
-def _write(folder: Path, metrics: Mapping[str, Any], answers: Answers, names: Sequence[str], root: Path) -> None:
+def _write(
+    folder: Path, metrics: Mapping[str, Any], predictions: Predictions, names: Sequence[str], root: Path
+) -> None:
     with atomic_write(folder / "metrics.json") as file:
         file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
     text = io.StringIO()
     writer = csv.writer(text)
     writer.writerow(PREDICTIONS)
-    writer.writerows(prediction_rows(answers, names, root))
+    writer.writerows(prediction_rows(predictions, names, root))
     with atomic_write(folder / "predictions.csv") as file:
         file.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
 

@@ -34,15 +34,15 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.inference import model_folder
 from dogbreed.metrics.calibration import fit_temperature
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import FROZEN, RunCheckpointIO, changed_state, read_checkpoint
-from dogbreed.models.classifier import DogBreedClassifier, Predictions
+from dogbreed.models.classifier import DogBreedClassifier, Outputs
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling, mode_of
 from dogbreed.report import profile_report, training_report
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 from dogbreed.training.build import (
     FOLDER_FOR_RANKS,
     best_before,
@@ -235,13 +235,13 @@ def _finish(
         return Result({}, folder, model)
 
     temperature = fit_temperature(valid.logits, valid.labels)
-    measured = measure(_answers("valid", valid, data, temperature), "val")
+    measured = measure(_predictions_of("valid", valid, data, temperature), "val")
     training_seconds = sum(row["seconds"] for row in history.rows)
     metrics: dict[str, Any] = {
         "train_loss": best["train_loss"],
         "val_loss": measured["val_loss"],
         "val_acc": measured["val_acc"],
-        **(measure(_answers("test", test, data, temperature)) if test else {}),
+        **(measure(_predictions_of("test", test, data, temperature)) if test else {}),
         "temperature": temperature,
         "epochs": len(history.rows),
         "best_epoch": best["epoch"],
@@ -255,9 +255,9 @@ def _finish(
     with atomic_write(folder / "metrics.json") as file:
         file.write_text(json.dumps(metrics, indent=2) + "\n")
     if test:
-        answers = _answers("test", test, data, temperature)
-        _write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(answers, data.classes, data.root))
-        correct, total = int((answers.predicted == answers.labels).sum()), len(answers.labels)
+        predictions = _predictions_of("test", test, data, temperature)
+        _write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(predictions, data.classes, data.root))
+        correct, total = int((predictions.predicted == predictions.labels).sum()), len(predictions.labels)
         percent = 100 * correct / total
         say(TEST_LINE.format(loss=metrics["test_loss"], correct=correct, total=total, percent=percent))
     model_folder.save(
@@ -272,13 +272,15 @@ def _finish(
             metrics=metrics,
         ),
     )
-    run = Run(
+    run = ReportInputs(
         class_names=data.classes,
         backbone=model.hparams["backbone"],
         preprocessing=model.preprocessing,
         root=data.root,
         photos=data.samples,
-        answers=_answers("test", test, data, temperature) if test else _answers("valid", valid, data, temperature),
+        predictions=_predictions_of("test", test, data, temperature)
+        if test
+        else _predictions_of("valid", valid, data, temperature),
         metrics=metrics,
         history=history.rows,
         skipped=data.skipped,
@@ -313,12 +315,12 @@ def _best_state(trainer: Trainer, file: Path) -> Mapping[str, Any]:
     return state
 
 
-def _answers(split: str, said: Predictions, data: DogImages, temperature: float) -> Answers:
+def _predictions_of(split: str, said: Outputs, data: DogImages, temperature: float) -> Predictions:
     paths = [data.samples[split].paths[place] for place in said.indices.tolist()]
-    return Answers(split, said.logits, said.labels, paths, temperature)
+    return Predictions(split, said.logits, said.labels, paths, temperature)
 
 
-def _predictions(model: DogBreedClassifier) -> Predictions:
+def _predictions(model: DogBreedClassifier) -> Outputs:
     assert model.predictions is not None
     return model.predictions
 

@@ -46,7 +46,7 @@ def test_no_proportion(correct, total):
         wilson_interval(correct, total)
 
 
-def answers(count: int = 3000, classes: int = 7, temperature: float = 1.0, seed: int = 0):
+def predictions(count: int = 3000, classes: int = 7, temperature: float = 1.0, seed: int = 0):
     """Logits, and labels drawn from the probabilities that the logits over `temperature` say."""
     generator = torch.Generator().manual_seed(seed)
     logits = torch.randn(count, classes, generator=generator) * 3
@@ -57,7 +57,7 @@ def answers(count: int = 3000, classes: int = 7, temperature: float = 1.0, seed:
 @pytest.mark.parametrize("bins", [1, 5, 15, 40])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.5])
 def test_calibration_error_is_torchmetrics(bins, temperature):
-    logits, labels = answers(seed=bins)
+    logits, labels = predictions(seed=bins)
     theirs = multiclass_calibration_error(
         (logits.double() / temperature).softmax(1), labels, num_classes=7, n_bins=bins, norm="l1"
     )
@@ -91,14 +91,14 @@ def by_lbfgs(logits: torch.Tensor, labels: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("planted", [0.4, 1.0, 1.7, 6.0])
 def test_temperature_is_the_planted_one(planted):
-    logits, labels = answers(20_000, temperature=planted)
+    logits, labels = predictions(20_000, temperature=planted)
     found = fit_temperature(logits, labels)
     assert found == pytest.approx(planted, rel=0.05)
     assert found == pytest.approx(by_lbfgs(logits, labels), rel=1e-4)
 
 
 def test_temperature_lowers_loss_and_calibration_error():
-    logits, labels = answers(5000, temperature=3.0)
+    logits, labels = predictions(5000, temperature=3.0)
     temperature = fit_temperature(logits, labels)
     assert calibration_error(logits, labels, temperature=temperature) < 0.3 * calibration_error(logits, labels)
     losses = [
@@ -116,6 +116,6 @@ def test_temperature_stays_finite():
 
 
 def test_large_logits_do_not_overflow():
-    logits, labels = answers(500)
+    logits, labels = predictions(500)
     assert fit_temperature(logits * 1e4, labels) == pytest.approx(20)
     assert math.isfinite(calibration_error(logits * 1e4, labels))

@@ -1,4 +1,4 @@
-"""Figures, mix-ups and mistakes out of answers."""
+"""Figures, mix-ups and mistakes out of predictions."""
 
 from pathlib import Path
 
@@ -8,28 +8,28 @@ import torch
 
 from dogbreed.metrics.calibration import calibration_error
 from dogbreed.metrics.classification import (
-    by_breed,
-    confident_mistakes,
     confusion,
     measure,
-    mix_ups,
+    most_confident_errors,
+    most_confused,
+    per_class,
     prediction_rows,
     reliability,
-    similar_together,
+    similarity_order,
 )
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 
 
-def answers(pairs: list[tuple[int, int]], classes: int, sure: float = 4.0, temperature: float = 1.0) -> Answers:
+def predictions(pairs: list[tuple[int, int]], classes: int, sure: float = 4.0, temperature: float = 1.0) -> Predictions:
     """For each (truth, said) an image; what is said gets `sure` as its logit."""
     labels = torch.tensor([truth for truth, _ in pairs])
     logits = torch.zeros(len(pairs), classes)
     logits[torch.arange(len(pairs)), torch.tensor([said for _, said in pairs])] = sure
-    return Answers("test", logits, labels, [Path(f"{i}.jpg") for i in range(len(pairs))], temperature)
+    return Predictions("test", logits, labels, [Path(f"{i}.jpg") for i in range(len(pairs))], temperature)
 
 
 def test_measure():
-    found = measure(answers([(0, 0), (1, 1), (2, 2), (3, 0)], 10))
+    found = measure(predictions([(0, 0), (1, 1), (2, 2), (3, 0)], 10))
     assert found["test_acc"] == 0.75
     assert found["test_loss"] == pytest.approx(torch.tensor(4.0).exp().add(9).log().item() - 3)
     low, high = found["test_acc_ci95"]
@@ -41,18 +41,18 @@ def test_the_planted_pair_comes_first():
     pairs = [(label, label) for label in range(20) for _ in range(8)]
     pairs += [(int(a), int(b)) for a, b in rng.integers(0, 20, (10, 2))]
     pairs += [(7, 13)] * 4 + [(13, 7)] * 2
-    first = mix_ups(answers(pairs, 20))[0]
+    first = most_confused(predictions(pairs, 20))[0]
     assert (first.first, first.second, first.forth, first.back) == (7, 13, 4, 2)
 
 
 def test_of_equal_pairs_the_more_convinced_comes_first():
-    mixed = answers([(0, 1), (2, 3)], 4)
+    mixed = predictions([(0, 1), (2, 3)], 4)
     mixed.logits[1] *= 3
-    assert [(pair.first, pair.second) for pair in mix_ups(mixed)] == [(2, 3), (0, 1)]
+    assert [(pair.first, pair.second) for pair in most_confused(mixed)] == [(2, 3), (0, 1)]
 
 
 def test_breeds():
-    found = by_breed(answers([(0, 0), (0, 0), (1, 2), (1, 2), (1, 1), (3, 0)], 5))
+    found = per_class(predictions([(0, 0), (0, 0), (1, 2), (1, 2), (1, 1), (3, 0)], 5))
     assert [(breed.label, breed.correct, breed.total, breed.mistaken_for) for breed in found] == [
         (3, 0, 1, 0),
         (1, 1, 3, 2),
@@ -62,15 +62,15 @@ def test_breeds():
 
 
 def test_confident_mistakes():
-    mixed = answers([(0, 0), (1, 0), (2, 0), (3, 0)], 4)
+    mixed = predictions([(0, 0), (1, 0), (2, 0), (3, 0)], 4)
     mixed.logits[2] *= 2
-    assert confident_mistakes(mixed) == [2, 1, 3]
-    assert confident_mistakes(mixed, most=1) == [2]
-    assert confident_mistakes(answers([(0, 0)], 2)) == []
+    assert most_confident_errors(mixed) == [2, 1, 3]
+    assert most_confident_errors(mixed, most=1) == [2]
+    assert most_confident_errors(predictions([(0, 0)], 2)) == []
 
 
 def test_confusion_counts_every_image():
-    matrix = confusion(answers([(0, 1), (0, 1), (2, 2)], 3))
+    matrix = confusion(predictions([(0, 1), (0, 1), (2, 2)], 3))
     assert matrix.tolist() == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]
 
 
@@ -85,13 +85,13 @@ def test_reliability_adds_up_to_the_calibration_error():
 
 def test_look_alikes_become_neighbours():
     pairs = [(label, label) for label in range(12)] + [(0, 9), (9, 0), (3, 7), (7, 3)]
-    order = similar_together(answers(pairs, 12))
+    order = similarity_order(predictions(pairs, 12))
     assert sorted(order) == list(range(12))
     assert abs(order.index(0) - order.index(9)) == 1
     assert abs(order.index(3) - order.index(7)) == 1
 
 
 def test_prediction_rows():
-    given = Answers("test", torch.tensor([[0.0, 2.0]]), torch.tensor([0]), [Path("/data/test/a/x.jpg")], 0.5)
+    given = Predictions("test", torch.tensor([[0.0, 2.0]]), torch.tensor([0]), [Path("/data/test/a/x.jpg")], 0.5)
     (row,) = prediction_rows(given, ["a", "b"], Path("/data"))
     assert row == ("test/a/x.jpg", "a", "b", 0, "0.982014", "b=0.9820 a=0.0180")

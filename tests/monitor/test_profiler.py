@@ -13,7 +13,7 @@ from types import SimpleNamespace
 import pytest
 from support import runs
 from support.browser import browser, chromium  # noqa: F401
-from test_training_report import check_well_formed
+from support.reports import check_well_formed
 
 from dogbreed.config.compose import compose
 from dogbreed.monitor.profiler import PHASES, Operator, Profile, Step, StepTimer

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 from support import runs
 from support.browser import Browser
-from test_training_report import HISTORY, METRICS, NAMES, PAIRS, make_run
+from support.reports import HISTORY, METRICS, NAMES, PAIRS, make_run
 
 from dogbreed.data.datamodule import Samples, Skipped
 from dogbreed.data.images import Preprocessing
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
 from dogbreed.monitor.rules import overfit
 from dogbreed.report import training_report
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +40,7 @@ def check(browser: Browser, page: Path, windows: Sequence[tuple[str, int]] = BOT
         assert browser.poor_contrast() == [], where
 
 
-def of_120_breeds(root: Path, planted: Path) -> Run:
+def of_120_breeds(root: Path, planted: Path) -> ReportInputs:
     """A run over real photographs. It takes the first breed for the second, and a test photograph is a training one."""
     folders = sorted((root / "test").iterdir())
     names = [folder.name.partition(".")[2] for folder in folders]
@@ -60,13 +60,13 @@ def of_120_breeds(root: Path, planted: Path) -> Run:
     logits[torch.from_numpy(labels == 0), 1] += 20
     epochs = [row["epoch"] for row in HISTORY]
     losses = ([row[name] for row in HISTORY] for name in ("train_loss", "val_loss"))
-    return Run(
+    return ReportInputs(
         names,
         "squeezenet1_1",
         Preprocessing(),
         root,
         {"train": train, "test": test},
-        Answers("test", logits, torch.from_numpy(labels), test.paths, 1.3),
+        Predictions("test", logits, torch.from_numpy(labels), test.paths, 1.3),
         METRICS,
         HISTORY,
         [Skipped(root / "train" / "broken.jpg", "the file is truncated")],

@@ -1,71 +1,24 @@
 """The page: what it tells, that it stands alone, and that it holds for every kind of run."""
 
 import re
-from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from support.reports import HISTORY, METRICS, NAMES, PAIRS, SECTIONS, check_well_formed, make_run
 
-from dogbreed.config.compose import compose
-from dogbreed.config.overrides import quote
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import Samples, Skipped
 from dogbreed.data.images import Preprocessing
-from dogbreed.metrics.predictions import Answers
+from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
 from dogbreed.report import training_report
-from dogbreed.report.inputs import Run
+from dogbreed.report.inputs import ReportInputs
 from dogbreed.report.page import Markup, document, tag
 
-HISTORY = [
-    {"epoch": 1, "train_loss": 2.0, "val_loss": 1.5, "val_acc": 0.5, "lr": 0.01},
-    {"epoch": 2, "train_loss": 1.0, "val_loss": 1.1, "val_acc": 0.7, "lr": 0.01},
-    {"epoch": 3, "train_loss": 0.5, "val_loss": 1.4, "val_acc": 0.6, "lr": 0.01},
-]
-METRICS = {"best_epoch": 2, "epochs": 3, "seconds": 12.3, "images_seen": 120, "cache": "hit", "device": "cpu"}
-SECTIONS = ["curves", "breeds", "mixed-up", "matrix", "mistakes", "trust", "photographs", "again"]
 
-
-def make_run(
-    root: Path,
-    pairs: Sequence[tuple[int, int]],
-    names: Sequence[str],
-    *,
-    files: bool = True,
-    temperature: float = 1.5,
-    split: str = "test",
-    **given: object,
-) -> Run:
-    """A run whose model said `said` of an image of `truth`, for each pair; with a training image a class."""
-    rng = np.random.default_rng(0)
-
-    def samples(where: str, labels: Sequence[int]) -> Samples:
-        paths = [root / where / f"{i}.jpg" for i in range(len(labels))]
-        for path in paths if files else ():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            small = Image.fromarray(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8))
-            small.resize((70, 50), Image.Resampling.BICUBIC).save(path)
-        return Samples(paths, np.array(labels, dtype=np.int64), [], [])
-
-    measured = samples(split, [truth for truth, _ in pairs])
-    logits = torch.randn(len(pairs), len(names), generator=torch.Generator().manual_seed(0))
-    logits[torch.arange(len(pairs)), torch.tensor([said for _, said in pairs])] = 9.0
-    values = {
-        "photos": {"train": samples("train", range(len(names) if files else 0)), split: measured},
-        "answers": Answers(split, logits, torch.from_numpy(measured.labels), measured.paths, temperature),
-        "history": HISTORY,
-        "metrics": METRICS,
-        "config": compose([f"data.root={quote(str(root))}", "model.backbone=squeezenet1_1", "model.lr=0.01"]),
-        **given,
-    }
-    return Run(list(names), "squeezenet1_1", Preprocessing(size=64), root, **values)  # type: ignore[arg-type]
-
-
-def page_of(run: Run, folder: Path) -> str:
+def page_of(run: ReportInputs, folder: Path) -> str:
     training_report.write(folder / "report.html", run)
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert "could not be made" not in page
@@ -74,45 +27,8 @@ def page_of(run: Run, folder: Path) -> str:
     return page
 
 
-class Checker(HTMLParser):
-    def __init__(self) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.seen: list[tuple[str, dict[str, str | None]]] = []
-
-    def handle_starttag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.seen.append((name, dict(attributes)))
-        if name not in ("meta", "img", "br"):
-            self.open.append(name)
-
-    def handle_startendtag(self, name: str, attributes: list[tuple[str, str | None]]) -> None:
-        self.seen.append((name, dict(attributes)))
-
-    def handle_endtag(self, name: str) -> None:
-        assert self.open.pop() == name
-
-
-def check_well_formed(page: str) -> list[tuple[str, dict[str, str | None]]]:
-    checker = Checker()
-    checker.feed(page)
-    checker.close()
-    assert checker.open == []
-    for name, attributes in checker.seen:
-        assert name not in ("script", "link", "iframe", "object"), name
-        for attribute in ("src", "href", "data", "action", "xlink:href"):
-            assert (attributes.get(attribute) or "#").startswith(("#", "data:image/jpeg;base64,"))
-        assert name != "img" or attributes["alt"]
-    assert "url(http" not in page
-    assert not re.search(r"https?://", page)
-    return checker.seen
-
-
 def headings(page: str) -> list[str]:
     return re.findall(r'<h2 id="([^"]+)">', page)
-
-
-NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
-PAIRS = [(0, 0), (0, 0), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 0)]
 
 
 @pytest.fixture
@@ -187,7 +103,7 @@ def test_an_evaluation_has_no_curves(tmp_path):
 
 
 def test_nothing_but_names(tmp_path):
-    page = page_of(Run(NAMES, "vit_b_16", Preprocessing(), tmp_path, {}), tmp_path)
+    page = page_of(ReportInputs(NAMES, "vit_b_16", Preprocessing(), tmp_path, {}), tmp_path)
     assert headings(page) == ["photographs", "again"]
     assert "No split was evaluated" in page
 
@@ -206,7 +122,7 @@ def test_photographs_that_have_gone(tmp_path, network):
 
 def test_networks_without_heat_maps_say_so(tmp_path):
     run = make_run(tmp_path, PAIRS, NAMES, network=torch.nn.Linear(1, 1))
-    page = page_of(Run(**{**vars(run), "backbone": "vit_b_16"}), tmp_path)
+    page = page_of(ReportInputs(**{**vars(run), "backbone": "vit_b_16"}), tmp_path)
     assert "There are no heat maps: vit_b_16 has no spatial feature map" in page
 
 
@@ -230,10 +146,10 @@ def test_a_leak_is_told_at_the_top(tmp_path):
 
 
 def test_a_section_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
-    def fail(answers: Answers) -> None:
+    def fail(predictions: Predictions) -> None:
         raise RuntimeError("<no> reason")
 
-    monkeypatch.setattr("dogbreed.metrics.classification.by_breed", fail)
+    monkeypatch.setattr("dogbreed.metrics.classification.per_class", fail)
     training_report.write(tmp_path / "report.html", make_run(tmp_path, PAIRS, NAMES))
     page = (tmp_path / "report.html").read_text()
     assert headings(page) == SECTIONS
@@ -266,8 +182,10 @@ def test_real_photographs(dogs120, tmp_path, network):
     logits[torch.arange(len(paths)), torch.from_numpy(labels)] += 3
     network = backbones.create("squeezenet1_1", len(names), weights="none")
     photos = {"test": Samples(paths, labels, [], [])}
-    answers = Answers("test", logits, torch.from_numpy(labels), paths)
-    run = Run(names, "squeezenet1_1", Preprocessing(), dogs120, photos, answers, METRICS, HISTORY, network=network)
+    predictions = Predictions("test", logits, torch.from_numpy(labels), paths)
+    run = ReportInputs(
+        names, "squeezenet1_1", Preprocessing(), dogs120, photos, predictions, METRICS, HISTORY, network=network
+    )
     page = page_of(run, tmp_path)
     assert page.count("data:image/jpeg") == 9 * 2 + 12 * 2
     assert len(page) < 2_000_000

@@ -62,7 +62,7 @@ def test_another_split(trained, tmp_path, capsys):
     assert not re.search(METRIC_REGEXES["average test loss"], said)
     assert result.metrics["test_loss"] == pytest.approx(runs.metrics(folder)["val_loss"], abs=1e-4)
     assert result.metrics["split"] == "valid"
-    assert result.answers.split == "valid"
+    assert result.predictions.split == "valid"
 
 
 def test_breeds_are_matched_by_name(model, dog_tree, tmp_path, capsys):
