@@ -15,7 +15,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import read_record
+from dogbreed.inference.manifest import read_manifest
 from dogbreed.serving.client import Endpoint
 from launch import render_deployment as plan
 from launch.aws.account import Account, elsewhere, environment_region, inference_image
@@ -73,7 +73,7 @@ def _main(argv: Sequence[str]) -> int:
         if config["mode"] not in MODES:
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(MODES)}.")
         way = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}[config["mode"]]
-        with _model(config, positional) as model, archive.of(model) as packed:
+        with _model(config, positional) as model, archive.assemble(model) as packed:
             way(config, model, packed)
 
     return cli.run(task, prog="python launch/sagemaker_deploy.py MODEL", help=HELP, argv=words)
@@ -146,7 +146,7 @@ def _rehearse(config: Mapping[str, Any], model: Path, packed: Archive) -> None:
 
 
 def _described(config: Mapping[str, Any], packed: Archive, where: Place) -> Deployment:
-    backbone = str(read_record(packed.folder)["backbone"])
+    backbone = str(read_manifest(packed.folder)["backbone"])
     return describe(config, packed, backbone, where, inference_image(config, where.region), datetime.now(UTC))
 
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.inference.manifest import RECORD, WEIGHTS, find_model, read_record
+from dogbreed.inference.manifest import MANIFEST, WEIGHTS, find_model, read_manifest
 
 HANDLERS = "inference.py"  # what the container looks for
 CODE = "code"
@@ -44,7 +44,7 @@ class Archive:
     @property
     def folder(self) -> Path:
         """Where the model lies."""
-        return self.files[RECORD].parent
+        return self.files[MANIFEST].parent
 
     @property
     def names(self) -> list[str]:
@@ -98,7 +98,7 @@ class Archive:
 
 
 @contextmanager
-def of(model: Path) -> Iterator[Archive]:
+def assemble(model: Path) -> Iterator[Archive]:
     """The archive of a model.
 
     Args:
@@ -119,12 +119,12 @@ def of(model: Path) -> Iterator[Archive]:
 def _of_folder(folder: Path, told: str) -> Archive:
     if not folder.is_dir():
         raise DogbreedError(f"{told} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
-    if not (folder / RECORD).is_file():
-        raise DogbreedError(f"{told} holds no exported model: there is no {RECORD} in it.")
-    read_record(folder)
+    if not (folder / MANIFEST).is_file():
+        raise DogbreedError(f"{told} holds no exported model: there is no {MANIFEST} in it.")
+    read_manifest(folder)
     if not (folder / WEIGHTS).is_file():
         raise DogbreedError(f"{told} has no {WEIGHTS}; copy the whole folder.")
-    files = {name: folder / name for name in (RECORD, WEIGHTS)}
+    files = {name: folder / name for name in (MANIFEST, WEIGHTS)}
     files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
     files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
     return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in REQUIREMENTS)})

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.inference.manifest import RECORD
+from dogbreed.inference.manifest import MANIFEST
 
 TOLERANCE = 1e-4  # in logits, as for every other way from bytes to logits
 OPSET = 18
@@ -42,13 +42,13 @@ class Answering(nn.Module):
         return logits, (logits / self.temperature).softmax(1)
 
 
-def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], file: Path) -> float:
+def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
     """Writes an ONNX file.
 
     Args:
         model: What is exported.
         photographs: Network inputs [N, 3, S, S] on which the file has to agree.
-        record: The content of `model.json`.
+        manifest: The content of `model.json`.
         file: Where it goes; it is there only if it agrees.
 
     Returns:
@@ -74,7 +74,7 @@ def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], fi
                 dynamic_shapes={"images": {0: torch.export.Dim("N")}}, verbose=False,
             )  # fmt: skip
         content = onnx.load(beside)
-        onnx.helper.set_model_props(content, {RECORD: json.dumps(record)})
+        onnx.helper.set_model_props(content, {MANIFEST: json.dumps(manifest)})
         onnx.save(content, beside)
         session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
 
@@ -84,7 +84,7 @@ def to_onnx(model: Answering, photographs: Tensor, record: Mapping[str, Any], fi
         return _agree(model, photographs, answer, file)
 
 
-def to_torch_export(model: Answering, photographs: Tensor, record: Mapping[str, Any], file: Path) -> float:
+def to_torch_export(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
     """Writes a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
     with atomic_write(file) as beside:
         with _quiet(), _explained("torch.export"):
@@ -92,7 +92,7 @@ def to_torch_export(model: Answering, photographs: Tensor, record: Mapping[str, 
             program = torch.export.export(model, (_example(photographs),), dynamic_shapes=shapes)
         with _quiet():
             with beside.open("wb") as target:
-                torch.export.save(program, target, extra_files={RECORD: json.dumps(record)})
+                torch.export.save(program, target, extra_files={MANIFEST: json.dumps(manifest)})
             with beside.open("rb") as source:
                 loaded = torch.export.load(source).module()
         return _agree(model, photographs, lambda images: loaded(images)[0], file)

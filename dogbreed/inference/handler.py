@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import Answered, Asked, Refused
+from dogbreed.inference.schema import Request, RequestError, Response
 
 
 class Outcome(NamedTuple):
     """A request with the answers for its images."""
 
-    asked: Asked
-    answers: Sequence[Answered | DogbreedError]
+    asked: Request
+    answers: Sequence[Response | DogbreedError]
 
 
 def model_fn(model_dir: str) -> Predictor:
@@ -31,48 +31,50 @@ def model_fn(model_dir: str) -> Predictor:
     return Predictor(model_dir)
 
 
-def input_fn(input_data: bytes | bytearray | str, content_type: str | None, context: Any = None) -> Asked | Refused:
+def input_fn(
+    input_data: bytes | bytearray | str, content_type: str | None, context: Any = None
+) -> Request | RequestError:
     """The images of a request.
 
     Raises:
-        Refused: The request is not understood, and there is no context to say so.
+        RequestError: The request is not understood, and there is no context to say so.
     """
     try:
         return schema.read(input_data if isinstance(input_data, str) else bytes(input_data), content_type)
-    except Refused as refused:
+    except RequestError as refused:
         return _refuse(refused, context)
 
 
-def predict_fn(data: Asked | Refused, model: Predictor) -> Outcome | Refused:
+def predict_fn(data: Request | RequestError, model: Predictor) -> Outcome | RequestError:
     """Answers for all images of a request."""
-    if isinstance(data, Refused):
+    if isinstance(data, RequestError):
         return data
     # With all classes: how many of them the answer names may yet be said in the Accept header, which comes last.
     everything = replace(data, options=replace(data.options, top_k=len(model.class_names)))
     return Outcome(data, model.answer(everything))
 
 
-def output_fn(prediction: Outcome | Refused, accept: str | None, context: Any = None) -> tuple[str, str]:
+def output_fn(prediction: Outcome | RequestError, accept: str | None, context: Any = None) -> tuple[str, str]:
     """The body of the answer and its content type.
 
     Raises:
-        Refused: No such answer can be given, and there is no context to say so.
+        RequestError: No such answer can be given, and there is no context to say so.
     """
-    if isinstance(prediction, Refused):
+    if isinstance(prediction, RequestError):
         return _sentence(prediction)
     try:
         kind, options = schema.accepted(accept, prediction.asked.options)
         return schema.write(replace(prediction.asked, options=options), prediction.answers, kind), kind
-    except Refused as refused:
+    except RequestError as refused:
         return _sentence(_refuse(refused, context))
 
 
-def _refuse(refused: Refused, context: Any) -> Refused:
+def _refuse(refused: RequestError, context: Any) -> RequestError:
     if context is None:
         raise refused
     context.set_response_status(code=refused.status, phrase=HTTPStatus(refused.status).phrase)
     return refused
 
 
-def _sentence(refused: Refused) -> tuple[str, str]:
+def _sentence(refused: RequestError) -> tuple[str, str]:
     return json.dumps({"error": str(refused)}), schema.JSON

@@ -10,43 +10,45 @@ from dogbreed.core.version import __version__
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
-RECORD = "model.json"
+MANIFEST = "model.json"
 
 
 def find_model(folder: Path) -> Path:
     """The folder of an exported model; that of a run stands for the `model/` in it."""
     inside = folder / "model"
-    return inside if not (folder / RECORD).is_file() and (inside / RECORD).is_file() else folder
+    return inside if not (folder / MANIFEST).is_file() and (inside / MANIFEST).is_file() else folder
 
 
-def read_record(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
     """The checked content of `model.json`.
 
     Raises:
         DogbreedError: Missing, damaged, of a newer format, or without class names.
     """
-    file = folder / RECORD
+    file = folder / MANIFEST
     if not file.is_file():
-        raise DogbreedError(f"{folder} is no exported model: it has no {RECORD} (a run exports to its model/ folder).")
+        raise DogbreedError(
+            f"{folder} is no exported model: it has no {MANIFEST} (a run exports to its model/ folder)."
+        )
     try:
-        record = json.loads(file.read_text(encoding="utf-8"))
+        manifest = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise DogbreedError(f"{file} is not readable as JSON: {error}.") from error
-    version = record.get("format_version") if isinstance(record, dict) else None
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
     if version != FORMAT_VERSION:
         raise DogbreedError(
             f"{file} has format version {version}; this is dogbreed {__version__}, which reads version "
             f"{FORMAT_VERSION}."
         )
-    names = record.get("class_names")
+    names = manifest.get("class_names")
     if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
         raise DogbreedError(f"{file} has no list of class names.")
-    temperature = record.get("temperature")
+    temperature = manifest.get("temperature")
     if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
         raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
-    if not isinstance(record.get("preprocessing"), dict):
+    if not isinstance(manifest.get("preprocessing"), dict):
         raise DogbreedError(f"{file} does not say its preprocessing.")
     for name in ("config", "metrics"):
-        if not isinstance(record.get(name, {}), dict):
+        if not isinstance(manifest.get(name, {}), dict):
             raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
-    return record
+    return manifest

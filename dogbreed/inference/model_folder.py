@@ -24,7 +24,7 @@ from dogbreed.core.files import atomic_write
 from dogbreed.core.version import __version__
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.data.images import load as read_image
-from dogbreed.inference.manifest import FORMAT_VERSION, RECORD, WEIGHTS, find_model, read_record
+from dogbreed.inference.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, find_model, read_manifest
 from dogbreed.models import backbones
 
 CHECKED_ON = 16  # photographs
@@ -68,9 +68,9 @@ def save(folder: Path, model: Exported) -> Path:
     Raises:
         DogbreedError: The disk is full or not writable, or `folder` holds something else.
     """
-    if folder.exists() and not (folder.is_dir() and ((folder / RECORD).exists() or not any(folder.iterdir()))):
+    if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
         raise DogbreedError(f"{folder} exists and is no exported model; choose another folder.")
-    record = {
+    manifest = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
         "backbone": model.backbone,
@@ -87,10 +87,10 @@ def save(folder: Path, model: Exported) -> Path:
         state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
         with atomic_write(beside / WEIGHTS) as file:
             save_file(state, file)
-        with atomic_write(beside / RECORD) as file:
-            file.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        with atomic_write(beside / MANIFEST) as file:
+            file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
         # safetensors writes for its owner alone; whoever may read one of the two may read both.
-        shutil.copymode(beside / RECORD, beside / WEIGHTS)
+        shutil.copymode(beside / MANIFEST, beside / WEIGHTS)
         shutil.rmtree(folder, ignore_errors=True)
         beside.replace(folder)
     except OSError as error:
@@ -111,12 +111,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         DogbreedError: Something is missing or damaged, or does not fit together.
     """
     folder = Path(folder)
-    record = read_record(folder)
+    manifest = read_manifest(folder)
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DogbreedError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from error
-    backbone, names = record.get("backbone"), record["class_names"]
+    backbone, names = manifest.get("backbone"), manifest["class_names"]
     network = backbones.skeleton(str(backbone), len(names))
     try:
         with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as content:
@@ -132,17 +132,17 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
             raise RuntimeError("values of another precision")
     except RuntimeError as error:
         raise DogbreedError(
-            f"{folder / WEIGHTS} does not hold a {backbone} with {len(names)} classes, as {RECORD} says."
+            f"{folder / WEIGHTS} does not hold a {backbone} with {len(names)} classes, as {MANIFEST} says."
         ) from error
     network.requires_grad_(False).eval()
     return Exported(
         network=network.to(device).to(memory_format=torch.channels_last),
         backbone=str(backbone),
         class_names=names,
-        preprocessing=Preprocessing.from_dict(record["preprocessing"]),
-        temperature=float(record["temperature"]),
-        config=record.get("config", {}),
-        metrics=record.get("metrics", {}),
+        preprocessing=Preprocessing.from_dict(manifest["preprocessing"]),
+        temperature=float(manifest["temperature"]),
+        config=manifest.get("config", {}),
+        metrics=manifest.get("metrics", {}),
     )
 
 
@@ -172,14 +172,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _convert(given: argparse.Namespace) -> int:
     folder = find_model(given.model)
-    record, model = read_record(folder), load(folder)
+    manifest, model = read_manifest(folder), load(folder)
     photographs = torch.stack(_some_inputs(given.paths, model.preprocessing))
     from dogbreed.inference.formats import Answering, to_onnx, to_torch_export
 
     answering = Answering(model.network, model.temperature).eval()
     for file, write in ((given.onnx, to_onnx), (given.torch_export, to_torch_export)):
         if file is not None:
-            largest = write(answering, photographs, record, file)
+            largest = write(answering, photographs, manifest, file)
             size = file.stat().st_size / 1e6
             print(f"{file} ({size:.1f} MB) agrees on {len(photographs)} photographs: logits within {largest:.1e}.")
     return 0

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
 from dogbreed.inference import model_folder
-from dogbreed.inference.schema import TOP_K, Answered, Asked, Guess
+from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response
 from dogbreed.models import winograd
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -38,7 +38,7 @@ class Prediction:
     label: str
     index: int
     probability: float
-    top: tuple[Guess, ...]
+    top: tuple[ClassScore, ...]
 
     def to_dict(self) -> dict[str, object]:
         """Plain values for JSON."""
@@ -145,12 +145,12 @@ class Predictor:
         values, places = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
         predictions = []
         for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True):
-            top = tuple(Guess(self.class_names[i], i, p) for i, p in zip(row_places, row_values, strict=True))
+            top = tuple(ClassScore(self.class_names[i], i, p) for i, p in zip(row_places, row_values, strict=True))
             best = top[0]
             predictions.append(Prediction(best.label, best.index, best.probability, top))
         return predictions
 
-    def answer(self, asked: Asked) -> list[Answered | BadImage]:
+    def answer(self, asked: Request) -> list[Response | BadImage]:
         """Answers a request of `dogbreed.inference.schema` in the order of its images, a bad one with its error."""
         inputs = [self._try_read(image) for image in asked.images]
         good = [value for value in inputs if isinstance(value, Tensor)]
@@ -158,10 +158,10 @@ class Predictor:
         told = iter([answer for images in passes for answer in self.told(self.logits(images), asked.options.top_k)])
         return [value if isinstance(value, BadImage) else next(told) for value in inputs]
 
-    def told(self, logits: Tensor, top_k: int = TOP_K) -> list[Answered]:
+    def told(self, logits: Tensor, top_k: int = TOP_K) -> list[Response]:
         """What `dogbreed.inference.schema` writes of logits [N, classes]."""
         rows = zip(self.answers(logits, top_k), logits.tolist(), strict=True)
-        return [Answered(prediction.top, row) for prediction, row in rows]
+        return [Response(prediction.top, row) for prediction, row in rows]
 
     def _try_read(self, source: Source) -> Tensor | BadImage:
         try:

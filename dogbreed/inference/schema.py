@@ -46,7 +46,7 @@ MAX_IMAGES = 64  # in one JSON request
 KEYS = ("image", "images", "top_k", "logits")
 
 
-class Refused(DogbreedError):
+class RequestError(DogbreedError):
     """A request that gets no answer.
 
     Attributes:
@@ -59,7 +59,7 @@ class Refused(DogbreedError):
 
 
 @dataclass(frozen=True)
-class Guess:
+class ClassScore:
     """One breed of an answer.
 
     Attributes:
@@ -93,24 +93,24 @@ class Options:
         """These with what is given in place; other names are somebody else's.
 
         Raises:
-            Refused: A value out of its range.
+            RequestError: A value out of its range.
         """
         options = self
         if "top_k" in given:
             top_k = _whole(given["top_k"])
             if top_k is None or top_k < 1:
-                raise Refused(400, f"top_k is {_shown(given['top_k'])}; it is a whole number from 1.")
+                raise RequestError(400, f"top_k is {_shown(given['top_k'])}; it is a whole number from 1.")
             options = replace(options, top_k=top_k)
         if "logits" in given:
             chosen = {"0": False, "false": False, "1": True, "true": True}.get(str(given["logits"]).lower())
             if chosen is None:
-                raise Refused(400, f"logits is {_shown(given['logits'])}; it is 0 or 1.")
+                raise RequestError(400, f"logits is {_shown(given['logits'])}; it is 0 or 1.")
             options = replace(options, logits=chosen)
         return options
 
 
 @dataclass(frozen=True)
-class Asked:
+class Request:
     """A request that was understood.
 
     Attributes:
@@ -125,19 +125,24 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Answered:
+class Response:
     """What is known of one image.
 
     Attributes:
-        guesses: Breeds, best first.
+        predictions: Breeds, best first.
         logits: Of all classes in their order, before temperature and softmax.
     """
 
-    guesses: Sequence[Guess]
+    predictions: Sequence[ClassScore]
     logits: Sequence[float] = ()
 
+    @property
+    def label(self) -> str:
+        """The most probable breed."""
+        return self.predictions[0].label
 
-def read(body: bytes | str, content_type: str | None = None, options: Options | None = None) -> Asked:
+
+def read(body: bytes | str, content_type: str | None = None, options: Options | None = None) -> Request:
     """Understands a request.
 
     Args:
@@ -146,26 +151,26 @@ def read(body: bytes | str, content_type: str | None = None, options: Options | 
         options: Chosen by other ways; the content type's parameters and the JSON's keys go before them.
 
     Raises:
-        Refused: 415 for another type, 400 for what cannot be understood.
+        RequestError: 415 for another type, 400 for what cannot be understood.
     """
     kind, parameters = parse(content_type or "application/octet-stream")
     options = (options or Options()).having(parameters)
     if kind == JSON:
         return _read_json(body, options)
     if kind not in IMAGE_TYPES:
-        raise Refused(
+        raise RequestError(
             415,
             f"The content type {_shown(kind)} is not supported; send the bytes of an image as image/jpeg, image/png, "
             "image/webp or application/octet-stream, or JSON with base64.",
         )
-    return Asked([body.encode("latin-1", "replace") if isinstance(body, str) else body], options=options)
+    return Request([body.encode("latin-1", "replace") if isinstance(body, str) else body], options=options)
 
 
 def accepted(accept: str | None, options: Options | None = None) -> tuple[str, Options]:
     """The type of the answer that an Accept header asks for, and the options in its parameters.
 
     Raises:
-        Refused: 406, neither JSON nor CSV will do.
+        RequestError: 406, neither JSON nor CSV will do.
     """
     options = options or Options()
     ranges = [parse(part) for part in (accept or "*/*").split(",")]
@@ -175,10 +180,10 @@ def accepted(accept: str | None, options: Options | None = None) -> tuple[str, O
             return JSON, options.having(parameters)
         if kind in (CSV, "text/*"):
             return CSV, options.having(parameters)
-    raise Refused(406, f"The answer is {JSON} or {CSV}, and Accept names neither.")
+    raise RequestError(406, f"The answer is {JSON} or {CSV}, and Accept names neither.")
 
 
-def write(asked: Asked, answers: Sequence[Answered | DogbreedError], kind: str = JSON) -> str:
+def write(asked: Request, answers: Sequence[Response | DogbreedError], kind: str = JSON) -> str:
     """The body of an answer.
 
     Args:
@@ -187,21 +192,21 @@ def write(asked: Asked, answers: Sequence[Answered | DogbreedError], kind: str =
         kind: `application/json` or `text/csv`, from `accepted`.
 
     Raises:
-        Refused: 400, the only image cannot be used; 406, several images in CSV.
+        RequestError: 400, the only image cannot be used; 406, several images in CSV.
     """
     options = asked.options
     if asked.several:
         if kind != JSON:
-            raise Refused(406, f"Several images are answered in {JSON}; send one image for {CSV}.")
+            raise RequestError(406, f"Several images are answered in {JSON}; send one image for {CSV}.")
         results = [{"error": str(a)} if isinstance(a, DogbreedError) else _told(a, options) for a in answers]
         return json.dumps({"results": results})
     (answer,) = answers
     if isinstance(answer, DogbreedError):
-        raise Refused(400, str(answer))
+        raise RequestError(400, str(answer))
     if kind == JSON:
         return json.dumps(_told(answer, options))
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(astuple(guess) for guess in answer.guesses[: options.top_k])
+    csv.writer(text, lineterminator="\n").writerows(astuple(guess) for guess in answer.predictions[: options.top_k])
     return text.getvalue()
 
 
@@ -212,24 +217,24 @@ def parse(header: str) -> tuple[str, dict[str, str]]:
     return kind.strip().lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
 
 
-def _read_json(body: bytes | str, options: Options) -> Asked:
+def _read_json(body: bytes | str, options: Options) -> Request:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
         cause = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise Refused(400, f"The body is not JSON: {cause}.") from error
+        raise RequestError(400, f"The body is not JSON: {cause}.") from error
     if not isinstance(content, dict) or ("image" in content) == ("images" in content):
-        raise Refused(400, 'The JSON is an object with "image" (base64 of a file) or "images" (a list of them).')
+        raise RequestError(400, 'The JSON is an object with "image" (base64 of a file) or "images" (a list of them).')
     unknown = [key for key in content if key not in KEYS]
     if unknown:
-        raise Refused(400, f"The JSON has the unknown key {_shown(unknown[0])}; known are {', '.join(KEYS)}.")
+        raise RequestError(400, f"The JSON has the unknown key {_shown(unknown[0])}; known are {', '.join(KEYS)}.")
     options = options.having(content)
     if "image" in content:
-        return Asked([_decoded(content["image"])], options=options)
+        return Request([_decoded(content["image"])], options=options)
     images = content["images"]
     if not isinstance(images, list) or not 1 <= len(images) <= MAX_IMAGES:
-        raise Refused(400, f'"images" is a list of 1 to {MAX_IMAGES} images in base64.')
-    return Asked([_decoded(image) for image in images], several=True, options=options)
+        raise RequestError(400, f'"images" is a list of 1 to {MAX_IMAGES} images in base64.')
+    return Request([_decoded(image) for image in images], several=True, options=options)
 
 
 def _decoded(value: object) -> bytes:
@@ -238,11 +243,11 @@ def _decoded(value: object) -> bytes:
             return b64decode("".join(value.split()), validate=True)  # many tools break its lines
         except (binascii.Error, ValueError):
             pass
-    raise Refused(400, "An image in JSON is the base64 of the file's bytes; addresses are not fetched.")
+    raise RequestError(400, "An image in JSON is the base64 of the file's bytes; addresses are not fetched.")
 
 
-def _told(answer: Answered, options: Options) -> dict[str, Any]:
-    told: dict[str, Any] = {"predictions": [guess.to_dict() for guess in answer.guesses[: options.top_k]]}
+def _told(answer: Response, options: Options) -> dict[str, Any]:
+    told: dict[str, Any] = {"predictions": [guess.to_dict() for guess in answer.predictions[: options.top_k]]}
     if options.logits:
         told["logits"] = list(answer.logits)
     return told

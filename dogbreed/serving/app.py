@@ -22,7 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from dogbreed.inference.schema import Refused
+from dogbreed.inference.schema import RequestError
 from dogbreed.serving.batcher import Closed
 from dogbreed.serving.service import Service
 
@@ -59,7 +59,7 @@ def create_app(service: Service) -> Starlette:
     async def endpoint(request: Request) -> Response:
         try:
             return await invocations(request)
-        except Refused as error:
+        except RequestError as error:
             if error.status >= 500:
                 raise  # the client waits and tries again
             return _model_error(error)
@@ -96,7 +96,7 @@ def create_app(service: Service) -> Starlette:
     app = Starlette(
         routes=routes,
         lifespan=lifespan,
-        exception_handlers={Refused: _refused, Closed: _closed, HTTPException: _http_error},
+        exception_handlers={RequestError: _refused, Closed: _closed, HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
     app.add_middleware(_Watched, service=service)
@@ -109,7 +109,7 @@ def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -
 
 
 async def _refused(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Refused)
+    assert isinstance(error, RequestError)
     # A client that was too slow once would go on being so; one that is turned away comes back.
     headers = {408: {"connection": "close"}, 503: {"retry-after": "1"}}.get(error.status)
     return refusal(error.status, str(error), headers)
@@ -128,7 +128,7 @@ async def _http_error(request: Request, error: Exception) -> Response:
     return refusal(error.status_code, sentences.get(error.status_code, error.detail), dict(error.headers or {}))
 
 
-def _model_error(error: Refused) -> Response:
+def _model_error(error: RequestError) -> Response:
     """What InvokeEndpoint says of a model's refusal, so that one client understands both."""
     told = {
         "ErrorCode": "CLIENT_ERROR_FROM_MODEL",

@@ -27,16 +27,16 @@ from dogbreed.core.version import __version__
 from dogbreed.data.edge_cases import drawn, oddities
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import RECORD, WEIGHTS, find_model
+from dogbreed.inference.manifest import MANIFEST, WEIGHTS, find_model
 from dogbreed.inference.photographs import STDIN, find_photographs
 from dogbreed.inference.predictor import Predictor
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
 
-Way = Callable[[Path, Mapping[str, bytes], parity.Tick], list[Answer]]
+InferencePath = Callable[[Path, Mapping[str, bytes], parity.Tick], list[Answer]]
 
 # The first is what all others are held against.
-WAYS: dict[str, Way] = {
+INFERENCE_PATHS: dict[str, InferencePath] = {
     "training": parity.training,
     "predictor": parity.predictor,
     "server": parity.server,
@@ -85,7 +85,10 @@ def _run(model: Path, photos: Sequence[str], output: Path | None) -> int:
 
 
 def certify(
-    model: Path, photos: Sequence[str] = (), output: Path | None = None, others: Mapping[str, Way] | None = None
+    model: Path,
+    photos: Sequence[str] = (),
+    output: Path | None = None,
+    others: Mapping[str, InferencePath] | None = None,
 ) -> dict[str, Any]:
     """Goes all ways with all files, compares, and writes what came out.
 
@@ -107,10 +110,10 @@ def certify(
 
     folder = find_model(model)
     files = _files(photos)
-    chosen = {**WAYS, **(others or {})}
+    chosen = {**INFERENCE_PATHS, **(others or {})}
     answers: dict[str, list[Answer]] = {}
     seconds: dict[str, float] = {}
-    with archive.of(folder) as packed:
+    with archive.assemble(folder) as packed:
         with track(len(files) * len(chosen), "Certifying", "answers") as progress:
             for name, way in chosen.items():
                 start = time.monotonic()
@@ -165,7 +168,7 @@ def _content(
             name: {"seconds": seconds[name], "largest_difference": comparison.differences.get(name, 0.0)}
             for name in answers
         },
-        "model": {name: packed.digests[name] for name in (WEIGHTS, RECORD)},
+        "model": {name: packed.digests[name] for name in (WEIGHTS, MANIFEST)},
         "package": {"version": __version__, "sha256": packed.code_digest},
         "versions": {
             "python": platform.python_version(),

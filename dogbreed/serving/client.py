@@ -1,25 +1,24 @@
 """A client for other people's code: asks a model, be it on this machine or behind a SageMaker endpoint. No torch.
 
-Endpoint("http://127.0.0.1:8080").ask("photo.jpg")
-Endpoint("dogbreed-vgg16", boto3.client("sagemaker-runtime")).ask(data)
+Endpoint("http://127.0.0.1:8080").predict("photo.jpg")
+Endpoint("dogbreed-vgg16", boto3.client("sagemaker-runtime")).predict(data)
 """
 
 import http.client
 import json
 import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import JSON, TOP_K, Guess
+from dogbreed.inference.schema import JSON, TOP_K, ClassScore, Response
 
 MOST_BYTES = 6_291_456  # of a request to InvokeEndpoint, as botocore's model of the service has it
 BYTES = "application/octet-stream"
 
 
-class NotAnswered(DogbreedError):
+class PredictionError(DogbreedError):
     """The model did not answer.
 
     Attributes:
@@ -29,24 +28,6 @@ class NotAnswered(DogbreedError):
     def __init__(self, sentence: str, status: int | None = None) -> None:
         super().__init__(sentence)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a model says of a photograph.
-
-    Attributes:
-        guesses: Breeds, best first, with calibrated probabilities.
-        logits: Of all classes; empty unless they were asked for.
-    """
-
-    guesses: list[Guess]
-    logits: list[float] = field(default_factory=list)
-
-    @property
-    def label(self) -> str:
-        """The most probable breed."""
-        return self.guesses[0].label
 
 
 class Endpoint:
@@ -70,7 +51,9 @@ class Endpoint:
                 'boto3.client("sagemaker-runtime") too.'
             )
 
-    def ask(self, photograph: bytes | str | os.PathLike[str], *, top_k: int = TOP_K, logits: bool = False) -> Reply:
+    def predict(
+        self, photograph: bytes | str | os.PathLike[str], *, top_k: int = TOP_K, logits: bool = False
+    ) -> Response:
         """Sends the bytes of a photograph.
 
         Args:
@@ -79,20 +62,20 @@ class Endpoint:
             logits: Whether to ask for the logits of all classes too.
 
         Raises:
-            NotAnswered: It cannot be used, or the model cannot be reached or failed.
+            PredictionError: It cannot be used, or the model cannot be reached or failed.
         """
         data = photograph if isinstance(photograph, bytes) else _read(photograph)
         if len(data) > self.most_bytes:
-            raise NotAnswered(
+            raise PredictionError(
                 f"The photograph has {len(data):,} bytes, and an endpoint takes {self.most_bytes:,}.", 413
             )
         accept = f"{JSON}; top_k={top_k}" + ("; logits=1" if logits else "")
         body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
         try:
             told = json.loads(body)
-            return Reply([Guess(**guess) for guess in told["predictions"]], told.get("logits", []))
+            return Response([ClassScore(**guess) for guess in told["predictions"]], told.get("logits", []))
         except (ValueError, LookupError, TypeError) as error:
-            raise NotAnswered(f"{self.name} gave something that is no answer: {_short(body)}", 200) from error
+            raise PredictionError(f"{self.name} gave something that is no answer: {_short(body)}", 200) from error
 
     def _over_http(self, data: bytes, accept: str) -> bytes:
         parts = urlsplit(self.name)
@@ -107,9 +90,9 @@ class Endpoint:
             finally:
                 connection.close()
         except (OSError, http.client.HTTPException, ValueError) as error:
-            raise NotAnswered(f"{self.name} cannot be reached ({error or type(error).__name__}).") from error
+            raise PredictionError(f"{self.name} cannot be reached ({error or type(error).__name__}).") from error
         if response.status != 200:
-            raise NotAnswered(_reason(body, response.status), response.status)
+            raise PredictionError(_reason(body, response.status), response.status)
         return body
 
     def _through_aws(self, data: bytes, accept: str) -> bytes:
@@ -119,7 +102,7 @@ class Endpoint:
         except self.runtime.exceptions.ModelError as error:
             status = int(error.response.get("OriginalStatusCode", 500))
             message = error.response.get("OriginalMessage") or error.response["Error"]["Message"]
-            raise NotAnswered(_reason(message.encode(), status), status) from error
+            raise PredictionError(_reason(message.encode(), status), status) from error
 
 
 def is_address(name: str) -> bool:
@@ -131,7 +114,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise NotAnswered(f"{os.fspath(path)} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
+        raise PredictionError(f"{os.fspath(path)} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
 
 
 def _reason(body: bytes, status: int) -> str:

@@ -24,7 +24,7 @@ from dogbreed.data.datamodule import SPLITS, DogImages
 from dogbreed.data.images import BadImage, Preprocessing
 from dogbreed.inference import archive
 from dogbreed.inference.archive import CODE
-from dogbreed.inference.manifest import WEIGHTS, read_record
+from dogbreed.inference.manifest import WEIGHTS, read_manifest
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import JSON
 from dogbreed.models.classifier import DogBreedClassifier
@@ -42,10 +42,10 @@ ANSWER_SECONDS = 120
 def training(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
     """The evaluation that ends a training: `DogImages`, `DogBreedClassifier`, and Lightning's Trainer."""
     prepare_process()
-    record = read_record(folder)
-    names, preprocessing = record["class_names"], record["preprocessing"]
+    manifest = read_manifest(folder)
+    names, preprocessing = manifest["class_names"], manifest["preprocessing"]
     model = DogBreedClassifier(
-        len(names), backbone=record["backbone"], weights=None, class_names=names, preprocessing=preprocessing
+        len(names), backbone=manifest["backbone"], weights=None, class_names=names, preprocessing=preprocessing
     )
     model.load_network(load_file(folder / WEIGHTS))
     with tempfile.TemporaryDirectory(prefix="dogbreed-certify-") as root:
@@ -113,7 +113,7 @@ def handler(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer
     """
     with tempfile.TemporaryDirectory(prefix="dogbreed-certify-") as temporary:
         place = Path(temporary)
-        with archive.of(folder) as packed:
+        with archive.assemble(folder) as packed:
             packed.write(place / "model.tar.gz")
         archive.unpack(place / "model.tar.gz", place / "model")
         (place / "model.tar.gz").unlink()
@@ -146,7 +146,7 @@ for request in sorted(Path(requests).iterdir()):
     try:
         asked = inference.input_fn(request.read_bytes(), content_type)
         body, _ = inference.output_fn(inference.predict_fn(asked, model), accept)
-    except inference.Refused as refused:
+    except inference.RequestError as refused:
         body = json.dumps({{"error": str(refused)}})
     print(body, flush=True)
 """

@@ -20,7 +20,7 @@ from dogbreed.core.threads import set_num_threads
 from dogbreed.data.images import BadImage
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import Asked, Options, Refused
+from dogbreed.inference.schema import Options, RequestError
 from dogbreed.models.gradcam import explain_top_k
 from dogbreed.serving.batcher import Batcher
 from dogbreed.serving.prometheus import Metrics
@@ -47,7 +47,7 @@ class Limits:
     answer_seconds: float = 60.0
 
 
-class Busy(Refused):
+class Busy(RequestError):
     """A request that may succeed in a moment."""
 
     def __init__(self, sentence: str) -> None:
@@ -94,7 +94,7 @@ class Service:
         """The answer's body and type.
 
         Raises:
-            Refused: With the status and the sentence of the answer.
+            RequestError: With the status and the sentence of the answer.
         """
         kind, options = schema.accepted(request.headers.get("accept"), Options().having(request.query_params))
         async with self._body(request) as body:
@@ -114,21 +114,21 @@ class Service:
             image that cannot be used `error` alone, as within `results` of the contract.
 
         Raises:
-            Refused: With the status and the sentence of the answer.
+            RequestError: With the status and the sentence of the answer.
         """
         options = Options().having(request.query_params)
         model = self.predictor.model
         async with self._body(request) as body:
             asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
             if asked.several:
-                raise Refused(400, "One image is explained at a time.")
+                raise RequestError(400, "One image is explained at a time.")
             if isinstance(inputs[0], BadImage):
                 return {"error": str(inputs[0])}
             top_k = min(asked.options.top_k, MAX_MAPS)
             task = partial(explain_top_k, model.network, model.backbone, inputs[0][None], top_k)
             ((logits, maps),) = await _answered(self.batcher.run(task))
         (answer,) = self.predictor.told(logits, top_k)
-        told = [guess.to_dict() for guess in answer.guesses]
+        told = [guess.to_dict() for guess in answer.predictions]
         if maps is not None:
             told = [guess | {"heat_map": _rounded(heat)} for guess, heat in zip(told, maps, strict=True)]
         way = model.preprocessing
@@ -173,16 +173,20 @@ class Service:
         except BaseException as error:
             self.held -= len(body)
             if isinstance(error, TimeoutError):
-                raise Refused(408, f"The request did not arrive within {limits.body_seconds:g} seconds.") from error
+                raise RequestError(
+                    408, f"The request did not arrive within {limits.body_seconds:g} seconds."
+                ) from error
             raise
         return bytes(body)
 
-    def _too_large(self) -> Refused:
-        return Refused(413, f"The request is larger than {self.limits.body_bytes / 1e6:g} MB; send a smaller file.")
+    def _too_large(self) -> RequestError:
+        return RequestError(
+            413, f"The request is larger than {self.limits.body_bytes / 1e6:g} MB; send a smaller file."
+        )
 
     async def _decoded(
         self, body: bytes, content_type: str | None, options: Options
-    ) -> tuple[Asked, list[Tensor | BadImage]]:
+    ) -> tuple[schema.Request, list[Tensor | BadImage]]:
         """What the body asks, and the network's inputs of its images; read by a decoder's thread.
 
         Of several images one at a time waits for a thread: whoever sends many large ones waits for them, and others
@@ -190,7 +194,7 @@ class Service:
         """
         decoder = partial(asyncio.get_running_loop().run_in_executor, self.decoders)
 
-        def first() -> tuple[Asked, list[Tensor | BadImage]]:
+        def first() -> tuple[schema.Request, list[Tensor | BadImage]]:
             asked = schema.read(body, content_type, options)
             return asked, [self._read(asked.images[0])]
 

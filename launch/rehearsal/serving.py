@@ -12,7 +12,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn, oddities
-from dogbreed.serving.client import Endpoint, NotAnswered
+from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.account import Account
 from launch.deploy import Asks
 from launch.rehearsal import serving_container
@@ -85,16 +85,16 @@ class Rehearses(Asks):
         files = [file for file in sorted(place.rglob("*")) if file.is_file()]
         for file in files:
             try:
-                reply = endpoint.ask(file)
-            except NotAnswered as error:
+                reply = endpoint.predict(file)
+            except PredictionError as error:
                 failed.append(f"{file.relative_to(place)}: {error}")
                 continue
             finally:
                 file.unlink()
             answer = file.with_name(f"{file.name}.out")
-            answer.write_text(json.dumps({"predictions": [asdict(guess) for guess in reply.guesses]}))
+            answer.write_text(json.dumps({"predictions": [asdict(guess) for guess in reply.predictions]}))
             self.s3.put(answer, f"{output}/{answer.relative_to(place).as_posix()}")
-            print(f"{file.relative_to(place)}: {reply.label} {reply.guesses[0].probability:.1%}")
+            print(f"{file.relative_to(place)}: {reply.label} {reply.predictions[0].probability:.1%}")
         if failed:  # SageMaker fails the whole job for one record that it got no answer for
             raise DogbreedError(f"The transform job would fail: {failed[0]}")
         print(f"{len(self.s3.names(output))} answers lie in {output}")

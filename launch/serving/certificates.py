@@ -10,7 +10,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import RECORD, WEIGHTS
+from dogbreed.inference.manifest import MANIFEST, WEIGHTS
 from dogbreed.serving.certificate import CERTIFICATE, read
 
 
@@ -26,7 +26,7 @@ def known(archive: Archive, file: Path, photographs: Mapping[str, bytes] | None 
         found = read(file)
     except DogbreedError:
         return None
-    same_model = found.get("model") == {name: archive.digests[name] for name in (WEIGHTS, RECORD)}
+    same_model = found.get("model") == {name: archive.digests[name] for name in (WEIGHTS, MANIFEST)}
     same_code = found.get("package", {}).get("sha256") == archive.code_digest
     seen = {answer["sha256"] for answer in found.get("answers", ())}
     missing = {_digest(data) for data in (photographs or {}).values()} - seen

@@ -10,8 +10,8 @@ from typing import Any
 
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import TOP_K
-from dogbreed.serving.client import Endpoint, NotAnswered, Reply, is_address
+from dogbreed.inference.schema import TOP_K, Response
+from dogbreed.serving.client import Endpoint, PredictionError, is_address
 from launch.aws.account import environment_region
 from launch.aws.errors import explained
 from launch.serving.smoke_test import Queue
@@ -64,8 +64,8 @@ def _run(given: argparse.Namespace) -> int:
     for path in given.paths:
         try:
             with explained(f"asking {endpoint.name}"):
-                reply = endpoint.ask(Path(path), top_k=given.top_k)
-        except NotAnswered as error:
+                reply = endpoint.predict(Path(path), top_k=given.top_k)
+        except PredictionError as error:
             if error.status is None:  # it is the endpoint's fault, and will be for the others
                 raise
             failed += 1
@@ -93,13 +93,13 @@ def _endpoint(given: argparse.Namespace) -> Endpoint:
     return Endpoint(given.endpoint, runtime)
 
 
-def _told(path: str, reply: Reply) -> dict[str, Any]:
-    best = reply.guesses[0]
-    top = [asdict(guess) for guess in reply.guesses]
+def _told(path: str, reply: Response) -> dict[str, Any]:
+    best = reply.predictions[0]
+    top = [asdict(guess) for guess in reply.predictions]
     return {"path": path, "label": best.label, "index": best.index, "probability": best.probability, "top": top}
 
 
-def _row(path: str, reply: Reply) -> str:
-    best, *others = reply.guesses
+def _row(path: str, reply: Response) -> str:
+    best, *others = reply.predictions
     rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
     return f"{path}: {best.label} {best.probability:.1%}" + (f" (or {rest})" if rest else "")

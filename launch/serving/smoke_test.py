@@ -8,7 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.serving.client import Endpoint, NotAnswered
+from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.errors import explained
 from launch.serving.request import LARGE
 
@@ -37,7 +37,7 @@ class Queue:
         """Puts the photograph into S3, queues it, and waits for the answer.
 
         Raises:
-            NotAnswered: The model failed, or there was no answer in time.
+            PredictionError: The model failed, or there was no answer in time.
         """
         key = f"{self.folder}/asked/{uuid.uuid4()}"
         self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body)
@@ -54,11 +54,11 @@ class Queue:
                     return {"Body": io.BytesIO(answer)}
                 if (failure := self._read(told.get("FailureLocation", ""))) is not None:
                     reason = failure.decode("utf-8", "replace")[:300]
-                    raise NotAnswered(f"{EndpointName} could not answer: {reason}", 500)
+                    raise PredictionError(f"{EndpointName} could not answer: {reason}", 500)
                 time.sleep(self.poll)
         finally:
             self.s3.delete_object(Bucket=self.bucket, Key=key)
-        raise NotAnswered(f"{EndpointName} gave no answer within {ANSWER_SECONDS} s.")
+        raise PredictionError(f"{EndpointName} gave no answer within {ANSWER_SECONDS} s.")
 
     def _read(self, address: str) -> bytes | None:
         parts = urlsplit(address)
@@ -85,8 +85,8 @@ def check_answer(endpoint: Endpoint, photograph: bytes, expected: Mapping[str, A
     name = expected["file"]
     try:
         with explained(f"asking {endpoint.name}"):
-            best = endpoint.ask(photograph, top_k=1).guesses[0]
-    except NotAnswered as error:
+            best = endpoint.predict(photograph, top_k=1).predictions[0]
+    except PredictionError as error:
         if "refused" in expected and error.status == 400:
             return
         raise DogbreedError(f"The endpoint did not answer for {name}: {error}") from error

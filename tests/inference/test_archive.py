@@ -25,7 +25,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def write(source: Path, file: Path) -> bytes:
-    with archive.of(source) as packed:
+    with archive.assemble(source) as packed:
         return packed.write(file).read_bytes()
 
 
@@ -46,10 +46,10 @@ def test_equal_content_gives_equal_bytes(model, tmp_path):
     for file in model.iterdir():
         os.utime(file, (1, 1))
     assert write(model, tmp_path / "b" / "other.tar.gz") == first
-    with archive.of(model) as packed:
+    with archive.assemble(model) as packed:
         digest, code = packed.digest, packed.code_digest
     other = export_tiny(tmp_path / "other", temperature=0.9)
-    with archive.of(other) as packed:
+    with archive.assemble(other) as packed:
         assert packed.digest != digest
         assert packed.code_digest == code
 
@@ -81,7 +81,7 @@ def test_requirements_are_those_of_the_package():
     ],
 )
 def test_bad_sources(make, sentence, tmp_path):
-    with pytest.raises(DogbreedError, match=sentence), archive.of(make(tmp_path)):
+    with pytest.raises(DogbreedError, match=sentence), archive.assemble(make(tmp_path)):
         pass
     assert not (tmp_path.parent / "escaped").exists()
 
@@ -103,7 +103,7 @@ def _escaping(folder: Path) -> Path:
 
 def test_weights_missing(model, tmp_path):
     (tmp_path / "model.json").write_bytes((model / "model.json").read_bytes())
-    with pytest.raises(DogbreedError, match=r"has no model\.safetensors"), archive.of(tmp_path):
+    with pytest.raises(DogbreedError, match=r"has no model\.safetensors"), archive.assemble(tmp_path):
         pass
 
 

@@ -11,7 +11,7 @@ from support.exports import NAMES, export_tiny
 from dogbreed.data.edge_cases import drawn, oddities
 from dogbreed.inference import handler
 from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import Refused
+from dogbreed.inference.schema import RequestError
 
 ODD = oddities(drawn())
 BYTES = "application/octet-stream"
@@ -89,7 +89,7 @@ def test_what_cannot_be_answered_has_a_status_and_a_sentence(data, kind, accept,
     body, answered = ask(model, data, kind, accept, context)
     assert (context.status, answered) == (status, "application/json")
     assert words in json.loads(body)["error"]
-    with pytest.raises(Refused, match=words) as refused:
+    with pytest.raises(RequestError, match=words) as refused:
         ask(model, data, kind, accept)
     assert refused.value.status == status
 

@@ -13,7 +13,7 @@ import dogbreed
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
 from dogbreed.inference import model_folder
-from dogbreed.inference.manifest import RECORD, WEIGHTS
+from dogbreed.inference.manifest import MANIFEST, WEIGHTS
 from dogbreed.inference.model_folder import Exported
 from dogbreed.models import backbones
 
@@ -44,12 +44,12 @@ def folder(tmp_path, model) -> Path:
 
 
 def rewrite(folder: Path, **changes) -> None:
-    record = json.loads((folder / RECORD).read_text())
-    record |= {name: value for name, value in changes.items() if value is not ...}
+    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest |= {name: value for name, value in changes.items() if value is not ...}
     for name, value in changes.items():
         if value is ...:
-            del record[name]
-    (folder / RECORD).write_text(json.dumps(record))
+            del manifest[name]
+    (folder / MANIFEST).write_text(json.dumps(manifest))
 
 
 def test_the_logits_come_back_bit_by_bit(folder, model):
@@ -64,10 +64,10 @@ def test_the_logits_come_back_bit_by_bit(folder, model):
 
 
 def test_only_two_plain_files(folder):
-    assert sorted(path.name for path in folder.iterdir()) == [RECORD, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, WEIGHTS]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
-    record = json.loads((folder / RECORD).read_text(encoding="utf-8"), parse_constant=pytest.fail)
-    assert record.keys() == {
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert manifest.keys() == {
         "format_version",
         "package_version",
         "backbone",
@@ -77,11 +77,11 @@ def test_only_two_plain_files(folder):
         "config",
         "metrics",
     }
-    assert record["format_version"] == 1
-    assert record["package_version"] == dogbreed.__version__
-    assert record["class_names"] == NAMES
-    assert record["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
-    assert "Löwchen" in (folder / RECORD).read_text(encoding="utf-8"), "legible"
+    assert manifest["format_version"] == 1
+    assert manifest["package_version"] == dogbreed.__version__
+    assert manifest["class_names"] == NAMES
+    assert manifest["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
+    assert "Löwchen" in (folder / MANIFEST).read_text(encoding="utf-8"), "legible"
     assert load_file(folder / WEIGHTS).keys() == model_folder.load(folder).network.state_dict().keys()
 
 
@@ -92,14 +92,14 @@ def test_it_can_be_moved_and_needs_nothing_else(folder, tmp_path, cache_dir, no_
 
 
 def test_both_files_can_be_read_by_the_same_people(folder):
-    assert (folder / WEIGHTS).stat().st_mode == (folder / RECORD).stat().st_mode
+    assert (folder / WEIGHTS).stat().st_mode == (folder / MANIFEST).stat().st_mode
 
 
 def test_an_older_export_is_replaced(folder, model):
     (folder / "notes.txt").write_text("old")
     model_folder.save(folder, replace(model, temperature=2.5))
     assert model_folder.load(folder).temperature == 2.5
-    assert sorted(path.name for path in folder.iterdir()) == [RECORD, WEIGHTS]
+    assert sorted(path.name for path in folder.iterdir()) == [MANIFEST, WEIGHTS]
     assert sorted(path.name for path in folder.parent.iterdir()) == ["model"]
 
 
@@ -146,7 +146,7 @@ def test_not_a_model(tmp_path):
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", '{"format_version": 1'])
 def test_a_damaged_record(folder, text):
-    (folder / RECORD).write_text(text, encoding="latin-1")
+    (folder / MANIFEST).write_text(text, encoding="latin-1")
     with pytest.raises(DogbreedError, match=r"model\.json is not readable as JSON"):
         model_folder.load(folder)
 
@@ -160,7 +160,7 @@ def test_another_format(folder, version):
 
 @pytest.mark.parametrize("content", ["[]", "3", "null", '"model"'])
 def test_a_record_that_is_none(folder, content):
-    (folder / RECORD).write_text(content)
+    (folder / MANIFEST).write_text(content)
     with pytest.raises(DogbreedError, match="has format version None"):
         model_folder.load(folder)
 

@@ -13,7 +13,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import BadImage, Preprocessing
 from dogbreed.inference import model_folder
 from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import Asked, Guess, Options
+from dogbreed.inference.schema import ClassScore, Options, Request
 from dogbreed.models import backbones
 
 NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
@@ -57,7 +57,7 @@ def test_answers_are_those_of_a_computation_by_hand(predictor, photos):
         assert [guess.label for guess in answer.top] == [NAMES[i] for i in order]
         # torchvision and Pillow resize to within one level.
         np.testing.assert_allclose([guess.probability for guess in answer.top], expected[order], atol=0.02)
-        assert Guess(answer.label, answer.index, answer.probability) == answer.top[0]
+        assert ClassScore(answer.label, answer.index, answer.probability) == answer.top[0]
         assert NAMES[answer.index] == answer.label
         assert sum(guess.probability for guess in answer.top) == pytest.approx(1)
     assert len({answer.probability for answer in answers}) == 12
@@ -93,14 +93,14 @@ def test_a_request_of_many_images_takes_several_passes(predictor, photos):
     hook = predictor.model.network.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
     images = [path.read_bytes() for path in photos[:3]] * 7
     try:
-        answers = predictor.answer(Asked([*images[:10], b"none", *images[10:]], several=True, options=Options(2)))
+        answers = predictor.answer(Request([*images[:10], b"none", *images[10:]], several=True, options=Options(2)))
     finally:
         hook.remove()
     assert sizes == [8, 8, 5]
     assert isinstance(answers.pop(10), BadImage)
     expected = predictor.predict(images, top_k=2)
-    assert [[guess.label for guess in a.guesses] for a in answers] == [[g.label for g in e.top] for e in expected]
-    assert [a.guesses[0].probability for a in answers] == pytest.approx([e.probability for e in expected], abs=1e-5)
+    assert [[guess.label for guess in a.predictions] for a in answers] == [[g.label for g in e.top] for e in expected]
+    assert [a.predictions[0].probability for a in answers] == pytest.approx([e.probability for e in expected], abs=1e-5)
 
 
 def test_grey_transparent_and_other_pictures_are_answered(predictor):

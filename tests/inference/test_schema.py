@@ -9,28 +9,28 @@ from hypothesis import strategies as st
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import schema
-from dogbreed.inference.schema import Answered, Asked, Guess, Options, Refused, accepted, parse, read, write
+from dogbreed.inference.schema import ClassScore, Options, Request, RequestError, Response, accepted, parse, read, write
 
 PICTURE = b"\xff\xd8 not decoded here \x00\xff"
 TEXT = base64.b64encode(PICTURE).decode()
-ANSWER = Answered([Guess("Beagle", 2, 0.75), Guess("Saint, Bernard", 0, 0.25)], [1.5, -2.0, 3.25])
+ANSWER = Response([ClassScore("Beagle", 2, 0.75), ClassScore("Saint, Bernard", 0, 0.25)], [1.5, -2.0, 3.25])
 
 
 @pytest.mark.parametrize("kind", [*schema.IMAGE_TYPES, "IMAGE/JPEG", " image/png ; charset=x", None, ""])
 def test_bytes_of_an_image(kind):
-    assert read(PICTURE, kind) == Asked([PICTURE])
+    assert read(PICTURE, kind) == Request([PICTURE])
 
 
 def test_json_with_one_or_several():
-    assert read(json.dumps({"image": TEXT}).encode(), "application/json") == Asked([PICTURE])
+    assert read(json.dumps({"image": TEXT}).encode(), "application/json") == Request([PICTURE])
     several = read(json.dumps({"images": [TEXT, ""], "top_k": 2, "logits": True}), "application/json; charset=utf-8")
-    assert several == Asked([PICTURE, b""], several=True, options=Options(2, True))
+    assert several == Request([PICTURE, b""], several=True, options=Options(2, True))
 
 
 def test_base64_in_lines_as_many_tools_write_it():
     picture = bytes(range(256))
     body = json.dumps({"image": base64.encodebytes(picture).decode()})
-    assert read(body, "application/json") == Asked([picture])
+    assert read(body, "application/json") == Request([picture])
 
 
 @pytest.mark.parametrize(
@@ -61,7 +61,7 @@ def test_base64_in_lines_as_many_tools_write_it():
     ],
 )
 def test_what_is_refused(status, kind, body, said):
-    with pytest.raises(Refused) as refused:
+    with pytest.raises(RequestError) as refused:
         read(body, kind)
     assert refused.value.status == status
     assert said in str(refused.value)
@@ -93,31 +93,31 @@ def test_accept(header, expected):
 
 
 def test_accept_neither():
-    with pytest.raises(Refused, match="Accept names neither") as refused:
+    with pytest.raises(RequestError, match="Accept names neither") as refused:
         accepted("text/html, image/*;q=x")
     assert refused.value.status == 406
 
 
 def test_answers():
-    one = Asked([PICTURE], options=Options(top_k=1))
+    one = Request([PICTURE], options=Options(top_k=1))
     assert json.loads(write(one, [ANSWER])) == {
         "predictions": [{"label": "Beagle", "index": 2, "probability": 0.75}],
     }
-    whole = Asked([PICTURE], options=Options(logits=True))
+    whole = Request([PICTURE], options=Options(logits=True))
     assert json.loads(write(whole, [ANSWER]))["logits"] == [1.5, -2.0, 3.25]
     assert write(whole, [ANSWER], "text/csv") == 'Beagle,2,0.75\n"Saint, Bernard",0,0.25\n'
-    several = Asked([PICTURE, b""], several=True, options=Options(top_k=1))
+    several = Request([PICTURE, b""], several=True, options=Options(top_k=1))
     told = json.loads(write(several, [ANSWER, DogbreedError("It cannot be used.")]))["results"]
     assert told[0]["predictions"][0]["label"] == "Beagle"
     assert told[1] == {"error": "It cannot be used."}
 
 
 def test_answers_that_are_none():
-    with pytest.raises(Refused, match="cannot be used") as refused:
-        write(Asked([b""]), [DogbreedError("The image cannot be used.")])
+    with pytest.raises(RequestError, match="cannot be used") as refused:
+        write(Request([b""]), [DogbreedError("The image cannot be used.")])
     assert refused.value.status == 400
-    with pytest.raises(Refused, match="send one image for text/csv") as refused:
-        write(Asked([b""], several=True), [ANSWER], "text/csv")
+    with pytest.raises(RequestError, match="send one image for text/csv") as refused:
+        write(Request([b""], several=True), [ANSWER], "text/csv")
     assert refused.value.status == 406
 
 
@@ -125,7 +125,7 @@ def refusal(body, kind):
     """The status of the refusal, None for a request that is understood."""
     try:
         assert read(body, kind).images
-    except Refused as refused:
+    except RequestError as refused:
         return refused.status
     return None
 

@@ -310,7 +310,7 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1000])
 
 
-def record(**changes):
+def manifest(**changes):
     def change(folder: Path) -> None:
         file = folder / "model.json"
         file.write_text(json.dumps(json.loads(file.read_text()) | changes))
@@ -322,9 +322,9 @@ def record(**changes):
     ("change", "said"),
     [
         (truncate, "model.safetensors is damaged"),
-        (record(format_version=99), "has format version 99; this is dogbreed"),
-        (record(class_names=None), "has no list of class names"),
-        (record(metrics=None), "has no mapping of names to values as its metrics"),
+        (manifest(format_version=99), "has format version 99; this is dogbreed"),
+        (manifest(class_names=None), "has no list of class names"),
+        (manifest(metrics=None), "has no mapping of names to values as its metrics"),
         (lambda folder: (folder / "model.json").unlink(), "is no exported model"),
     ],
     ids=["weights", "version", "labels", "metrics", "nothing"],

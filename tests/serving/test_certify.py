@@ -70,10 +70,10 @@ def test_a_tampered_way_is_refused_and_not_deployed(tmp_path):
 def test_other_preprocessing_is_refused(tmp_path, capsys):
     """Without processes: another normalisation in one way, and a way that answers what the others refuse."""
     model = export_tiny(tmp_path / "model")
-    record = json.loads((model / "model.json").read_text())
-    record["preprocessing"]["mean"] = [0.5, 0.5, 0.5]
+    manifest = json.loads((model / "model.json").read_text())
+    manifest["preprocessing"]["mean"] = [0.5, 0.5, 0.5]
     other = shutil.copytree(model, tmp_path / "other")
-    (other / "model.json").write_text(json.dumps(record))
+    (other / "model.json").write_text(json.dumps(manifest))
     skipped = {"server": parity.predictor, "handler": parity.predictor}
 
     content = certify.certify(model, others=skipped)

@@ -94,13 +94,17 @@ def test_rehearsal(java, run, capfd):
 
 
 def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
-    with archive.of(run) as packed:
+    with archive.assemble(run) as packed:
         packed.write(tmp_path / "model.tar.gz")
     photo = AFFENPINSCHER.read_bytes()
     with serving_container.running(tmp_path / "model.tar.gz", variables=LARGE) as address:
         assert left_running() != []
-        reply = Endpoint(address).ask(photo, top_k=3)
-        assert (reply.guesses[0].label, reply.guesses[0].index, len(reply.guesses)) == ("Affenpinscher", 0, 3)
+        reply = Endpoint(address).predict(photo, top_k=3)
+        assert (reply.predictions[0].label, reply.predictions[0].index, len(reply.predictions)) == (
+            "Affenpinscher",
+            0,
+            3,
+        )
 
         def post(body: bytes, kind: str, accept: str = "*/*") -> tuple[int, str | None, str]:
             connection = HTTPConnection(urlsplit(address).netloc, timeout=60)
@@ -127,7 +131,7 @@ def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
 
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(java, tmp_path):
-    with archive.of(export_tiny(tmp_path / "model")) as packed:
+    with archive.assemble(export_tiny(tmp_path / "model")) as packed:
         files = {name: file for name, file in packed.files.items() if not name.endswith("/contract.py")}
         archive.Archive(files, packed.texts).write(tmp_path / "model.tar.gz")
     sentence = "The model cannot be loaded in the container: ImportError: cannot import name 'contract'"

@@ -22,7 +22,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn, oddities
 from dogbreed.inference import archive
 from dogbreed.inference.predictor import Predictor
-from dogbreed.serving.client import Endpoint, NotAnswered
+from dogbreed.serving.client import Endpoint, PredictionError
 
 boto3 = pytest.importorskip("boto3")
 pytest.importorskip("moto")
@@ -157,7 +157,7 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
                 assert found[field] == value, field
     bucket, key = planned[0]["PrimaryContainer"]["ModelDataUrl"].removeprefix("s3://").split("/", 1)
     stored = client("s3").get_object(Bucket=bucket, Key=key)["Body"].read()
-    with archive.of(model) as packed:
+    with archive.assemble(model) as packed:
         assert packed.write(tmp_path / "model.tar.gz").read_bytes() == stored
     (target,) = scaled()
     assert (target["MinCapacity"], target["MaxCapacity"]) == (1, 3)
@@ -298,7 +298,7 @@ def test_ctrl_c_while_it_is_being_made_waits_until_it_can_be_deleted(aws, model)
             assert len(left()) == 3, "nothing goes before the endpoint does"
             record(NAME).endpoint_status = "InService"
 
-    with archive.of(model) as packed:
+    with archive.assemble(model) as packed:
         deployment = describe(config, packed, "squeezenet1_1", here.with_role(), "image", datetime.now(UTC))
         with pytest.raises(KeyboardInterrupt):
             endpoints.Deployer(here, interrupt, say=say, poll=0.01).deploy(deployment)
@@ -376,21 +376,21 @@ def test_the_client_class(address, model):
         aws_secret_access_key="nothing",  # noqa: S106
     )
     here, there = Endpoint(address), Endpoint("any-name", runtime)
-    assert here.ask(drawn()) == there.ask(drawn())
-    reply = here.ask(drawn(), top_k=2, logits=True)
-    assert (len(reply.guesses), len(reply.logits)) == (2, 4)
-    assert reply.label == reply.guesses[0].label
+    assert here.predict(drawn()) == there.predict(drawn())
+    reply = here.predict(drawn(), top_k=2, logits=True)
+    assert (len(reply.predictions), len(reply.logits)) == (2, 4)
+    assert reply.label == reply.predictions[0].label
     for endpoint in (here, there):
-        with pytest.raises(NotAnswered, match="truncated") as error:
-            endpoint.ask(oddities(drawn())["truncated.jpg"])
+        with pytest.raises(PredictionError, match="truncated") as error:
+            endpoint.predict(oddities(drawn())["truncated.jpg"])
         assert error.value.status == 400
-    with pytest.raises(NotAnswered, match="an endpoint takes 6,291,456"):
-        here.ask(b"x" * 6_291_457)
-    with pytest.raises(NotAnswered, match="cannot be reached") as error:
-        Endpoint("http://127.0.0.1:9").ask(drawn())
+    with pytest.raises(PredictionError, match="an endpoint takes 6,291,456"):
+        here.predict(b"x" * 6_291_457)
+    with pytest.raises(PredictionError, match="cannot be reached") as error:
+        Endpoint("http://127.0.0.1:9").predict(drawn())
     assert error.value.status is None
-    with pytest.raises(NotAnswered, match=r"none\.jpg cannot be read"):
-        here.ask("none.jpg")
+    with pytest.raises(PredictionError, match=r"none\.jpg cannot be read"):
+        here.predict("none.jpg")
 
 
 def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
@@ -409,9 +409,9 @@ def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
             return {"OutputLocation": "s3://dogs/answer"}
 
     queue = Queue(Runtime(), s3, "dogs", "queue")
-    assert Endpoint("any-name", queue).ask(large).label == "A"
-    with pytest.raises(NotAnswered, match="an endpoint takes 100,000,000"):
-        Endpoint("any-name", queue).ask(b"x" * 100_000_001)
+    assert Endpoint("any-name", queue).predict(large).label == "A"
+    with pytest.raises(PredictionError, match="an endpoint takes 100,000,000"):
+        Endpoint("any-name", queue).predict(b"x" * 100_000_001)
 
 
 def test_the_command_that_asks(address, tmp_path, capsys):

@@ -31,7 +31,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def describe(model: Path, *words: str) -> request.Deployment:
     _, overrides = deploy.arguments([*words, f"sagemaker.role={ROLE}"])
     config = compose(overrides)
-    with archive.of(model) as packed:
+    with archive.assemble(model) as packed:
         image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
         where = place(config, "us-east-1", None, None)
         return request.describe(config, packed, "squeezenet1_1", where, image, NOW)
