@@ -29,7 +29,8 @@ from torch import nn
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
 from benchmarks.extraction import MATRIX, opened, published_transform
 from dogbreed.cache.callback import Store, fill, missing, row_key
-from dogbreed.data.datamodule import DogImages, Samples
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import WHOLE, View
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
@@ -218,10 +219,10 @@ def _build(bench: Bench, parts: Split, precision: str, count: int) -> Callable[[
     return build
 
 
-def _samples(files: list[Path], views: list[View]) -> Samples:
+def _samples(files: list[Path], views: list[View]) -> SplitFiles:
     labels = np.arange(len(files), dtype=np.int64) % CLASSES
     digests = [f"{i:032x}" for i in range(len(files))]
-    return Samples(list(files), labels, digests, [[view] * len(files) for view in views])
+    return SplitFiles(list(files), labels, digests, [[view] * len(files) for view in views])
 
 
 def on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
@@ -238,7 +239,7 @@ def on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
     for name, count, views in (("train", TRAIN, both), ("valid", VALID, both[:1]), ("test", TEST, both[:1])):
         digests = [f"{name}{i:026x}" for i in range(count)]
         labels = np.arange(count, dtype=np.int64) % CLASSES
-        data.samples[name] = Samples([Path(d) for d in digests], labels, digests, [[view] * count for view in views])
+        data.samples[name] = SplitFiles([Path(d) for d in digests], labels, digests, [[view] * count for view in views])
         keys = [[row_key(digest, view) for digest in digests] for view in views]
         for row in keys:
             for start in range(0, count, 500):

@@ -28,7 +28,8 @@ from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.progress import track
-from dogbreed.data.datamodule import DogImages, Samples
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
 from dogbreed.models.classifier import DogBreedClassifier
@@ -57,7 +58,7 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
 # Filling it
 
 
-def _keys(samples: Samples) -> list[list[bytes]]:
+def _keys(samples: SplitFiles) -> list[list[bytes]]:
     """Row keys of a split by view and image."""
     return [[row_key(digest, view) for digest, view in zip(samples.digests, v, strict=True)] for v in samples.views]
 
@@ -70,7 +71,7 @@ class Wanted(NamedTuple):
     keys: list[bytes]
 
 
-def missing(store: Store, splits: Mapping[str, Samples]) -> list[Wanted]:
+def missing(store: Store, splits: Mapping[str, SplitFiles]) -> list[Wanted]:
     """What has to be computed, one entry an image; equal images are computed once."""
     wanted: dict[str, Wanted] = {}
     for samples in splits.values():

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.data.datamodule import Indices
+from dogbreed.data.datasets import Indices
 from dogbreed.data.images import View
 
 META = "store.json"

@@ -1,80 +1,35 @@
-"""`DogImages`: folders of photographs, one folder a class, as Lightning data.
+"""`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
-The order of the images and the way each is looked at (mirrored, cropped) are drawn for a whole epoch at once from
-generators keyed by (seed, epoch). They depend on nothing else: not on workers, batch size, devices, or on whether
-pixels or remembered features are delivered.
-"""
-
-import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datasets import (
+    SPLITS,
+    FeatureDataset,
+    FeatureReader,
+    ImageDataset,
+    ImageLoader,
+    Skipped,
+    SplitFiles,
+    only_batch,
+    stack_images,
+)
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
-from dogbreed.data.images import WHOLE, Preprocessing, View, load, random_box
+from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
+from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 from dogbreed.data.scan import list_images, scan
 from dogbreed.data.synthetic import make_sample
 
-SPLITS = ("train", "valid", "test")
 AUGMENT = ("none", "flip", "crop")
-
-Indices = NDArray[np.int64]
-FeatureReader = Callable[[Indices, Indices], Tensor]  # (samples, views) of a split to features [N, ...]
-
-
-class Batch(NamedTuple):
-    """Images [N, 3, S, S], labels [N] and positions in the split [N]."""
-
-    inputs: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-class FeatureBatch(NamedTuple):
-    """The same with what the frozen prefix makes of the images, [N, ...], in place of the images."""
-
-    inputs: Tensor
-    labels: Tensor
-    indices: Tensor
-
-
-@dataclass(frozen=True)
-class Samples:
-    """The usable images of one split, in a fixed order.
-
-    Attributes:
-        paths: Where the images lie.
-        labels: Class of each, an index into the class names.
-        digests: Digest of each file's bytes.
-        views: The ways an image is looked at: `views[v][i]` is view v of image i.
-    """
-
-    paths: list[Path]
-    labels: Indices
-    digests: list[str]
-    views: list[list[View]]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A file that was left out, and why."""
-
-    path: Path
-    reason: str
 
 
 class DogImages(LightningDataModule):
@@ -154,7 +109,7 @@ class DogImages(LightningDataModule):
         self.seed = seed
         self.quiet = quiet
         self.classes: list[str] = []
-        self.samples: dict[str, Samples] = {}
+        self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []
         self._readers: dict[str, FeatureReader] = {}
 
@@ -212,7 +167,7 @@ class DogImages(LightningDataModule):
             paths = [file.path for _, file in mine]
             views = self._views(len(paths)) if split == "train" else [[WHOLE] * len(paths)]
             labels = np.array([label for label, _ in mine], dtype=np.int64)
-            self.samples[split] = Samples(paths, labels, [file.digest for _, file in mine], views)
+            self.samples[split] = SplitFiles(paths, labels, [file.digest for _, file in mine], views)
 
     def _views(self, count: int) -> list[list[View]]:
         if self.augment == "none":
@@ -234,9 +189,7 @@ class DogImages(LightningDataModule):
         return self._readers[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        rank, world = self._place()
-        samples = self.samples["train"]
-        return self._loader("train", TrainBatches(samples, self.batch_size, self.seed, rank, world))
+        return self._loader("train", TrainBatches(self.samples["train"], self.batch_size, self.seed, *self._rank()))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("valid")
@@ -245,115 +198,27 @@ class DogImages(LightningDataModule):
         return self._evaluation_loader("test")
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
-        return self._loader(split, EvaluationBatches(len(self.samples[split]), self.batch_size, *self._place()))
+        return self._loader(split, EvaluationBatches(len(self.samples[split]), self.batch_size, *self._rank()))
 
-    def _place(self) -> tuple[int, int]:
+    def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
     def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
-        samples, reader = self.samples[split], self._readers.get(split)
+        files, reader = self.samples[split], self._readers.get(split)
         # A generator of its own: the default one is drawn from when an iterator starts, and would shift dropout.
         generator = torch.Generator().manual_seed(self.seed)
         if reader is not None:
-            features = FeatureDataset(samples, reader)
-            return DataLoader(features, batch_sampler=batches, collate_fn=_first, generator=generator)
-        images = ImageDataset(samples, self.preprocessing, self.max_pixels)
-        return DataLoader(
-            images,
+            features = FeatureDataset(files, reader)
+            return DataLoader(features, batch_sampler=batches, collate_fn=only_batch, generator=generator)
+        return ImageLoader(
+            ImageDataset(files, self.preprocessing, self.max_pixels),
             batch_sampler=batches,
-            collate_fn=_stack,
+            collate_fn=stack_images,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and split != "test",
             pin_memory=torch.cuda.is_available(),
             generator=generator,
         )
-
-
-class ImageDataset(Dataset[tuple[Tensor, int, int]]):
-    """Images as network inputs, addressed by (position, view)."""
-
-    def __init__(self, samples: Samples, preprocessing: Preprocessing, max_pixels: int) -> None:
-        self.samples = samples
-        self.preprocessing = preprocessing
-        self.max_pixels = max_pixels
-
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, int, int]:
-        index, view = place
-        samples = self.samples
-        image = load(samples.paths[index], self.preprocessing, samples.views[view][index], max_pixels=self.max_pixels)
-        return image, int(samples.labels[index]), index
-
-
-class FeatureDataset(Dataset[FeatureBatch]):
-    """Remembered features, a whole batch at once."""
-
-    def __init__(self, samples: Samples, reader: FeatureReader) -> None:
-        self.labels = torch.from_numpy(samples.labels)
-        self.reader = reader
-
-    def __getitems__(self, places: Sequence[tuple[int, int]]) -> list[FeatureBatch]:
-        indices, views = np.asarray(places, dtype=np.int64).T
-        positions = torch.from_numpy(indices.copy())
-        return [FeatureBatch(self.reader(indices, views), self.labels[positions], positions)]
-
-
-class TrainBatches(Sampler[list[tuple[int, int]]]):
-    """Batches of (position, view) in the epoch's order; with several devices each takes every world-th image.
-
-    As in torch's DistributedSampler the first images fill up the last round, so that all devices take equal steps.
-    """
-
-    def __init__(self, samples: Samples, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.count, self.views = len(samples), len(samples.views)
-        self.batch_size, self.seed, self.rank, self.world = batch_size, seed, rank, world
-        self.epoch = 0
-        self.sampler = self  # where Lightning looks for set_epoch
-
-    def set_epoch(self, epoch: int) -> None:
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(math.ceil(self.count / self.world) / self.batch_size)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = keyed(self.seed, "order", self.epoch).permutation(self.count)
-        views = keyed(self.seed, "view", self.epoch).integers(self.views, size=self.count)
-        mine = np.resize(order, math.ceil(self.count / self.world) * self.world)[self.rank :: self.world]
-        places = np.stack([mine, views[mine]], axis=1).tolist()
-        for start in range(0, len(places), self.batch_size):
-            yield [(index, view) for index, view in places[start : start + self.batch_size]]
-
-
-class EvaluationBatches(Sampler[list[tuple[int, int]]]):
-    """Every image exactly once over all devices, in the same number of batches on each.
-
-    Equal numbers matter: a device that runs out early would leave the others waiting for it.
-    """
-
-    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
-        if count < world:
-            raise DogbreedError(f"{count} images cannot be evaluated on {world} devices; use trainer.devices={count}.")
-        self.mine = np.arange(rank, count, world)
-        # No more than the device with the fewest images can fill: with batch_size=1 one batch may hold two.
-        self.batches = min(math.ceil(math.ceil(count / world) / batch_size), count // world)
-        self.batch_size = batch_size
-        self.world = world
-
-    def __len__(self) -> int:
-        return self.batches
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        if self.world == 1:
-            parts = [self.mine[start : start + self.batch_size] for start in range(0, len(self.mine), self.batch_size)]
-        else:
-            parts = np.array_split(self.mine, self.batches)
-        for part in parts:
-            yield [(index, 0) for index in part.tolist()]
-
-
-def keyed(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A generator that depends on nothing but its arguments."""
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), number])))
 
 
 def _checked_folders(root: Path) -> dict[str, dict[str, Path]]:
@@ -394,16 +259,6 @@ def class_folders(folder: Path) -> dict[str, Path]:
 def plain_name(name: str) -> str:
     """Class name without the number in front: `001.Affenpinscher` is Affenpinscher."""
     return re.sub(r"^\d+\.(?=.)", "", name)
-
-
-def _stack(rows: Sequence[tuple[Tensor, int, int]]) -> Batch:
-    images, labels, indices = zip(*rows, strict=True)
-    inputs = torch.stack(images).contiguous(memory_format=torch.channels_last)
-    return Batch(inputs, torch.tensor(labels), torch.tensor(indices))
-
-
-def _first(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    return batches[0]
 
 
 def _one_of(key: str, value: Any, allowed: Sequence[str]) -> None:

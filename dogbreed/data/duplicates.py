@@ -18,7 +18,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dogbreed.core.progress import track
-from dogbreed.data.datamodule import SPLITS, Samples
+from dogbreed.data.datasets import SPLITS, SplitFiles
 from dogbreed.data.images import BadImage, decode
 
 MOST_IMAGES = 50_000  # beyond, only copies of files are looked for: reading all pictures would take minutes
@@ -46,7 +46,7 @@ class Pair:
     exact: bool
 
 
-def find_duplicates(photos: Mapping[str, Samples], *, quiet: bool = False) -> list[Pair]:
+def find_duplicates(photos: Mapping[str, SplitFiles], *, quiet: bool = False) -> list[Pair]:
     """Pairs across splits, each image of a split at most once for each other split; copies of files come first.
 
     Args:

@@ -7,7 +7,6 @@
 import io
 import math
 import os
-import re
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -58,19 +57,16 @@ class BadImage(DogbreedError, ValueError):
 
     Attributes:
         reason: The cause in a few words, such as "empty file", "not an image", "truncated" or "missing".
-        name: The file it came from, or None where only bytes were given.
+        path: The file it came from, or None where only bytes were given.
     """
 
-    def __init__(self, reason: str, name: str | None = None) -> None:
-        # A DataLoader's worker hands an error on as the text of its traceback, which ends with what it said.
-        if name is None and (said := re.search(r"BadImage: (.+) cannot be used: (.+)\.\s*\Z", reason)):
-            name, reason = said.groups()
-        super().__init__(reason, name)  # both, so that the error survives pickling on its way out of a worker
+    def __init__(self, reason: str, path: str | None = None) -> None:
+        super().__init__(reason, path)  # both, so that the error survives pickling on its way out of a worker
         self.reason = reason
-        self.name = name
+        self.path = path
 
     def __str__(self) -> str:
-        return f"{self.name or 'The image'} cannot be used: {self.reason}."
+        return f"{self.path or 'The image'} cannot be used: {self.reason}."
 
 
 @dataclass(frozen=True)
@@ -285,16 +281,16 @@ def load(
 def _read(
     source: bytes | str | os.PathLike[str], target: int | None, truncated: Truncated, max_pixels: int
 ) -> Image.Image:
-    """Returns the upright RGB image; whatever goes wrong is a BadImage with the file's name."""
+    """Returns the upright RGB image; whatever goes wrong is a BadImage with the file's path."""
     _demand(truncated in ("error", "fill"), "truncated", truncated, "error or fill")
-    name = None if isinstance(source, bytes) else os.fspath(source)
+    path = None if isinstance(source, bytes) else os.fspath(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
         if not data:
             raise BadImage("empty file")
         return _rgb(data, target, truncated == "fill", max_pixels)
     except Exception as error:  # Pillow raises nearly every built-in error for some broken file
-        raise BadImage(_reason(error), name) from error
+        raise BadImage(_reason(error), path) from error
 
 
 def _rgb(data: bytes, target: int | None, fill: bool, max_pixels: int) -> Image.Image:

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import Batch, FeatureBatch
+from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import network_state, read_checkpoint

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dogbreed.data.datamodule import FeatureBatch
+from dogbreed.data.datasets import FeatureBatch
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor import rules, system_rules
 from dogbreed.monitor.rules import Finding

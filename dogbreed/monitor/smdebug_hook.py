@@ -16,7 +16,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import FeatureBatch
+from dogbreed.data.datasets import FeatureBatch
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.smdebug_reader import END_OF_JOB, smdebug
 

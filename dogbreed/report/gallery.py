@@ -8,7 +8,7 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from dogbreed.data.datamodule import SPLITS
+from dogbreed.data.datasets import SPLITS
 from dogbreed.data.duplicates import MOST_IMAGES, Pair
 from dogbreed.data.images import BadImage, load
 from dogbreed.metrics import classification

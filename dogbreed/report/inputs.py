@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import Preprocessing
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.rules import Finding
@@ -38,7 +38,7 @@ class ReportInputs:
     backbone: str
     preprocessing: Preprocessing
     root: Path
-    photos: Mapping[str, Samples]
+    photos: Mapping[str, SplitFiles]
     predictions: Predictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()

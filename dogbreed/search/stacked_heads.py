@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
-from dogbreed.data.datamodule import DogImages, FeatureReader, TrainBatches
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import FeatureReader
+from dogbreed.data.samplers import TrainBatches
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier, make_optimizer, make_scheduler, step_seed
 from dogbreed.models.cut import laid_out

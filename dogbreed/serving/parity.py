@@ -20,7 +20,8 @@ from lightning.pytorch import Trainer
 from safetensors.torch import load_file
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import SPLITS, DogImages
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import SPLITS
 from dogbreed.data.images import BadImage, Preprocessing
 from dogbreed.inference import archive
 from dogbreed.inference.archive import CODE

@@ -31,7 +31,8 @@ from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
-from dogbreed.data.datamodule import SPLITS, Samples, Skipped, class_folders, plain_name
+from dogbreed.data.datamodule import class_folders, plain_name
+from dogbreed.data.datasets import SPLITS, Skipped, SplitFiles
 from dogbreed.data.images import BadImage, load
 from dogbreed.data.scan import list_images
 from dogbreed.inference.manifest import find_model
@@ -220,7 +221,7 @@ def _predictions_of(
     num_workers: int,
     on_bad_image: str,
     quiet: bool,
-) -> tuple[Predictions, Samples, list[Skipped]]:
+) -> tuple[Predictions, SplitFiles, list[Skipped]]:
     """Logits of all files that are images; decoding runs in threads, one batch at a time."""
 
     def read(path: Path) -> tuple[str, Tensor] | BadImage:
@@ -259,12 +260,12 @@ def _predictions_of(
     paths, labels, digests = ([*column] for column in zip(*used, strict=True))
     given = np.array(labels, dtype=np.int64)
     predictions = Predictions(split, torch.cat(logits), torch.from_numpy(given), paths, predictor.model.temperature)
-    return predictions, Samples(paths, given, digests, []), skipped
+    return predictions, SplitFiles(paths, given, digests, []), skipped
 
 
-def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) -> dict[str, Samples]:
+def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) -> dict[str, SplitFiles]:
     """The files beside the evaluated split, among which the report looks for copies of its photographs."""
-    found: dict[str, Samples] = {}
+    found: dict[str, SplitFiles] = {}
     for other in SPLITS if folder != root else ():
         if other == split or not (root / other).is_dir():
             continue
@@ -273,7 +274,7 @@ def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) ->
         except DogbreedError:  # it was not asked for
             continue
         labels = np.array([label for _, label in files], dtype=np.int64)
-        found[other] = Samples([path for path, _ in files], labels, [], [])
+        found[other] = SplitFiles([path for path, _ in files], labels, [], [])
     return found
 
 

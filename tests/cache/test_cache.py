@@ -37,7 +37,8 @@ from dogbreed.cache.callback import (
     stores,
 )
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import Batch, DogImages, FeatureBatch
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import WHOLE, Preprocessing, View, load
 from dogbreed.models.classifier import DogBreedClassifier
 

@@ -12,8 +12,10 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import Batch, DogImages, EvaluationBatches, FeatureBatch, Samples, TrainBatches, keyed
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import Batch, FeatureBatch, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage, Preprocessing, View, load
+from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 
 SMALL = Preprocessing(size=24, resize_size=28)
 
@@ -236,15 +238,15 @@ sizes = st.integers(1, 12)
 worlds = st.integers(1, 6)
 
 
-def samples_of(count: int, views: int = 2) -> Samples:
-    return Samples([None] * count, np.zeros(count, dtype=np.int64), [""] * count, [[WHOLE] * count] * views)
+def files_of(count: int, views: int = 2) -> SplitFiles:
+    return SplitFiles([None] * count, np.zeros(count, dtype=np.int64), [""] * count, [[WHOLE] * count] * views)
 
 
 @given(counts, sizes, worlds, st.integers(0, 3))
 def test_training_takes_equal_steps_on_every_device(count, batch_size, world, epoch):
     ranks = []
     for rank in range(world):
-        batches = TrainBatches(samples_of(count), batch_size, 0, rank, world)
+        batches = TrainBatches(files_of(count), batch_size, 0, rank, world)
         batches.set_epoch(epoch)
         ranks.append(list(batches))
         assert len(batches) == len(ranks[-1])
@@ -272,10 +274,8 @@ def test_evaluation_takes_every_image_once_in_equal_steps(count, batch_size, wor
 
 @pytest.mark.parametrize("world", [2, 3])
 def test_devices_together_see_the_epoch_of_one(world):
-    alone = [place for batch in TrainBatches(samples_of(30), 30, 7) for place in batch]
-    together = [
-        [p for batch in TrainBatches(samples_of(30), 4, 7, rank, world) for p in batch] for rank in range(world)
-    ]
+    alone = [place for batch in TrainBatches(files_of(30), 30, 7) for place in batch]
+    together = [[p for batch in TrainBatches(files_of(30), 4, 7, rank, world) for p in batch] for rank in range(world)]
     assert [place for step in zip(*together, strict=True) for place in step] == alone
 
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from dogbreed.data.datamodule import DogImages, Samples
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.duplicates import find_duplicates
 from dogbreed.data.synthetic import make_sample
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Samples]:
+def data(tmp_path_factory: pytest.TempPathFactory) -> dict[str, SplitFiles]:
     root = tmp_path_factory.mktemp("drawn") / "dogs"
     make_sample(root, classes=4, train=8, valid=3, test=3)
     images = DogImages(root, quiet=True)
@@ -30,10 +31,10 @@ CHANGES = {
 }
 
 
-def with_planted(data: dict[str, Samples], planted: Path) -> dict[str, Samples]:
+def with_planted(data: dict[str, SplitFiles], planted: Path) -> dict[str, SplitFiles]:
     test = data["test"]
     labels = np.append(test.labels, 0)
-    return {**data, "test": Samples([*test.paths, planted], labels, [*test.digests, "of another file"], [])}
+    return {**data, "test": SplitFiles([*test.paths, planted], labels, [*test.digests, "of another file"], [])}
 
 
 @pytest.mark.parametrize("change", CHANGES)
@@ -47,7 +48,7 @@ def test_a_planted_copy_is_found(data, change, tmp_path):
 
 def test_the_very_file_is_found_by_its_digest(data, tmp_path):
     test, train = data["test"], data["train"]
-    planted = Samples(test.paths, test.labels, [train.digests[3], *test.digests[1:]], [])
+    planted = SplitFiles(test.paths, test.labels, [train.digests[3], *test.digests[1:]], [])
     (pair,) = find_duplicates({**data, "test": planted})
     assert (pair.index, pair.other_split, pair.other_index, pair.exact) == (0, "train", 3, True)
 
@@ -57,12 +58,12 @@ def test_different_photographs_are_no_copies(data):
 
 
 def test_files_without_anything_to_see(tmp_path):
-    def samples(name: str) -> Samples:
+    def samples(name: str) -> SplitFiles:
         plain = tmp_path / f"{name}.png"
         Image.new("RGB", (40, 30), "white").save(plain)
         broken = tmp_path / f"{name}.jpg"
         broken.write_bytes(b"no image")
-        return Samples([plain, broken, tmp_path / "missing.jpg"], np.zeros(3, dtype=np.int64), [], [])
+        return SplitFiles([plain, broken, tmp_path / "missing.jpg"], np.zeros(3, dtype=np.int64), [], [])
 
     assert find_duplicates({"train": samples("one"), "test": samples("other")}) == []
 

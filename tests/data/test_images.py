@@ -279,7 +279,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
 
 def test_error_survives_pickling() -> None:
     error = pickle.loads(pickle.dumps(BadImage("truncated", "a.jpg")))  # noqa: S301
-    assert (error.reason, error.name, str(error)) == ("truncated", "a.jpg", "a.jpg cannot be used: truncated.")
+    assert (error.reason, error.path, str(error)) == ("truncated", "a.jpg", "a.jpg cannot be used: truncated.")
 
 
 def test_formats_that_run_programs_or_are_no_photographs_are_refused() -> None:

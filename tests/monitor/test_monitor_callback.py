@@ -12,7 +12,7 @@ from support.places import SHARED_DATA
 from torch import nn
 
 from dogbreed.config.compose import compose
-from dogbreed.data.datamodule import Batch, FeatureBatch, ImageDataset
+from dogbreed.data.datasets import Batch, FeatureBatch, ImageDataset
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.callback import RULES, machine_findings
 from dogbreed.monitor.recorder import Recorder

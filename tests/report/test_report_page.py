@@ -11,7 +11,7 @@ from support import runs
 from support.browser import Browser
 from support.reports import HISTORY, METRICS, NAMES, PAIRS, make_run
 
-from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import Preprocessing
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
@@ -45,16 +45,16 @@ def of_120_breeds(root: Path, planted: Path) -> ReportInputs:
     folders = sorted((root / "test").iterdir())
     names = [folder.name.partition(".")[2] for folder in folders]
 
-    def samples(split: str) -> Samples:
+    def samples(split: str) -> SplitFiles:
         files = [sorted((root / split / folder.name).iterdir()) for folder in folders]
         labels = [label for label, inside in enumerate(files) for _ in inside]
-        return Samples([file for inside in files for file in inside], np.array(labels, dtype=np.int64), [], [])
+        return SplitFiles([file for inside in files for file in inside], np.array(labels, dtype=np.int64), [], [])
 
     train, test = samples("train"), samples("test")
     with Image.open(train.paths[700]) as image:
         image.resize((image.width * 2 // 3, image.height * 2 // 3)).save(planted, quality=60)
     labels = np.append(test.labels, train.labels[700])
-    test = Samples([*test.paths, planted], labels, [], [])
+    test = SplitFiles([*test.paths, planted], labels, [], [])
     logits = torch.randn(len(labels), len(names), generator=torch.Generator().manual_seed(0))
     logits[torch.arange(len(labels)), torch.from_numpy(labels)] += 5
     logits[torch.from_numpy(labels == 0), 1] += 20

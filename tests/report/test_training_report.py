@@ -9,7 +9,7 @@ import torch
 from support.reports import HISTORY, METRICS, NAMES, PAIRS, SECTIONS, check_well_formed, make_run
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import Samples, Skipped
+from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import Preprocessing
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
@@ -181,7 +181,7 @@ def test_real_photographs(dogs120, tmp_path, network):
     logits = torch.randn(len(paths), len(names), generator=torch.Generator().manual_seed(0))
     logits[torch.arange(len(paths)), torch.from_numpy(labels)] += 3
     network = backbones.create("squeezenet1_1", len(names), weights="none")
-    photos = {"test": Samples(paths, labels, [], [])}
+    photos = {"test": SplitFiles(paths, labels, [], [])}
     predictions = Predictions("test", logits, torch.from_numpy(labels), paths)
     run = ReportInputs(
         names, "squeezenet1_1", Preprocessing(), dogs120, photos, predictions, METRICS, HISTORY, network=network

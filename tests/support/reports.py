@@ -11,7 +11,7 @@ from PIL import Image
 
 from dogbreed.config.compose import compose
 from dogbreed.config.overrides import quote
-from dogbreed.data.datamodule import Samples
+from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import Preprocessing
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.report.inputs import ReportInputs
@@ -40,13 +40,13 @@ def make_run(
     """A run whose model said `said` of an image of `truth`, for each pair; with a training image a class."""
     rng = np.random.default_rng(0)
 
-    def samples(where: str, labels: Sequence[int]) -> Samples:
+    def samples(where: str, labels: Sequence[int]) -> SplitFiles:
         paths = [root / where / f"{i}.jpg" for i in range(len(labels))]
         for path in paths if files else ():
             path.parent.mkdir(parents=True, exist_ok=True)
             small = Image.fromarray(rng.integers(0, 255, (5, 7, 3), dtype=np.uint8))
             small.resize((70, 50), Image.Resampling.BICUBIC).save(path)
-        return Samples(paths, np.array(labels, dtype=np.int64), [], [])
+        return SplitFiles(paths, np.array(labels, dtype=np.int64), [], [])
 
     measured = samples(split, [truth for truth, _ in pairs])
     logits = torch.randn(len(pairs), len(names), generator=torch.Generator().manual_seed(0))

@@ -1,0 +1,120 @@
+"""The usable images of a split, and datasets that deliver them as pixels or as remembered features."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from dogbreed.data.images import BadImage, Preprocessing, View, load
+
+SPLITS = ("train", "valid", "test")
+
+Indices = NDArray[np.int64]
+FeatureReader = Callable[[Indices, Indices], Tensor]  # (positions, views) of a split to features [N, ...]
+
+
+class Batch(NamedTuple):
+    """Images [N, 3, S, S], labels [N] and positions in the split [N]."""
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+class FeatureBatch(NamedTuple):
+    """The same with what the frozen prefix makes of the images, [N, ...], in place of the images."""
+
+    inputs: Tensor
+    labels: Tensor
+    indices: Tensor
+
+
+@dataclass(frozen=True)
+class SplitFiles:
+    """The usable images of one split, in a fixed order.
+
+    Attributes:
+        paths: Where the images lie.
+        labels: Class of each, an index into the class names.
+        digests: Digest of each file's bytes.
+        views: The ways an image is looked at: `views[v][i]` is view v of image i.
+    """
+
+    paths: list[Path]
+    labels: Indices
+    digests: list[str]
+    views: list[list[View]]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A file that was left out, and why."""
+
+    path: Path
+    reason: str
+
+
+class ImageDataset(Dataset[tuple[Tensor, int, int] | BadImage]):
+    """Images as network inputs, addressed by (position, view); an image that has become unreadable is its BadImage."""
+
+    def __init__(self, files: SplitFiles, preprocessing: Preprocessing, max_pixels: int) -> None:
+        self.files = files
+        self.preprocessing = preprocessing
+        self.max_pixels = max_pixels
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | BadImage:
+        index, view = key
+        files = self.files
+        try:
+            image = load(files.paths[index], self.preprocessing, files.views[view][index], max_pixels=self.max_pixels)
+        except BadImage as error:
+            return error
+        return image, int(files.labels[index]), index
+
+
+class ImageLoader(DataLoader[Any]):
+    """Batches of images; raises here the BadImage that a worker met, of which torch would hand on the text alone."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for batch in super().__iter__():
+            if isinstance(batch, BadImage):
+                raise batch
+            yield batch
+
+
+class FeatureDataset(Dataset[FeatureBatch]):
+    """Stored features, a whole batch at once."""
+
+    def __init__(self, files: SplitFiles, reader: FeatureReader) -> None:
+        self.labels = torch.from_numpy(files.labels)
+        self.reader = reader
+
+    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[FeatureBatch]:
+        indices, views = np.asarray(keys, dtype=np.int64).T
+        positions = torch.from_numpy(indices.copy())
+        return [FeatureBatch(self.reader(indices, views), self.labels[positions], positions)]
+
+
+def stack_images(rows: Sequence[tuple[Tensor, int, int] | BadImage]) -> Batch | BadImage:
+    """Collate rows of `ImageDataset`; the first unreadable image takes the place of the batch."""
+    whole: list[tuple[Tensor, int, int]] = []
+    for row in rows:
+        if isinstance(row, BadImage):
+            return row
+        whole.append(row)
+    images, labels, indices = zip(*whole, strict=True)
+    inputs = torch.stack(images).contiguous(memory_format=torch.channels_last)
+    return Batch(inputs, torch.tensor(labels), torch.tensor(indices))
+
+
+def only_batch(batches: Sequence[FeatureBatch]) -> FeatureBatch:
+    return batches[0]

@@ -1,0 +1,91 @@
+"""Which image comes when, and as which view: batches that depend on seed and epoch alone.
+
+The order of the images and the view of each are drawn for a whole epoch at once from generators keyed by (seed, epoch).
+They depend on nothing else: not on workers, batch size, devices, or on whether pixels or remembered features are
+delivered.
+"""
+
+import math
+from collections.abc import Iterator
+from itertools import islice
+
+import numpy as np
+from torch.utils.data import Sampler
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datasets import SplitFiles
+
+
+class EpochOrder(Sampler[tuple[int, int]]):
+    """(position, view) of every image in the epoch's order; of several devices each takes every world-th image.
+
+    As in torch's DistributedSampler the first images fill up the last round, so that all devices take equal steps.
+    """
+
+    def __init__(self, files: SplitFiles, seed: int, rank: int, world: int) -> None:
+        self.count, self.views = len(files), len(files.views)
+        self.seed, self.rank, self.world = seed, rank, world
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return math.ceil(self.count / self.world)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        order = keyed(self.seed, "order", self.epoch).permutation(self.count)
+        views = keyed(self.seed, "view", self.epoch).integers(self.views, size=self.count)
+        mine = np.resize(order, len(self) * self.world)[self.rank :: self.world]
+        yield from zip(mine.tolist(), views[mine].tolist(), strict=True)
+
+
+class TrainBatches(Sampler[list[tuple[int, int]]]):
+    """Batches of (position, view) in the epoch's order. Lightning calls `set_epoch` of the sampler within."""
+
+    def __init__(self, files: SplitFiles, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+        self.sampler = EpochOrder(files, seed, rank, world)
+        self.batch_size = batch_size
+
+    def set_epoch(self, epoch: int) -> None:
+        self.sampler.set_epoch(epoch)
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.sampler) / self.batch_size)
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        order = iter(self.sampler)
+        while batch := list(islice(order, self.batch_size)):
+            yield batch
+
+
+class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+    """Every image exactly once over all devices, in the same number of batches on each.
+
+    Equal numbers matter: a device that runs out early would leave the others waiting for it.
+    """
+
+    def __init__(self, count: int, batch_size: int, rank: int = 0, world: int = 1) -> None:
+        if count < world:
+            raise DogbreedError(f"{count} images cannot be evaluated on {world} devices; use trainer.devices={count}.")
+        self.mine = np.arange(rank, count, world)
+        # No more than the device with the fewest images can fill: with batch_size=1 one batch may hold two.
+        self.batches = min(math.ceil(math.ceil(count / world) / batch_size), count // world)
+        self.batch_size = batch_size
+        self.world = world
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.world == 1:
+            parts = [self.mine[start : start + self.batch_size] for start in range(0, len(self.mine), self.batch_size)]
+        else:
+            parts = np.array_split(self.mine, self.batches)
+        for part in parts:
+            yield [(index, 0) for index in part.tolist()]
+
+
+def keyed(seed: int, purpose: str, number: int) -> np.random.Generator:
+    """A generator that depends on nothing but its arguments."""
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), number])))
