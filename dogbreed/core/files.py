@@ -1,23 +1,26 @@
-"""Writing files so that they are there whole or not at all."""
+"""Writing files so that they are there whole or not at all, and folders that belong to one run alone."""
 
+import csv
 import errno
+import io
+import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
-
-from safetensors import SafetensorError
+from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Gives a path beside `path` to write to, and renames it when all is on disk: never a half-written file.
+    """Yield a path beside `path` to write to, and rename it once everything is on disk.
 
     Raises:
-        DogbreedError: The disk is full or not writable; nothing is left behind.
+        DogbreedError: The disk is full or not writable; nothing half-written is left behind.
     """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -26,24 +29,70 @@ def atomic_write(path: Path) -> Iterator[Path]:
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         beside.replace(path)
-    except (OSError, RuntimeError, SafetensorError) as error:
-        cause = _cause(error, path)
+    except Exception as error:
         with suppress(OSError):  # where there is no folder, there is no file
             beside.unlink(missing_ok=True)
-        raise DogbreedError(f"{path} could not be written ({cause}); what was there before is kept.") from error
+        # A full disk is a RuntimeError of torch, and an exception of its own of safetensors.
+        if isinstance(error, OSError | RuntimeError) or type(error).__name__ == "SafetensorError":
+            cause = _cause(error, path)
+            raise DogbreedError(f"{path} could not be written ({cause}); what was there before is kept.") from error
+        raise
     except BaseException:
         beside.unlink(missing_ok=True)
         raise
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
+    """Write a table; names of files that are not UTF-8 keep their bytes."""
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(header)
+    writer.writerows(rows)
+    with atomic_write(path) as file:
+        file.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape", newline="")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write what JSON can hold, indented, with a line feed at the end."""
+    with atomic_write(path) as file:
+        file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def new_folder(parent: Path) -> Path:
+    """Make and return `parent/<date>/<time>`, with a number behind it where another run has that second.
+
+    The folder is made exclusively, so that no two runs ever share one.
+    """
+    now = datetime.now().astimezone()
+    base = parent / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
+    folder, number = base, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            number += 1
+            folder = base.with_name(f"{base.name}-{number}")
+        else:
+            return folder
+
+
+def remove(paths: Iterable[Path]) -> None:
+    """Delete files and folders, whether they are there or not."""
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+
+
 def _cause(error: Exception, path: Path) -> str:
-    """Why writing failed; torch and safetensors hide the operating system's number in their text."""
+    """Return why writing failed; torch and safetensors hide the operating system's number in their text."""
     if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
         return "the disk is full"
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     with suppress(OSError):
-        if shutil.disk_usage(path.parent).free < 1 << 20:  # torch says no more than that it got stuck
+        if shutil.disk_usage(path.parent).free < 1 << 20:  # torch's message says no more than that writing failed
             return "the disk is full"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return "is the disk full?" if "write" in str(error).lower() else lines[0]

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from dogbreed.core.text import duration, size
+
 LINE_EVERY_SECONDS = 10.0
 LINE_EVERY_FRACTION = 0.25
 
@@ -91,7 +93,7 @@ class _Lines:
         rate = (self.done - self.before) / max(self.last - self.start, 1e-9)
         text = f"{self.description}: {_amount(self.done, self.total, self.unit)}, {_count(rate, self.unit)}/s"
         if self.total and rate and self.done < self.total:
-            text += f", {_duration((self.total - self.done) / rate)} left"
+            text += f", {duration((self.total - self.done) / rate)} left"
         print(text, file=sys.stderr, flush=True)
 
 
@@ -122,14 +124,4 @@ def _amount(done: int, total: int | None, unit: str) -> str:
 def _count(number: float, unit: str) -> str:
     if unit != "bytes":
         return f"{number:,.1f} {unit}" if number < 10 and number != int(number) else f"{number:,.0f} {unit}"
-    for name in ("bytes", "kB", "MB"):
-        if number < 1000:
-            return f"{number:.0f} {name}" if name != "MB" else f"{number:.1f} {name}"
-        number /= 1000
-    return f"{number:.2f} GB"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+    return size(number)

@@ -1,6 +1,5 @@
 """`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Sampler
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.machine import cpu_count
 from dogbreed.data.datasets import (
     SPLITS,
     FeatureDataset,
@@ -95,7 +95,7 @@ class DogImages(LightningDataModule):
             raise DogbreedError(f"data.num_workers={num_workers} is out of range; it is auto or 0 and more.")
         self.root = Path(root)
         self.batch_size = batch_size
-        self.num_workers = min(os.cpu_count() or 1, 8) if num_workers == "auto" else num_workers
+        self.num_workers = min(cpu_count(), 8) if num_workers == "auto" else num_workers
         self.augment = augment
         self.on_bad_image = on_bad_image
         self.download = download

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import PIL
 
+from dogbreed.core.machine import cpu_count
 from dogbreed.core.progress import track
 from dogbreed.data import images
 
@@ -96,7 +97,7 @@ def _look_at_all(
     paths: list[Path], memory: Path | None, check: str, max_pixels: int, workers: int | None, quiet: bool
 ) -> list[ScannedFile]:
     # Pillow lets go of the interpreter lock while it decodes, so threads do; they also start at once.
-    pool = ThreadPoolExecutor(workers or _cpus(), thread_name_prefix="scan")
+    pool = ThreadPoolExecutor(workers or cpu_count(), thread_name_prefix="scan")
     futures = [pool.submit(_look, path, max_pixels) for path in paths]
     try:
         with track(len(paths), "Checking images", "images", quiet=quiet) as progress:
@@ -140,11 +141,6 @@ def _stamp(path: Path) -> "_Stamp | None":
     except OSError:
         return None
     return (status.st_size, status.st_mtime_ns, status.st_ctime_ns) if stat.S_ISREG(status.st_mode) else None
-
-
-def _cpus() -> int:
-    # A container is often given fewer CPUs than the machine has.
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # Size, and the times at which the content and the file's own record were changed, in nanoseconds: a file that is put in

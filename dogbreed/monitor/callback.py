@@ -6,7 +6,6 @@ every 50 steps; gradients and activations are taken on every tenth step only, an
 
 import json
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
+from dogbreed.core.machine import cpu_count
 from dogbreed.models.classifier import DogBreedClassifier, NonFiniteLoss
 from dogbreed.monitor import rules, system_rules
 from dogbreed.monitor.history import History
@@ -82,13 +82,12 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DogBreedClassifier)
         if self._active:
-            cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
             self._recorder = Recorder(
                 pl_module,
                 self.settings,
                 step=trainer.global_step,
                 workers=getattr(trainer.datamodule, "num_workers", 0),  # type: ignore[attr-defined]
-                cores=cores,
+                cores=cpu_count(),
                 scaled=trainer.precision == "16-mixed",
             )
             self._looked_at_machine = time.monotonic()

@@ -15,6 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
+from dogbreed.core.text import count
 from dogbreed.monitor import rules
 from dogbreed.monitor.rules import Finding
 from dogbreed.monitor.smdebug_reader import Recorded, read
@@ -134,8 +135,8 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
     losses = [recorded.train[step] for step in steps]
     end = "" if recorded.ended else " of a run that has not ended"
     lines = [
-        f"{folder}: {_counted(len(recorded.names), 'tensor')}{end}",
-        f"training    {_counted(len(steps), 'step')} saved, the last is {steps[-1]}: "
+        f"{folder}: {count(len(recorded.names), 'tensor')}{end}",
+        f"training    {count(len(steps), 'step')} saved, the last is {steps[-1]}: "
         f"loss {losses[0]:.4f} to {losses[-1]:.4f}, lowest {min(losses):.4f} at step {steps[int(np.argmin(losses))]}",
     ]
     if recorded.evaluations:
@@ -143,8 +144,8 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
         best = recorded.evaluations[int(np.argmin(means))]
         batches = sum(len(evaluation.losses) for evaluation in recorded.evaluations)
         lines.append(
-            f"evaluation  {_counted(len(means), 'time')}, {_counted(batches, 'batch')} saved: "
-            f"mean loss {means[0]:.4f} to {means[-1]:.4f}, lowest {best.mean:.4f} after {_counted(best.step, 'step')}"
+            f"evaluation  {count(len(means), 'time')}, {count(batches, 'batch')} saved: "
+            f"mean loss {means[0]:.4f} to {means[-1]:.4f}, lowest {best.mean:.4f} after {count(best.step, 'step')}"
         )
     else:
         lines.append("evaluation  none was saved")
@@ -155,11 +156,6 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
         head = f"{finding.rule:<{width}}  {state:<5}  "
         lines.append(fill(finding.message, 110, initial_indent=head, subsequent_indent=" " * len(head)))
     return "\n".join(lines)
-
-
-def _counted(number: int, noun: str) -> str:
-    plural = f"{noun}es" if noun.endswith("h") else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

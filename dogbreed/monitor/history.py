@@ -1,7 +1,5 @@
 """What a run keeps of its epochs: their lines, `metrics.csv`, the best and the last checkpoint."""
 
-import csv
-import io
 import math
 import time
 from pathlib import Path
@@ -11,7 +9,7 @@ from lightning.pytorch import LightningModule, Trainer, callbacks
 from lightning.pytorch.callbacks import Checkpoint
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import write_csv
 from dogbreed.core.metric_lines import EPOCH_LINE
 from dogbreed.models.classifier import DogBreedClassifier
 
@@ -94,15 +92,7 @@ class History(Checkpoint):
         trainer.save_checkpoint(self.last_path)
         self.kept = len(self.rows)
         if trainer.is_global_zero:
-            self._write_csv()
-
-    def _write_csv(self) -> None:
-        text = io.StringIO()
-        writer = csv.DictWriter(text, HISTORY)
-        writer.writeheader()
-        writer.writerows(self.rows)
-        with atomic_write(self.folder / "metrics.csv") as file:
-            file.write_text(text.getvalue())
+            write_csv(self.folder / "metrics.csv", HISTORY, ([row[name] for name in HISTORY] for row in self.rows))
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config}

@@ -4,8 +4,6 @@ Phases come from Lightning's own profiler interface, which tells when each part 
 counts once: what a callback takes within the optimizer's step is the callback's.
 """
 
-import csv
-import io
 import os
 import time
 from collections import deque
@@ -20,7 +18,7 @@ from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.monitor import system_rules
 from dogbreed.monitor.rules import Finding
 from dogbreed.monitor.system_metrics import Sample, SystemMetrics
@@ -365,21 +363,12 @@ def write_tables(folder: Path, profile: Profile) -> None:
         ]
         for s in profile.samples
     ]
-    _write_csv(folder / "system.csv", head, rows)
+    write_csv(folder / "system.csv", head, rows)
     if profile.steps:
         head = ["step", "seconds", *PHASES, "traced"]
         steps = [[s.number, *(f"{v:.6f}" for v in (s.seconds, *s.phases)), int(s.traced)] for s in profile.steps]
-        _write_csv(folder / "steps.csv", head, steps)
+        write_csv(folder / "steps.csv", head, steps)
     if profile.operators:
         head = ["operator", "calls", "self_cpu_seconds", "self_device_seconds"]
         listed = [[o.name, o.calls, f"{o.cpu_seconds:.6f}", f"{o.device_seconds:.6f}"] for o in profile.operators]
-        _write_csv(folder / "operators.csv", head, listed)
-
-
-def _write_csv(file: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(head)
-    writer.writerows(rows)
-    with atomic_write(file) as temporary:
-        temporary.write_text(text.getvalue(), encoding="utf-8")
+        write_csv(folder / "operators.csv", head, listed)
