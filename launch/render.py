@@ -3,7 +3,7 @@ what is sent along, how long it will take, what it will cost, and what to beware
 
 import os
 from collections.abc import Iterator, Mapping
-from datetime import date
+from datetime import date, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,12 @@ import yaml
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
-from launch.aws.pricing import Estimate, Prices, check_cost
+from dogbreed.inference.archive import CODE
+from launch.aws.pricing import HOURS_A_MONTH, Estimate, Prices, check_cost
 from launch.jobs.debugger import NOTICE
 from launch.jobs.request import SPLITS, TUNING, Job
+from launch.serving import cost
+from launch.serving.request import Deployment, parse_span
 
 COMMANDS = {TUNING: "aws sagemaker create-hyper-parameter-tuning-job", "": "aws sagemaker create-training-job"}
 SAMPLE_COUNTS = {"train": 144, "valid": 48, "test": 48}  # of data=sample
@@ -173,3 +176,102 @@ def _span(seconds: float) -> str:
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+# A deployment
+
+
+def describe_deployment(config: Mapping[str, Any], deployment: Deployment, prices: Prices, certificate: str) -> str:
+    """Return the whole plan of a deployment; as YAML it is the requests alone, a document for each.
+
+    Args:
+        config: A composed configuration.
+        deployment: To show.
+        prices: To compute with.
+        certificate: What is known of the model's certificate, a sentence.
+    """
+    lines = _deployment_lines(config, deployment, prices, certificate)
+    head = "\n".join(f"# {line}".rstrip() for line in lines)
+    calls = [
+        f"---\n# {step.service} {step.operation}\n"
+        + yaml.dump(step.request, sort_keys=False, width=1000, allow_unicode=True, Dumper=_Plain)
+        for step in deployment.steps
+    ]
+    return f"{head}\n\n" + "\n".join(calls)
+
+
+def _deployment_lines(
+    config: Mapping[str, Any], deployment: Deployment, prices: Prices, certificate: str
+) -> Iterator[str]:
+    yield f"Plan of {deployment.name} ({deployment.kind}): nothing was sent, and no account was asked."
+    yield "Below are the requests in their order."
+    if deployment.place.assumed:
+        yield ""
+        yield "Not known without an account, and replaced when they are sent:"
+        yield from (f"  {name}: {stand_in}" for name, stand_in in deployment.place.assumed.items())
+    yield ""
+    archive = deployment.archive
+    size = sum(map(archive.size, archive.names))
+    code = [name for name in archive.names if name.startswith(f"{CODE}/dogbreed/")]
+    yield f"Sent along: {deployment.model_uri}"
+    yield f"  {len(archive.names)} files, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
+    yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
+    yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
+    yield f"Certificate: {certificate}."
+    yield ""
+    yield from _deployment_cost(config, deployment, prices)
+    warnings = list(_deployment_warnings(config, deployment))
+    try:
+        cost.check_cost(config, deployment, prices)
+    except DogbreedError as error:
+        warnings.insert(0, f"mode=submit would refuse this. {str(error).rstrip('.')}")
+    if warnings:
+        yield ""
+        yield "Warnings:"
+        yield from (f"  - {warning}." for warning in warnings)
+
+
+def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices) -> Iterator[str]:
+    options = config["sagemaker"]["endpoint"]
+    if deployment.kind == "serverless":
+        second = prices.table["serverless_gb_second"] * options["memory_mb"] / 1024
+        yield "Costs $0.00 per hour when it is not used;"
+        yield (
+            f"  ${second * 1000:.3f} for 1,000 seconds of work with {options['memory_mb']} MB "
+            f"(table of {prices.table['as_of']}), and the first request after a pause waits for the start"
+        )
+        return
+    hour, machine = cost.hourly(config, deployment.kind, prices), options["instance_type"]
+    if hour is None:
+        yield f"The price of {machine} is not known: {prices.told(machine)}."
+        return
+    machines = f"{options['instance_count']} x {machine}, {prices.told(machine)}"
+    if deployment.kind == "batch":
+        yield f"Costs ${hour:.3f} per hour while it works ({machines}), and nothing afterwards."
+        return
+    yield f"Costs ${hour:.3f} per hour, used or not ({machines}):"
+    yield f"  ${hour * 24:,.2f} per day, ${hour * HOURS_A_MONTH:,.0f} per month if it is forgotten"
+    if options["max_count"]:
+        most = hour / options["instance_count"] * options["max_count"]
+        yield f"  up to ${most:.3f} per hour with {options['max_count']} instances under load"
+    if options["expires"]:
+        hours = parse_span(options["expires"]) / timedelta(hours=1)
+        yield f"  ${hour * hours:.2f} until it expires, if it is deleted then"
+
+
+def _deployment_warnings(config: Mapping[str, Any], deployment: Deployment) -> Iterator[str]:
+    options = config["sagemaker"]["endpoint"]
+    if notice := image_notice(deployment.request("CreateModel")["PrimaryContainer"]["Image"]):
+        yield f"{notice}. It is the last that AWS has for inference with PyTorch; image= takes one of yours"
+    if options["expires"]:
+        yield "Nothing deletes it by itself: run python launch/sagemaker_delete.py expired=true, by hand or from cron"
+    elif deployment.kind in ("realtime", "async"):
+        yield "It costs until it is deleted: python launch/sagemaker_delete.py NAME; expires=2h reminds of it"
+    if options["capture"]:
+        yield "Requests are kept in the bucket, images and all: whoever sends them should know"
+    weights, memory = deployment.archive.size("model.safetensors"), options["memory_mb"]
+    if deployment.kind == "serverless" and weights * 2 + 700e6 > memory * 2**20:
+        yield (
+            f"The weights take {weights / 1e6:,.0f} MB, and {memory} MB of memory may be too little for them, torch "
+            "and the container"
+        )

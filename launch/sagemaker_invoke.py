@@ -1,12 +1,90 @@
-"""`python launch/sagemaker_invoke.py`: see `launch.serving.invoke`."""
+"""`python launch/sagemaker_invoke.py`: the bytes of images go to an endpoint, breeds come back."""
 
+import argparse
+import json
+import os
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from launch.serving.invoke import main
+from dogbreed.core.cli import guard
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference.schema import TOP_K, Response
+from dogbreed.serving.client import PredictionError
+from launch.aws.errors import explained
+from launch.serving.invoke import connect
+
+_EPILOG = """\
+examples:
+  python launch/sagemaker_invoke.py dogbreed-vgg16 rex.jpg
+  python launch/sagemaker_invoke.py http://127.0.0.1:8080 rex.jpg luna.png --json
+  python launch/sagemaker_invoke.py any-name rex.jpg --endpoint-url http://127.0.0.1:8080
+
+exit codes:
+  0    every image was answered
+  1    some were not: their lines give the reason
+  2    nothing was sent: a path does not exist, no credentials, no such endpoint
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python launch/sagemaker_invoke.py",
+        description="Asks an endpoint, or a server at an address, for the breeds in images.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="images")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line in place of the table")
+    parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"breeds per answer (default {TOP_K})")
+    parser.add_argument("--region", help="of the endpoint (default: the environment's)")
+    parser.add_argument("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
+    parser.add_argument(
+        "--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its images are put, s3://..."
+    )
+    args = parser.parse_args(argv)
+    return guard(lambda: _run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.top_k < 1:
+        raise DogbreedError(f"--top-k {args.top_k} is out of range; it is a whole number from 1.")
+    for path in args.paths:
+        if not os.path.isfile(path):
+            raise DogbreedError(f"{path} is no file; give images.")
+    endpoint = connect(args.endpoint, region=args.region, endpoint_url=args.endpoint_url, queue=args.queue)
+    failed = 0
+    for path in args.paths:
+        try:
+            with explained(f"invoking {endpoint.name}"):
+                reply = endpoint.predict(Path(path), top_k=args.top_k)
+        except PredictionError as error:
+            if error.status is None:  # it is the endpoint's fault, and will be for the others
+                raise
+            failed += 1
+            print(json.dumps({"path": path, "error": str(error)}) if args.json else f"{path}: {error}", flush=True)
+        else:
+            print(_json(path, reply) if args.json else _row(path, reply), flush=True)
+    return 1 if failed else 0
+
+
+def _json(path: str, reply: Response) -> str:
+    top = [asdict(score) for score in reply.predictions]
+    return json.dumps({"path": path, **top[0], "top": top})
+
+
+def _row(path: str, reply: Response) -> str:
+    best, *others = reply.predictions
+    rest = ", ".join(f"{score.label} {score.probability:.1%}" for score in others)
+    return f"{path}: {best.label} {best.probability:.1%}" + (f" (or {rest})" if rest else "")
+
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -85,7 +85,6 @@ def test_imports_run_downwards(module):
     allowed = {own, *(f"{top}.{name}" for name in MAY_IMPORT[own].split())}
     if top == "launch":
         allowed |= {name for name in MAY_IMPORT if name.startswith("dogbreed.")}
-    allowed |= {"launch.deploy"} if own in ("launch.serving", "launch.rehearsal") else set()  # until it is split
     above = {name for name in ours(module) if package_of(name) not in allowed}
     assert not above, f"{own} may import {MAY_IMPORT[own] or 'nothing above it'}"
 

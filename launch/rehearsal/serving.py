@@ -12,117 +12,134 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.inference.archive import Archive
 from dogbreed.serving.client import Endpoint, PredictionError
-from launch.aws.account import Account
-from launch.deploy import Asks
-from launch.rehearsal import serving_container
+from launch.aws.account import Account, environment_region
+from launch.rehearsal import s3, serving_container
 from launch.rehearsal.s3 import LocalS3
+from launch.serving import certificates, deploy
+from launch.serving.delete import delete_endpoint
 from launch.serving.request import Deployment
-from launch.serving.smoke_test import check_answer
+from launch.serving.smoke_test import EndpointProbe, check_answer
 
 LOCAL = {"role": "rehearsal", "bucket": None, "kms_key": None}
-SAME = 1e-3  # probabilities on this machine, from logits that may differ by 1e-4
+TOLERANCE = 1e-3  # of probabilities on this machine, from logits that may differ by 1e-4
 
 
-class Rehearses(Asks):
-    """Tests with all photographs and the odd files of the certificate, against the real container on loopback."""
+def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
+    """Carry a deployment out on this machine.
 
-    poll = 0.1
+    Args:
+        config: A composed configuration.
+        model: As the person gave it.
+        archive: Of the model.
+
+    Raises:
+        DogbreedError: No Java; the model is not certified, or the container does not answer as certified.
+    """
+    serving_container.check_java()
+    images, paths = deploy.read_images(config)
+    certificate = certificates.certify(model, archive, images, paths)
+    region = config["sagemaker"]["region"] or environment_region() or "us-east-1"
+    here = {**config, "sagemaker": {**config["sagemaker"], **LOCAL, "region": region}}
+    with s3.serve(region) as store, _environment(store.variables()):
+        account = Account(here)
+        store.make_bucket(account.place.bucket)
+        deployment = deploy.describe_model(here, archive, account.with_role())
+        probe = RehearsalProbe(here, account, deployment, images, certificate, store)
+        deploy.carry_out(here, deployment, account, probe)
+        if deployment.kind != "batch":
+            delete_endpoint(account, deployment.name)
+    print("Rehearsed and cleaned up.")
+
+
+class RehearsalProbe(EndpointProbe):
+    """Tests with all images and the edge cases of the certificate, against the real container on loopback."""
 
     def __init__(
         self,
         config: Mapping[str, Any],
         account: Account,
         deployment: Deployment,
-        photographs: Mapping[str, bytes],
+        images: Mapping[str, bytes],
         certificate: Mapping[str, Any],
-        s3: LocalS3,
+        store: LocalS3,
     ) -> None:
-        super().__init__(config, account, deployment, photographs, certificate)
-        self.s3 = s3
+        super().__init__(config, account, deployment, images, certificate)
+        self.store = store
 
     def __call__(self, name: str) -> None:
-        """Starts the container as the service would, and asks it.
+        """Start the container as the service would, and test it.
 
         Raises:
             DogbreedError: It does not start, or does not answer as certified.
         """
         with TemporaryDirectory(prefix="dogbreed-deploy-") as temporary:
-            place = Path(temporary)
-            self.s3.get(self._model_address(name), place)
+            folder = Path(temporary)
+            self.store.get(self._model_address(name), folder)
             start = time.monotonic()
             variables = self.deployment.request("CreateModel")["PrimaryContainer"]["Environment"]
-            with serving_container.running(place / "model.tar.gz", variables=variables) as address:
+            with serving_container.running(folder / "model.tar.gz", variables=variables) as address:
                 print(f"The container took {time.monotonic() - start:.1f} s to load the model: {address}/invocations")
-                self._ask(Endpoint(address))
+                self._check_all(Endpoint(address))
                 if self.deployment.kind == "batch":
-                    self._answer_batch(Endpoint(address), place / "batch")
+                    self._answer_batch(Endpoint(address), folder / "batch")
 
-    def done(self) -> None:
-        """Says what was asked first."""
-        answer = self.expected(next(iter(self.photographs.values())))
+    def report(self) -> None:
+        """Say what the first answer was."""
+        answer = self.expected(self.image)
         if "refused" not in answer:
             print(f"{answer['file']} is {answer['label']}, index {answer['index']} ({answer['probability']:.1%}).")
 
     def _model_address(self, name: str) -> str:
-        """As the service finds it: from the endpoint over its settings to the model."""
-        sagemaker = self.account.client("sagemaker")
-        if self.deployment.kind == "batch":
-            model = self.deployment.request("CreateModel")
-            return str(model["PrimaryContainer"]["ModelDataUrl"])
-        settings = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
-        (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=settings)["ProductionVariants"]
-        model = sagemaker.describe_model(ModelName=variant["ModelName"])
+        """Find it as the service does: from the endpoint over its settings to the model."""
+        model = self.deployment.request("CreateModel")
+        if self.deployment.kind != "batch":
+            sagemaker = self.account.client("sagemaker")
+            settings = sagemaker.describe_endpoint(EndpointName=name)["EndpointConfigName"]
+            (variant,) = sagemaker.describe_endpoint_config(EndpointConfigName=settings)["ProductionVariants"]
+            model = sagemaker.describe_model(ModelName=variant["ModelName"])
         return str(model["PrimaryContainer"]["ModelDataUrl"])
 
-    def _answer_batch(self, endpoint: Endpoint, place: Path) -> None:
-        """As a transform job does: an answer beside each photograph's name, in S3."""
+    def _answer_batch(self, endpoint: Endpoint, folder: Path) -> None:
+        """Do as a transform job does: write an answer beside each image's name, in S3."""
         job = self.deployment.request("CreateTransformJob")
         output = job["TransformOutput"]["S3OutputPath"]
-        self.s3.get(job["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"], place)
+        self.store.get(job["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"], folder)
         endpoint.most_bytes = job["MaxPayloadInMB"] * 2**20
-        failed = []
-        files = [file for file in sorted(place.rglob("*")) if file.is_file()]
-        for file in files:
+        for file in [file for file in sorted(folder.rglob("*")) if file.is_file()]:
+            name = file.relative_to(folder).as_posix()
             try:
                 reply = endpoint.predict(file)
-            except PredictionError as error:
-                failed.append(f"{file.relative_to(place)}: {error}")
-                continue
-            finally:
-                file.unlink()
+            except PredictionError as error:  # SageMaker fails the whole job for one record that it got no answer for
+                raise DogbreedError(f"The transform job would fail: {name}: {error}") from error
             answer = file.with_name(f"{file.name}.out")
-            answer.write_text(json.dumps({"predictions": [asdict(guess) for guess in reply.predictions]}))
-            self.s3.put(answer, f"{output}/{answer.relative_to(place).as_posix()}")
-            print(f"{file.relative_to(place)}: {reply.label} {reply.predictions[0].probability:.1%}")
-        if failed:  # SageMaker fails the whole job for one record that it got no answer for
-            raise DogbreedError(f"The transform job would fail: {failed[0]}")
-        print(f"{len(self.s3.names(output))} answers lie in {output}")
+            answer.write_text(json.dumps({"predictions": [asdict(score) for score in reply.predictions]}))
+            self.store.put(answer, f"{output}/{name}.out")
+            print(f"{name}: {reply.label} {reply.predictions[0].probability:.1%}")
+        print(f"{len(self.store.names(output))} answers lie in {output}")
 
-    def _ask(self, endpoint: Endpoint) -> None:
-        files = {**self.photographs, "odd/drawn.jpg": drawn()}
-        first = next(iter(self.photographs.values()))
-        files |= {f"odd/{name}": data for name, data in oddities(first).items()}
+    def _check_all(self, endpoint: Endpoint) -> None:
+        files = {**self.images, "odd/drawn.jpg": drawn()}
+        files |= {f"odd/{name}": data for name, data in oddities(self.image).items()}
+        # The edge cases of a certificate that was made from another image are not known to it.
+        answers = [(data, certificates.expected(self.certificate, data)) for data in files.values()]
+        known = [(data, answer) for data, answer in answers if answer is not None]
         start = time.monotonic()
-        refused = asked = 0
-        for data in files.values():
-            try:
-                expected = self.expected(data)
-            except AssertionError:
-                continue  # the odd files of the certificate were made from another photograph
-            check_answer(endpoint, data, expected, SAME)
-            asked += 1
-            refused += "refused" in expected
-        seconds = time.monotonic() - start
+        for data, answer in known:
+            check_answer(endpoint, data, answer, TOLERANCE)
+        milliseconds = 1000 * (time.monotonic() - start) / len(known)
+        refused = sum("refused" in answer for _, answer in known)
+        verb = "is" if refused == 1 else "are"
         print(
-            f"It answers {asked} files as certified, {refused} of them with the reason why not; "
-            f"{1000 * seconds / asked:.0f} ms each."
+            f"It answers {len(known)} files as certified, {milliseconds:.0f} ms per file; {refused} of them {verb} "
+            "refused, as certified."
         )
 
 
 @contextmanager
-def environment(variables: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables of this process for as long as the context lasts."""
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set variables of this process for as long as the context lasts."""
     before = {name: os.environ.get(name) for name in (*variables, "AWS_PROFILE", "AWS_SESSION_TOKEN")}
     os.environ.pop("AWS_PROFILE", None)
     os.environ.pop("AWS_SESSION_TOKEN", None)

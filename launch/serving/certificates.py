@@ -1,4 +1,4 @@
-"""Finds a model's certificate, or has it made: nothing is deployed without one. Needs no torch where there is one."""
+"""Finds a model's certificate, or has it made: nothing is deployed without one. Needs torch only to make it."""
 
 import hashlib
 import importlib.util
@@ -14,60 +14,60 @@ from dogbreed.inference.manifest import MANIFEST, WEIGHTS
 from dogbreed.serving.certificate import CERTIFICATE, read
 
 
-def known(archive: Archive, file: Path, photographs: Mapping[str, bytes] | None = None) -> dict[str, Any] | None:
-    """The certificate in a file if it is one of this model with this version of the package, and has passed.
+def load(file: Path, archive: Archive, images: Mapping[str, bytes] | None = None) -> dict[str, Any] | None:
+    """Load a certificate; None if it is not of this model with this version of the package, or has not passed.
 
     Args:
-        archive: Of the model.
         file: Where the certificate would be.
-        photographs: By name; the certificate has to know them all.
+        archive: Of the model.
+        images: By name; the certificate has to know them all.
     """
     try:
-        found = read(file)
+        certificate = read(file)
     except DogbreedError:
         return None
-    same_model = found.get("model") == {name: archive.digests[name] for name in (WEIGHTS, MANIFEST)}
-    same_code = found.get("package", {}).get("sha256") == archive.code_digest
-    seen = {answer["sha256"] for answer in found.get("answers", ())}
-    missing = {_digest(data) for data in (photographs or {}).values()} - seen
-    return found if found["passed"] and same_model and same_code and not missing else None
+    same_model = certificate.get("model") == {name: archive.digests[name] for name in (WEIGHTS, MANIFEST)}
+    same_code = certificate.get("package", {}).get("sha256") == archive.code_digest
+    seen = {answer["sha256"] for answer in certificate.get("answers", ())}
+    missing = {_digest(data) for data in (images or {}).values()} - seen
+    return certificate if certificate["passed"] and same_model and same_code and not missing else None
 
 
-def place(model: Path, archive: Archive) -> Path:
-    """Where a model's certificate is kept: in its folder, or beside the archive that it came from."""
+def path_of(model: Path, archive: Archive) -> Path:
+    """Return where a model's certificate is kept: in its folder, or beside the archive that it came from."""
     return model.with_name(f"{model.name}.{CERTIFICATE}") if model.is_file() else archive.folder / CERTIFICATE
 
 
-def certify(model: Path, archive: Archive, photographs: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, Any]:
-    """The model's certificate; made in a process of its own, which needs torch, if there is none that fits.
+def certify(model: Path, archive: Archive, images: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, Any]:
+    """Return the model's certificate; it is made in a process of its own, which needs torch, if none fits.
 
     Args:
         model: As the person gave it.
-        archive: Of it.
-        photographs: That it has to know.
-        paths: Of them, as far as they are files.
+        archive: Of the model.
+        images: That the certificate has to know, by name.
+        paths: Names of those that are files.
 
     Raises:
-        DogbreedError: The ways from bytes to logits do not agree, or the certificate cannot be made here.
+        DogbreedError: The inference paths do not agree, or the certificate cannot be made here.
     """
-    file = place(model, archive)
-    if found := known(archive, file, photographs):
-        return found
+    file = path_of(model, archive)
+    if certificate := load(file, archive, images):
+        return certificate
     if importlib.util.find_spec("torch") is None:
         raise DogbreedError(
             f"{file} is no certificate of this model with this version, and making one needs torch: run "
             f"python -m dogbreed.certify {model} where it is installed, and copy the file here."
         )
     command = [sys.executable, "-m", "dogbreed.certify", str(archive.folder), *paths, "--output", str(file)]
-    if failed := _run(command):
-        raise DogbreedError(failed)
-    if (found := known(archive, file, photographs)) is None:
+    if error := _run(command):
+        raise DogbreedError(error)
+    if (certificate := load(file, archive, images)) is None:
         raise DogbreedError(f"{file} does not fit the model that was certified; has it changed meanwhile?")
-    return found
+    return certificate
 
 
 def _run(command: Sequence[str]) -> str:
-    """Runs a command of ours, whose progress is passed on; returns its error, "" where there is none."""
+    """Run a command of ours and pass its progress on; return its error, "" where there is none."""
     error = ""
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:  # noqa: S603
         assert process.stderr is not None
@@ -79,20 +79,20 @@ def _run(command: Sequence[str]) -> str:
     return error or "The certificate could not be made." if process.returncode else ""
 
 
-def expected(certificate: Mapping[str, Any], photograph: bytes) -> dict[str, Any] | None:
-    """What the certificate says of a photograph; None where it does not know it."""
-    digest = _digest(photograph)
+def expected(certificate: Mapping[str, Any], image: bytes) -> dict[str, Any] | None:
+    """Return what the certificate says of an image; None where it does not know it."""
+    digest = _digest(image)
     return next((answer for answer in certificate["answers"] if answer["sha256"] == digest), None)
 
 
-def told(archive: Archive, file: Path) -> str:
-    """What is known of a certificate, for a plan."""
-    found = known(archive, file)
-    if found is None:
+def describe(file: Path, archive: Archive) -> str:
+    """Describe a certificate for a plan."""
+    certificate = load(file, archive)
+    if certificate is None:
         return "none yet of this model with this version; it is made before anything is sent"
     return (
-        f"{found['made']}, no logit differs by more than {found['largest_difference']:.1e} over {found['files']} files "
-        f"and {len(found['ways'])} ways"
+        f"{certificate['made']}, no logit differs by more than {certificate['largest_difference']:.1e} over "
+        f"{certificate['files']} files and {len(certificate['ways'])} inference paths"
     )
 
 

@@ -1,105 +1,98 @@
-"""`sagemaker_invoke.py`: the bytes of photographs go to an endpoint, breeds come back."""
+"""Invokes an endpoint: through boto3, through the queue of an asynchronous one, or at an address."""
 
-import argparse
-import json
-import os
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
+import io
+import time
+import uuid
 from typing import Any
 
-from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import TOP_K, Response
 from dogbreed.serving.client import Endpoint, PredictionError, is_address
 from launch.aws.account import environment_region
 from launch.aws.errors import explained
-from launch.serving.smoke_test import Queue
+from launch.aws.naming import split_s3
+from launch.serving.request import LARGE
 
-_EPILOG = """\
-examples:
-  python launch/sagemaker_invoke.py dogbreed-vgg16 rex.jpg
-  python launch/sagemaker_invoke.py http://127.0.0.1:8080 rex.jpg luna.png --json
-  python launch/sagemaker_invoke.py any-name rex.jpg --endpoint-url http://127.0.0.1:8080
-
-exit codes:
-  0    every photograph was answered
-  1    some were not: their lines give the reason
-  2    nothing was asked: a path does not exist, no credentials, no such endpoint
-"""
+ANSWER_SECONDS = 900  # for a queue; an endpoint that is scaled to nothing has to start first
 
 
-def main(argv: Sequence[str]) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python launch/sagemaker_invoke.py",
-        description="Asks an endpoint, or a server at an address, for the breeds on photographs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="photographs")
-    parser.add_argument("--json", action="store_true", help="one JSON object a line in place of the table")
-    parser.add_argument(
-        "--top-k", type=int, default=TOP_K, metavar="K", help=f"breeds in each answer (default {TOP_K})"
-    )
-    parser.add_argument("--region", help="of the endpoint (default: the environment's)")
-    parser.add_argument("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
-    parser.add_argument(
-        "--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its photographs are put, s3://..."
-    )
-    given = parser.parse_args(argv)
-    return guard(lambda: _run(given))
+class Queue:
+    """Has the `invoke_endpoint` of boto3's runtime for an endpoint that answers into S3.
 
+    Args:
+        runtime: boto3's client of `sagemaker-runtime`.
+        s3: boto3's client of `s3`.
+        bucket: Gets the images.
+        folder: In the bucket.
+        poll: Seconds between two looks for the answer.
+    """
 
-def _run(given: argparse.Namespace) -> int:
-    if given.top_k < 1:
-        raise DogbreedError(f"--top-k {given.top_k} is out of range; it is a whole number from 1.")
-    for path in given.paths:
-        if not os.path.isfile(path):
-            raise DogbreedError(f"{path} is no file; give photographs.")
-    endpoint = _endpoint(given)
-    failed = 0
-    for path in given.paths:
+    most_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
+
+    def __init__(self, runtime: Any, s3: Any, bucket: str, folder: str, poll: float = 1.0) -> None:
+        self.runtime, self.s3, self.bucket, self.folder, self.poll = runtime, s3, bucket, folder, poll
+        self.exceptions = runtime.exceptions
+
+    def invoke_endpoint(self, *, EndpointName: str, Body: bytes, ContentType: str, Accept: str) -> dict[str, Any]:
+        """Put the image into S3, queue it, and wait for the answer.
+
+        Raises:
+            PredictionError: The model failed, or there was no answer in time.
+        """
+        key = f"{self.folder}/requests/{uuid.uuid4()}"
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body)
+        queued = self.runtime.invoke_endpoint_async(
+            EndpointName=EndpointName,
+            InputLocation=f"s3://{self.bucket}/{key}",
+            ContentType=ContentType,
+            Accept=Accept,
+        )
+        deadline = time.monotonic() + ANSWER_SECONDS
         try:
-            with explained(f"asking {endpoint.name}"):
-                reply = endpoint.predict(Path(path), top_k=given.top_k)
-        except PredictionError as error:
-            if error.status is None:  # it is the endpoint's fault, and will be for the others
-                raise
-            failed += 1
-            print(json.dumps({"path": path, "error": str(error)}) if given.json else f"{path}: {error}", flush=True)
-        else:
-            print(json.dumps(_told(path, reply)) if given.json else _row(path, reply), flush=True)
-    return 1 if failed else 0
+            while time.monotonic() < deadline:
+                if (answer := self._read(queued["OutputLocation"])) is not None:
+                    return {"Body": io.BytesIO(answer)}
+                if (failure := self._read(queued.get("FailureLocation"))) is not None:
+                    reason = failure.decode("utf-8", "replace")[:300]
+                    raise PredictionError(f"{EndpointName} could not answer: {reason}", 500)
+                time.sleep(self.poll)
+        finally:
+            self.s3.delete_object(Bucket=self.bucket, Key=key)
+        raise PredictionError(f"{EndpointName} gave no answer within {ANSWER_SECONDS} s.")
+
+    def _read(self, address: str | None) -> bytes | None:
+        if not address:
+            return None
+        bucket, key = split_s3(address, "OutputLocation")
+        try:
+            return bytes(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
+        except self.s3.exceptions.NoSuchKey:
+            return None
 
 
-def _endpoint(given: argparse.Namespace) -> Endpoint:
-    if is_address(given.endpoint):
-        return Endpoint(given.endpoint)
+def connect(
+    name: str, *, region: str | None = None, endpoint_url: str | None = None, queue: str | None = None
+) -> Endpoint:
+    """Return a client for an endpoint.
+
+    Args:
+        name: Of the endpoint, or the address of a server.
+        region: Of the endpoint; None for the environment's.
+        endpoint_url: Where boto3 finds it, instead of AWS.
+        queue: For kind=async: the folder of its images, s3://...
+
+    Raises:
+        DogbreedError: No region is set, or `queue` is no folder in S3.
+    """
+    if is_address(name):
+        return Endpoint(name)
     import boto3
 
     with explained("reading the AWS configuration"):
-        session = boto3.Session(region_name=given.region or environment_region())
+        session = boto3.Session(region_name=region or environment_region())
         if not session.region_name:
             raise DogbreedError("No AWS region is set; give --region us-east-1 (or another), or AWS_REGION.")
-        runtime = session.client("sagemaker-runtime", endpoint_url=given.endpoint_url)
-        if given.queue:
-            from launch.aws.naming import split_s3
-
-            bucket, folder = split_s3(given.queue, "--queue")
+        runtime = session.client("sagemaker-runtime", endpoint_url=endpoint_url)
+        if queue:
+            bucket, folder = split_s3(queue, "--queue")
             runtime = Queue(runtime, session.client("s3"), bucket, folder.strip("/") or "queue")
-    return Endpoint(given.endpoint, runtime)
-
-
-def _told(path: str, reply: Response) -> dict[str, Any]:
-    best = reply.predictions[0]
-    top = [asdict(guess) for guess in reply.predictions]
-    return {"path": path, "label": best.label, "index": best.index, "probability": best.probability, "top": top}
-
-
-def _row(path: str, reply: Response) -> str:
-    best, *others = reply.predictions
-    rest = ", ".join(f"{guess.label} {guess.probability:.1%}" for guess in others)
-    return f"{path}: {best.label} {best.probability:.1%}" + (f" (or {rest})" if rest else "")
+    return Endpoint(name, runtime)

@@ -1,18 +1,20 @@
-"""One description of a deployment, made from the configuration and a model: the exact requests, in their order.
+"""Describes a deployment, from the configuration and a model: the exact requests, in their order.
 
-`mode=plan` prints it, `mode=rehearse` carries it out here, `mode=submit` sends it. Names come from the content: the
-same model on the same machines has the same names, so that what is there already is neither uploaded nor made twice.
+`mode=plan` prints them, `mode=rehearse` carries them out here, `mode=submit` sends them. Names come from the content:
+the same model on the same machines has the same names, so that what is there is neither uploaded nor made twice.
 """
 
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dogbreed.config.compose import known_keys
+from dogbreed.config.overrides import split
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
@@ -53,11 +55,11 @@ class Deployment:
     Attributes:
         kind: realtime, serverless, async or batch.
         name: Of the endpoint, or of the transform job.
-        archive: What is uploaded to `model_uri`.
+        archive: Is uploaded to `model_uri`.
         model_uri: Address of the model's archive.
         steps: The calls, in their order; an update sends UpdateEndpoint in place of CreateEndpoint.
-        place: Where.
-        photographs: Local folder that is uploaded to the input of a batch; None where it is in S3 already.
+        place: Where it runs.
+        images: Local folder that is uploaded as the input of a batch; None where it is in S3 already.
     """
 
     kind: str
@@ -66,17 +68,17 @@ class Deployment:
     model_uri: str
     steps: tuple[Step, ...]
     place: Place
-    photographs: Path | None = None
+    images: Path | None = None
 
     def request(self, operation: str) -> dict[str, Any]:
-        """The parameters of one of the calls."""
+        """Return the parameters of one of the calls."""
         return next(step.request for step in self.steps if step.operation == operation)
 
 
 def describe(
     config: Mapping[str, Any], archive: Archive, backbone: str, place: Place, image: str, now: datetime
 ) -> Deployment:
-    """The deployment that a configuration asks for, checked against the service's own model.
+    """Describe the deployment that a configuration asks for, checked against the service's own model.
 
     Args:
         config: A composed configuration.
@@ -89,39 +91,47 @@ def describe(
     Raises:
         DogbreedError: Something in it cannot be.
     """
-    wanted = config["sagemaker"]["endpoint"]
-    if wanted["kind"] not in KINDS:
-        raise DogbreedError(f"kind={wanted['kind']} is unknown; it is one of {', '.join(KINDS)}.")
-    steps = _Steps(config, archive, backbone, place, image, now)
-    calls = steps.batch() if wanted["kind"] == "batch" else steps.endpoint()
-    for call in calls:
-        check_request(call.operation, call.request, call.service)
-    local = steps.photographs if wanted["kind"] == "batch" else None
-    return Deployment(wanted["kind"], steps.name, archive, steps.model_uri, calls, place, local)
+    kind = config["sagemaker"]["endpoint"]["kind"]
+    if kind not in KINDS:
+        raise DogbreedError(f"kind={kind} is unknown; it is one of {', '.join(KINDS)}.")
+    builder = _Builder(config, archive, backbone, place, image, now)
+    steps = builder.batch() if kind == "batch" else builder.endpoint()
+    for step in steps:
+        check_request(step.operation, step.request, step.service)
+    return Deployment(kind, builder.name, archive, builder.model_uri, steps, place, builder.images)
 
 
-class _Steps:
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Split a command line into names, and the rest with the short keys of `sagemaker.endpoint` written in full."""
+    group = "sagemaker.endpoint."
+    short = {key.removeprefix(group) for key in known_keys() if key.startswith(group)}
+    flags, overrides = split([word for word in argv if "=" in word or word.startswith("-")])
+    names = [word for word in argv if "=" not in word and not word.startswith("-")]
+    return names, [*flags, *(f"{group}{w}" if w.partition("=")[0] in short else w for w in overrides)]
+
+
+class _Builder:
     """Puts the requests together."""
 
     def __init__(
         self, config: Mapping[str, Any], archive: Archive, backbone: str, place: Place, image: str, now: datetime
     ) -> None:
         self.cloud = config["sagemaker"]
-        self.wanted = self.cloud["endpoint"]
+        self.options = self.cloud["endpoint"]
         self.archive, self.place, self.image, self.now = archive, place, image, now
         self.folder = f"s3://{place.bucket}/{prefix(config)}"
         self.model_uri = f"{self.folder}/models/{archive.digest[:16]}/model.tar.gz"
-        self.base = self.wanted["name"] or re.sub(r"[^a-zA-Z0-9]+", "-", f"{prefix(config)}-{backbone}").strip("-")
+        self.base = self.options["name"] or re.sub(r"[^a-zA-Z0-9]+", "-", f"{prefix(config)}-{backbone}").strip("-")
         # A batch is a job, whose name has to be new.
-        self.name = f"{self.base[:47]}-{now:%Y%m%d-%H%M%S}" if self.wanted["kind"] == "batch" else self.base
-        self.photographs: Path | None = None
+        self.name = f"{self.base[:47]}-{now:%Y%m%d-%H%M%S}" if self.options["kind"] == "batch" else self.base
+        self.images: Path | None = None
         self.tags = [
             *tags(config),
             {"Key": "dogbreed-version", "Value": __version__},
             {"Key": "dogbreed-weights", "Value": archive.digests[WEIGHTS][:16]},
         ]
-        if self.wanted["expires"]:
-            self.tags.append({"Key": EXPIRES, "Value": stamp(now + span(self.wanted["expires"]))})
+        if self.options["expires"]:
+            self.tags.append({"Key": EXPIRES, "Value": stamp(now + parse_span(self.options["expires"]))})
 
     def endpoint(self) -> tuple[Step, ...]:
         model = self._model()
@@ -143,12 +153,12 @@ class _Steps:
                 "SAGEMAKER_SUBMIT_DIRECTORY": f"/opt/ml/model/{CODE}",
                 "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
                 "SAGEMAKER_REGION": self.place.region,
-                "SAGEMAKER_MODEL_SERVER_WORKERS": str(_whole("workers", self.wanted["workers"], 1, 64)),
-                **(LARGE if self.wanted["kind"] in ("async", "batch") else {}),
+                "SAGEMAKER_MODEL_SERVER_WORKERS": str(_whole("workers", self.options["workers"], 1, 64)),
+                **(LARGE if self.options["kind"] in ("async", "batch") else {}),
             },
         }
         request: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self.place.role}
-        if self.cloud["isolate"] and not self.wanted["image"]:
+        if self.cloud["isolate"] and not self.options["image"]:
             raise DogbreedError(
                 f"sagemaker.isolate: AWS's inference image may lack {', '.join(REQUIREMENTS)}, which the container "
                 "fetches when it starts; give image=ADDRESS of one that has them."
@@ -156,38 +166,38 @@ class _Steps:
         if self.cloud["isolate"]:
             request["EnableNetworkIsolation"] = True
         if self.cloud["subnets"]:
-            if self.wanted["kind"] == "serverless":
+            if self.options["kind"] == "serverless":
                 raise DogbreedError("sagemaker.subnets cannot go with kind=serverless, which SageMaker runs in no VPC.")
             groups = {"Subnets": self.cloud["subnets"], "SecurityGroupIds": self.cloud["security_groups"]}
             request["VpcConfig"] = groups
         return Step("sagemaker", "CreateModel", {**self._named("ModelName", request), "Tags": self.tags})
 
     def _settings(self, model: str) -> Step:
-        kind, wanted = self.wanted["kind"], self.wanted
+        kind, options = self.options["kind"], self.options
         variant: dict[str, Any] = {"VariantName": VARIANT, "ModelName": model}
         if kind == "serverless":
-            memory = wanted["memory_mb"]
+            memory = options["memory_mb"]
             if memory not in range(1024, 6145, 1024):
                 raise DogbreedError(f"memory_mb={memory} is out of range; it is 1024 to 6144 in steps of 1024.")
-            variant["ServerlessConfig"] = {"MemorySizeInMB": memory, "MaxConcurrency": wanted["concurrency"]}
+            variant["ServerlessConfig"] = {"MemorySizeInMB": memory, "MaxConcurrency": options["concurrency"]}
         else:
             variant |= {
-                "InstanceType": wanted["instance_type"],
-                "InitialInstanceCount": _whole("instance_count", wanted["instance_count"], 1, 100),
+                "InstanceType": options["instance_type"],
+                "InitialInstanceCount": _whole("instance_count", options["instance_count"], 1, 100),
                 "InitialVariantWeight": 1.0,
                 # The packages of code/requirements.txt are fetched and the weights read before it is healthy.
                 "ContainerStartupHealthCheckTimeoutInSeconds": 600,
             }
         request: dict[str, Any] = {"ProductionVariants": [variant]}
         if kind == "async":
-            answers = str(wanted["output"] or f"{self.folder}/answers/{self.name}").rstrip("/")
+            answers = str(options["output"] or f"{self.folder}/answers/{self.name}").rstrip("/")
             # Without a place for them failures are lost, and whoever asked waits for an answer that never comes.
             output: dict[str, Any] = {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}
             if self.cloud["kms_key"]:
                 output["KmsKeyId"] = self.cloud["kms_key"]
-            at_a_time = {"MaxConcurrentInvocationsPerInstance": wanted["concurrency"]}
-            request["AsyncInferenceConfig"] = {"ClientConfig": at_a_time, "OutputConfig": output}
-        if percent := _whole("capture", wanted["capture"], 0, 100):
+            parallel = {"MaxConcurrentInvocationsPerInstance": options["concurrency"]}
+            request["AsyncInferenceConfig"] = {"ClientConfig": parallel, "OutputConfig": output}
+        if percent := _whole("capture", options["capture"], 0, 100):
             if kind in ("serverless", "async"):
                 raise DogbreedError(f"capture={percent} cannot go with kind={kind}: SageMaker captures realtime alone.")
             request["DataCaptureConfig"] = {
@@ -203,10 +213,10 @@ class _Steps:
         )
 
     def _scaling(self) -> tuple[Step, ...]:
-        most, least = self.wanted["max_count"], self.wanted["instance_count"]
+        most, least = self.options["max_count"], self.options["instance_count"]
         if most is None:
             return ()
-        if self.wanted["kind"] == "serverless":
+        if self.options["kind"] == "serverless":
             raise DogbreedError("max_count cannot go with kind=serverless, which grows by itself up to concurrency.")
         _whole("max_count", most, least, 1000)
         what = {
@@ -214,11 +224,11 @@ class _Steps:
             "ResourceId": f"endpoint/{self.name}/variant/{VARIANT}",
             "ScalableDimension": DIMENSION,
         }
-        # Requests a minute, averaged; a queue has its own measure.
+        # Requests per minute, averaged; a queue has its own measure.
         metric: dict[str, Any] = {
             "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
         }
-        if self.wanted["kind"] == "async":
+        if self.options["kind"] == "async":
             metric = {
                 "CustomizedMetricSpecification": {
                     "MetricName": "ApproximateBacklogSizePerInstance",
@@ -232,7 +242,7 @@ class _Steps:
             "PolicyName": f"{self.name}-requests",
             "PolicyType": "TargetTrackingScaling",
             "TargetTrackingScalingPolicyConfiguration": {
-                "TargetValue": float(_whole("target", self.wanted["target"], 1, 100_000)),
+                "TargetValue": float(_whole("target", self.options["target"], 1, 100_000)),
                 "ScaleInCooldown": 300,
                 "ScaleOutCooldown": 60,
                 **metric,
@@ -242,28 +252,28 @@ class _Steps:
         return Step(SCALING, "RegisterScalableTarget", limits), Step(SCALING, "PutScalingPolicy", policy)
 
     def _transform(self, model: str) -> Step:
-        wanted = self.wanted
-        if not wanted["input"]:
-            raise DogbreedError("kind=batch needs input=FOLDER, with photographs, here or s3://.")
-        source = str(wanted["input"])
+        options = self.options
+        if not options["input"]:
+            raise DogbreedError("kind=batch needs input=FOLDER, with images, here or s3://.")
+        source = str(options["input"])
         if not source.startswith("s3://"):
-            self.photographs = Path(source)
-            if not self.photographs.is_dir():
-                raise DogbreedError(f"input={source} is no folder; give one with photographs, here or s3://.")
-            source = f"{self.folder}/batches/{self.name}/photographs"
+            self.images = Path(source)
+            if not self.images.is_dir():
+                raise DogbreedError(f"input={source} is no folder; give one with images, here or s3://.")
+            source = f"{self.folder}/batches/{self.name}/images"
         split_s3(source, "input")
-        at_a_time = _whole("concurrency", wanted["concurrency"], 1, 100)
+        parallel = _whole("concurrency", options["concurrency"], 1, 100)
         output: dict[str, Any] = {
-            "S3OutputPath": wanted["output"] or f"{self.folder}/batches/{self.name}/answers",
+            "S3OutputPath": options["output"] or f"{self.folder}/batches/{self.name}/answers",
             "Accept": "application/json",
             "AssembleWith": "None",
         }
-        resources = {"InstanceType": wanted["instance_type"], "InstanceCount": wanted["instance_count"]}
+        resources = {"InstanceType": options["instance_type"], "InstanceCount": options["instance_count"]}
         request = {
             "TransformJobName": self.name,
             "ModelName": model,
-            "MaxConcurrentTransforms": at_a_time,
-            "MaxPayloadInMB": min(PAYLOADS_MB // at_a_time, 20),
+            "MaxConcurrentTransforms": parallel,
+            "MaxPayloadInMB": min(PAYLOADS_MB // parallel, 20),
             "BatchStrategy": "SingleRecord",
             "TransformInput": {
                 "DataSource": {"S3DataSource": {"S3DataType": "S3Prefix", "S3Uri": source}},
@@ -278,25 +288,25 @@ class _Steps:
         return Step("sagemaker", "CreateTransformJob", request)
 
     def _named(self, key: str, request: Mapping[str, Any]) -> dict[str, Any]:
-        """With a name that says what is in it."""
+        """Return the request with a name that says what is in it."""
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
         return {key: f"{self.base[:54]}-{digest}", **request}
 
 
-def span(text: str) -> timedelta:
-    """A span of time as people write it: 30m, 2h, 7d.
+def parse_span(text: str) -> timedelta:
+    """Parse a span of time as people write it: 30m, 2h, 7d.
 
     Raises:
         DogbreedError: It is none.
     """
-    found = _SPAN.fullmatch(str(text).strip().lower())
-    if not found or not int(found[1]):
+    match = _SPAN.fullmatch(str(text).strip().lower())
+    if not match or not int(match[1]):
         raise DogbreedError(f"expires={text} is no span of time; it looks like 30m, 2h or 7d.")
-    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[found[2]]: int(found[1])})
+    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[match[2]]: int(match[1])})
 
 
 def stamp(moment: datetime) -> str:
-    """A moment as a tag's value."""
+    """Format a moment as a tag's value."""
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%MZ")
 
 

@@ -1,91 +1,100 @@
-"""Asking an endpoint: through boto3, through the queue of an asynchronous one, or at an address."""
+"""Tests an endpoint with images whose answers are known from the model's certificate."""
 
-import io
-import time
-import uuid
 from collections.abc import Mapping
 from typing import Any
-from urllib.parse import urlsplit
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.serving.client import Endpoint, PredictionError
+from launch.aws.account import Account, elsewhere
 from launch.aws.errors import explained
-from launch.serving.request import LARGE
+from launch.aws.naming import prefix
+from launch.aws.pricing import Prices
+from launch.serving import certificates
+from launch.serving.cost import hourly
+from launch.serving.invoke import Queue
+from launch.serving.request import Deployment
 
-ANSWER_SECONDS = 900  # for a queue; an endpoint that is scaled to nothing has to start first
-SAME = 0.01  # probabilities may differ by so much between machines: other processors, other versions of torch
+TOLERANCE = 0.01  # by which probabilities may differ between machines: other processors, other versions of torch
 
 
-class Queue:
-    """Has the `invoke_endpoint` of boto3's runtime for an endpoint that answers into S3.
+class EndpointProbe:
+    """Tests an endpoint with an image whose answer is known.
 
     Args:
-        runtime: boto3's client of `sagemaker-runtime`.
-        s3: boto3's client of `s3`.
-        bucket: Where the photographs are put.
-        folder: In the bucket.
-        poll: Seconds between two looks for the answer.
+        config: A composed configuration.
+        account: That the endpoint is in.
+        deployment: That made it.
+        images: Files' bytes by name.
+        certificate: That knows them.
     """
 
-    most_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
+    def __init__(
+        self,
+        config: Mapping[str, Any],
+        account: Account,
+        deployment: Deployment,
+        images: Mapping[str, bytes],
+        certificate: Mapping[str, Any],
+    ) -> None:
+        self.config, self.account, self.deployment = config, account, deployment
+        self.images, self.certificate = images, certificate
 
-    def __init__(self, runtime: Any, s3: Any, bucket: str, folder: str, poll: float = 1.0) -> None:
-        self.runtime, self.s3, self.bucket, self.folder, self.poll = runtime, s3, bucket, folder, poll
-        self.exceptions = runtime.exceptions
-
-    def invoke_endpoint(self, *, EndpointName: str, Body: bytes, ContentType: str, Accept: str) -> dict[str, Any]:
-        """Puts the photograph into S3, queues it, and waits for the answer.
+    def __call__(self, name: str) -> None:
+        """Test the endpoint of this name.
 
         Raises:
-            PredictionError: The model failed, or there was no answer in time.
+            DogbreedError: It does not answer as certified.
         """
-        key = f"{self.folder}/asked/{uuid.uuid4()}"
-        self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body)
-        told = self.runtime.invoke_endpoint_async(
-            EndpointName=EndpointName,
-            InputLocation=f"s3://{self.bucket}/{key}",
-            ContentType=ContentType,
-            Accept=Accept,
-        )
-        deadline = time.monotonic() + ANSWER_SECONDS
-        try:
-            while time.monotonic() < deadline:
-                if (answer := self._read(told["OutputLocation"])) is not None:
-                    return {"Body": io.BytesIO(answer)}
-                if (failure := self._read(told.get("FailureLocation", ""))) is not None:
-                    reason = failure.decode("utf-8", "replace")[:300]
-                    raise PredictionError(f"{EndpointName} could not answer: {reason}", 500)
-                time.sleep(self.poll)
-        finally:
-            self.s3.delete_object(Bucket=self.bucket, Key=key)
-        raise PredictionError(f"{EndpointName} gave no answer within {ANSWER_SECONDS} s.")
+        if self.deployment.kind == "batch":
+            output = self.deployment.request("CreateTransformJob")["TransformOutput"]["S3OutputPath"]
+            print(f"Done: an answer for each image lies in {output}")
+            return
+        runtime = self.account.client("sagemaker-runtime")
+        if self.deployment.kind == "async":
+            bucket = self.account.place.bucket
+            runtime = Queue(runtime, self.account.client("s3"), bucket, f"{prefix(self.config)}/queue")
+        check_answer(Endpoint(name, runtime), self.image, self.expected(self.image))
 
-    def _read(self, address: str) -> bytes | None:
-        parts = urlsplit(address)
-        if not parts.netloc:
-            return None
-        try:
-            return bytes(self.s3.get_object(Bucket=parts.netloc, Key=parts.path.lstrip("/"))["Body"].read())
-        except self.s3.exceptions.NoSuchKey:
-            return None
+    @property
+    def image(self) -> bytes:
+        """The first image's bytes."""
+        return next(iter(self.images.values()))
+
+    def expected(self, image: bytes) -> dict[str, Any]:
+        """Return what the certificate says of an image."""
+        answer = certificates.expected(self.certificate, image)
+        assert answer is not None, "the certificate was made with it"
+        return answer
+
+    def report(self) -> None:
+        """Say what was tested, and what to do next."""
+        answer, name = self.expected(self.image), self.deployment.name
+        result = f"is {answer['label']} ({answer['probability']:.1%})" if "label" in answer else "cannot be read"
+        print(f"It answers as certified: {answer['file']} {result}.")
+        region = self.account.place.region
+        flag, key = (f" --region {region}", f" sagemaker.region={region}") if elsewhere(region) else ("", "")
+        hour = hourly(self.config, self.deployment.kind, Prices(self.config))
+        cost = "" if hour is None else f"   (${hour:.3f} per hour until then)"
+        print(f"Use it:     python launch/sagemaker_invoke.py {name} PHOTO...{flag}")
+        print(f"Delete it:  python launch/sagemaker_delete.py {name}{key}{cost}")
 
 
-def check_answer(endpoint: Endpoint, photograph: bytes, expected: Mapping[str, Any], same: float = SAME) -> None:
-    """Asks for a photograph whose answer is known from the certificate.
+def check_answer(endpoint: Endpoint, image: bytes, expected: Mapping[str, Any], tolerance: float = TOLERANCE) -> None:
+    """Send an image whose answer is known.
 
     Args:
-        endpoint: To ask.
-        photograph: The file's bytes.
-        expected: The entry of the certificate.
-        same: By how much the probability may differ.
+        endpoint: To test.
+        image: The file's bytes.
+        expected: The certificate's entry for it.
+        tolerance: By how much the probability may differ.
 
     Raises:
-        DogbreedError: It answers something else, or nothing.
+        DogbreedError: The answer is another one, or there is none.
     """
     name = expected["file"]
     try:
-        with explained(f"asking {endpoint.name}"):
-            best = endpoint.predict(photograph, top_k=1).predictions[0]
+        with explained(f"invoking {endpoint.name}"):
+            best = endpoint.predict(image, top_k=1).predictions[0]
     except PredictionError as error:
         if "refused" in expected and error.status == 400:
             return
@@ -94,9 +103,9 @@ def check_answer(endpoint: Endpoint, photograph: bytes, expected: Mapping[str, A
         raise DogbreedError(
             f"The endpoint answers {best.label} for {name}, which cannot be read ({expected['refused']})."
         )
-    wanted = (expected["label"], expected["index"], expected["probability"])
-    if (best.label, best.index) != wanted[:2] or abs(best.probability - wanted[2]) > same:
+    label, index, probability = expected["label"], expected["index"], expected["probability"]
+    if (best.label, best.index) != (label, index) or abs(best.probability - probability) > tolerance:
         raise DogbreedError(
             f"The endpoint says {best.label} ({best.index}, {best.probability:.1%}) for {name}, and the certificate "
-            f"{wanted[0]} ({wanted[1]}, {wanted[2]:.1%})."
+            f"{label} ({index}, {probability:.1%})."
         )

@@ -21,7 +21,7 @@ from dogbreed.serving.client import Endpoint
 pytest.importorskip("boto3")
 pytest.importorskip("moto")
 
-from launch import deploy
+from launch import sagemaker_deploy
 from launch.rehearsal import serving_container
 from launch.serving.request import LARGE
 
@@ -85,11 +85,11 @@ def test_certificate_of_real_photographs(run, monkeypatch, capsys):
 
 def test_rehearsal(java, run, capfd):
     """Uses the certificate of the test before, or has one made."""
-    assert deploy.main([str(run), "mode=rehearse", f"photo={AFFENPINSCHER}"]) == 0
+    assert sagemaker_deploy.main([str(run), "mode=rehearse", f"photo={AFFENPINSCHER}"]) == 0
     said = capfd.readouterr().out
     assert f"{AFFENPINSCHER} is Affenpinscher, index 0" in said
     assert "as certified" in said
-    assert said.endswith("Rehearsed: nothing of it is left.\n")
+    assert said.endswith("Rehearsed and cleaned up.\n")
     assert left_running() == []
 
 
@@ -132,9 +132,9 @@ def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
 
 def test_a_model_that_cannot_be_loaded_is_one_sentence(java, tmp_path):
     with archive.assemble(export_tiny(tmp_path / "model")) as packed:
-        files = {name: file for name, file in packed.files.items() if not name.endswith("/contract.py")}
+        files = {name: file for name, file in packed.files.items() if not name.endswith("/schema.py")}
         archive.Archive(files, packed.texts).write(tmp_path / "model.tar.gz")
-    sentence = "The model cannot be loaded in the container: ImportError: cannot import name 'contract'"
+    sentence = "The model cannot be loaded in the container: ImportError: cannot import name 'schema'"
     with pytest.raises(DogbreedError, match=sentence), serving_container.running(tmp_path / "model.tar.gz"):
         pass
     assert left_running() == []

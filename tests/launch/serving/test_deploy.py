@@ -29,13 +29,15 @@ pytest.importorskip("moto")
 
 from botocore.awsrequest import AWSResponse  # noqa: E402
 
-from launch import deploy  # noqa: E402
+from launch import sagemaker_delete, sagemaker_deploy, sagemaker_invoke  # noqa: E402
 from launch.aws import account  # noqa: E402
 from launch.aws.naming import MARK  # noqa: E402
 from launch.rehearsal import s3  # noqa: E402
-from launch.serving import delete, endpoints, invoke  # noqa: E402
+from launch.serving import resources  # noqa: E402
+from launch.serving.deploy import Deployer  # noqa: E402
+from launch.serving.invoke import Queue  # noqa: E402
 from launch.serving.request import describe  # noqa: E402
-from launch.serving.smoke_test import Queue  # noqa: E402
+from launch.serving.smoke_test import EndpointProbe  # noqa: E402
 
 ROOT = Path(dogbreed.__file__).parents[1]
 REGION = "us-east-1"
@@ -90,8 +92,7 @@ def aws(address, monkeypatch) -> Iterator[s3.LocalS3]:
     """S3, SageMaker, STS and auto scaling by moto; the endpoint's answers by our server."""
     for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(deploy.Asks, "poll", 0.05)
-    monkeypatch.setattr(endpoints, "POLL_SECONDS", 0.05)
+    monkeypatch.setattr(resources, "POLL_SECONDS", 0.05)
     with s3.serve(REGION) as server:
         for name, value in server.variables().items():
             monkeypatch.setenv(name, value)
@@ -126,7 +127,7 @@ def scaled() -> list[dict[str, Any]]:
 
 
 def run_deploy(model: Path, *words: str) -> int:
-    return deploy.main([str(model), *CLOUD, *words])
+    return sagemaker_deploy.main([str(model), *CLOUD, *words])
 
 
 def test_submit_invoke_delete(aws, model, capsys, tmp_path):
@@ -164,7 +165,7 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
 
     photo = tmp_path / "dog.jpg"
     photo.write_bytes(drawn())
-    assert invoke.main([NAME, str(photo), "--json", "--region", REGION]) == 0
+    assert sagemaker_invoke.main([NAME, str(photo), "--json", "--region", REGION]) == 0
     told = json.loads(capsys.readouterr().out)
     (expected,) = Predictor(model).predict([photo])
     assert (told["label"], told["index"]) == (expected.label, expected.index)
@@ -172,23 +173,23 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
 
     assert run_deploy(model, "max_count=3") == 0, "the same again"
     said = capsys.readouterr().out
-    assert "already with just this model" in said
+    assert "already with exactly this model" in said
     assert re.search(rf"{NAME} expires at 20\S+Z", said)
     before = expiry()
     assert run_deploy(model, "expires=9d") == 0
     assert before < expiry(), "the same again, for longer"
 
-    assert delete.main(list(CLOUD)) == 0
+    assert sagemaker_delete.main(list(CLOUD)) == 0
     said = capsys.readouterr().out
     assert re.search(rf"endpoint +{NAME} +InService +0\.115  20", said)
-    assert delete.main([NAME, "mode=plan", *CLOUD]) == 0
+    assert sagemaker_delete.main([NAME, "mode=plan", *CLOUD]) == 0
     assert capsys.readouterr().out.count("Would delete") == 3
     assert len(left()) == 3
-    assert delete.main([NAME, *CLOUD]) == 0
+    assert sagemaker_delete.main([NAME, *CLOUD]) == 0
     assert left() == []
     assert scaled() == []
     capsys.readouterr()
-    assert delete.main(list(CLOUD)) == 0
+    assert sagemaker_delete.main(list(CLOUD)) == 0
     assert "This project has nothing" in capsys.readouterr().out
 
 
@@ -212,10 +213,10 @@ def test_an_endpoint_that_cannot_be_asked_is_taken_back(aws, model, monkeypatch,
 
 
 def test_a_fault_of_this_program_leaves_nothing_behind(aws, model, monkeypatch, capsys):
-    def broken(self: deploy.Asks, name: str) -> None:
+    def broken(self: EndpointProbe, name: str) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(deploy.Asks, "__call__", broken)
+    monkeypatch.setattr(EndpointProbe, "__call__", broken)
     assert run_deploy(model, "max_count=2") == 1
     assert "ZeroDivisionError" in capsys.readouterr().err
     assert left() == []
@@ -234,7 +235,7 @@ def test_names_that_are_taken(aws, model, other, capsys):
     assert run_deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 2
     assert "that this project has not made" in capsys.readouterr().err
     assert left() == before
-    assert delete.main(["all=true", *CLOUD]) == 0
+    assert sagemaker_delete.main(["all=true", *CLOUD]) == 0
     assert left() == [NAME], "what is not ours stays"
 
 
@@ -294,26 +295,26 @@ def test_ctrl_c_while_it_is_being_made_waits_until_it_can_be_deleted(aws, model)
 
     def say(line: str) -> None:
         said.append(line)
-        if "waiting" in line:
+        if "Waiting" in line:
             assert len(left()) == 3, "nothing goes before the endpoint does"
             record(NAME).endpoint_status = "InService"
 
     with archive.assemble(model) as packed:
         deployment = describe(config, packed, "squeezenet1_1", here.with_role(), "image", datetime.now(UTC))
         with pytest.raises(KeyboardInterrupt):
-            endpoints.Deployer(here, interrupt, say=say, poll=0.01).deploy(deployment)
-    assert f"{NAME} is Creating, and cannot be changed before that is done; waiting" in said
+            Deployer(here, interrupt, say=say).deploy(deployment)
+    assert f"Waiting for {NAME}, which is Creating" in said
     assert left() == []
 
 
 def test_an_endpoint_that_cannot_be_deleted_keeps_its_settings(aws, model, monkeypatch, capsys):
-    monkeypatch.setattr(endpoints, "START_SECONDS", 0)
+    monkeypatch.setattr(resources, "START_SECONDS", 0)
 
-    def never(self: deploy.Asks, name: str) -> None:
+    def never(self: EndpointProbe, name: str) -> None:
         record(name).endpoint_status = "Creating"
         raise DogbreedError("It is slow.")
 
-    monkeypatch.setattr(deploy.Asks, "__call__", never)
+    monkeypatch.setattr(EndpointProbe, "__call__", never)
     assert run_deploy(model) == 2
     assert f"Delete it: python launch/sagemaker_delete.py {NAME}" in capsys.readouterr().out
     assert len(left()) == 3
@@ -323,9 +324,9 @@ def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
     assert run_deploy(model) == 0
     client("sagemaker").delete_endpoint_config(EndpointConfigName=left()[1])
     capsys.readouterr()
-    assert delete.main(list(CLOUD)) == 0
+    assert sagemaker_delete.main(list(CLOUD)) == 0
     assert re.search(rf"endpoint +{NAME} +InService +unknown", capsys.readouterr().out)
-    assert delete.main([NAME, *CLOUD]) == 0
+    assert sagemaker_delete.main([NAME, *CLOUD]) == 0
     assert NAME not in left()
 
 
@@ -335,7 +336,7 @@ def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
 )
 def test_what_is_no_order_to_delete_deletes_nothing(aws, model, word, sentence, capsys):
     client("sagemaker").create_model(ModelName="ours", ExecutionRoleArn=ROLE, Tags=[MARK])
-    assert delete.main(["all=true", word, *CLOUD]) == 2
+    assert sagemaker_delete.main(["all=true", word, *CLOUD]) == 2
     assert sentence in capsys.readouterr().err
     assert left() == ["ours"]
 
@@ -417,16 +418,16 @@ def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
 def test_the_command_that_asks(address, tmp_path, capsys):
     (tmp_path / "good.jpg").write_bytes(drawn())
     (tmp_path / "bad.jpg").write_bytes(oddities(drawn())["truncated.jpg"])
-    assert invoke.main([address, str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top-k", "2"]) == 1
+    assert sagemaker_invoke.main([address, str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top-k", "2"]) == 1
     good, bad = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r".*good\.jpg: \S+ [\d.]+% \(or \S+ [\d.]+%\)", good)
     assert "truncated" in bad
     url = ["--endpoint-url", address, "--region", REGION]
     os.environ.setdefault("AWS_ACCESS_KEY_ID", "nobody")
     os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "nothing")
-    assert invoke.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
+    assert sagemaker_invoke.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
     assert capsys.readouterr().out.strip() == good, "one client for the laptop and the cloud"
-    assert invoke.main([address, "none.jpg"]) == 2
+    assert sagemaker_invoke.main([address, "none.jpg"]) == 2
     assert "none.jpg is no file" in capsys.readouterr().err
-    assert invoke.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
+    assert sagemaker_invoke.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
     assert "cannot be reached" in capsys.readouterr().err

@@ -13,11 +13,11 @@ import dogbreed
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import archive
-from launch import deploy
-from launch import render_deployment as plan
+from launch import sagemaker_deploy
 from launch.aws.naming import place
 from launch.aws.pricing import Prices
-from launch.serving import delete, request
+from launch.serving import cost, delete, request
+from launch.serving.resources import Resource
 
 NOW = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
 ROLE = "arn:aws:iam::123456789012:role/Dogs"
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def describe(model: Path, *words: str) -> request.Deployment:
-    _, overrides = deploy.arguments([*words, f"sagemaker.role={ROLE}"])
+    _, overrides = request.split_arguments([*words, f"sagemaker.role={ROLE}"])
     config = compose(overrides)
     with archive.assemble(model) as packed:
         image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
@@ -104,11 +104,11 @@ def test_batch(model, tmp_path):
     assert job["TransformJobName"] == "dogbreed-squeezenet1-1-20260501-103000"
     assert job["TransformInput"]["ContentType"] == "application/x-image"
     assert job["MaxConcurrentTransforms"] * job["MaxPayloadInMB"] <= 100
-    assert made.photographs == tmp_path
+    assert made.images == tmp_path
     there = describe(model, "kind=batch", "input=s3://bucket/dogs", "output=s3://bucket/answers")
     source = there.request("CreateTransformJob")["TransformInput"]["DataSource"]["S3DataSource"]
     assert source["S3Uri"] == "s3://bucket/dogs"
-    assert there.photographs is None
+    assert there.images is None
 
 
 @pytest.mark.parametrize(
@@ -140,18 +140,24 @@ def test_plan(model, capsys, monkeypatch):
     """Without account and network; as YAML it is the requests, a document each."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
         monkeypatch.delenv(name, raising=False)
-    assert deploy.main([str(model.parent), "mode=plan", "expires=2h", f"sagemaker.role={ROLE}"]) == 0
+    assert sagemaker_deploy.main([str(model.parent), "mode=plan", "expires=2h", f"sagemaker.role={ROLE}"]) == 0
     said = capsys.readouterr().out
     requests = [document for document in yaml.safe_load_all(said) if document]
     made = describe(model, "expires=2h")
     tags = [request.pop("Tags") for request in requests]
     assert all(tag[0] == {"Key": "created-by", "Value": "dogbreed"} for tag in tags)
     assert requests == [{k: v for k, v in step.request.items() if k != "Tags"} for step in made.steps]
-    for words in ("$0.115 an hour", "$84 a month", "$0.23 until it expires", "no patches since 2026-06-30", "none yet"):
+    for words in (
+        "$0.115 per hour",
+        "$84 per month",
+        "$0.23 until it expires",
+        "no patches since 2026-06-30",
+        "none yet",
+    ):
         assert words in said
-    assert deploy.main([str(model), "mode=plan", "kind=serverless"]) == 0
-    assert "Costs $0.00 an hour when nobody asks" in capsys.readouterr().out
-    assert deploy.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
+    assert sagemaker_deploy.main([str(model), "mode=plan", "kind=serverless"]) == 0
+    assert "Costs $0.00 per hour when it is not used" in capsys.readouterr().out
+    assert sagemaker_deploy.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
     assert "mode=submit would refuse this. sagemaker.max_cost=1 is set" in capsys.readouterr().out
 
 
@@ -168,19 +174,19 @@ def test_plan(model, capsys, monkeypatch):
             "sagemaker.subnets and sagemaker.security_groups go together",
         ),
         (["MODEL", "mode=plan", "sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
-        (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no photograph"),
+        (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no image"),
     ],
 )
 def test_the_command_refuses(argv, sentence, model, capsys):
-    assert deploy.main([word.replace("MODEL", str(model)) for word in argv]) == 2
+    assert sagemaker_deploy.main([word.replace("MODEL", str(model)) for word in argv]) == 2
     assert sentence in capsys.readouterr().err
 
 
 def test_max_cost(model):
     def check(*words):
-        _, overrides = deploy.arguments(words)
+        _, overrides = request.split_arguments(words)
         config = compose(overrides)
-        plan.check_cost(config, describe(model, *words), Prices(config))
+        cost.check_cost(config, describe(model, *words), Prices(config))
 
     check("sagemaker.max_cost=1", "expires=2h")
     check("sagemaker.max_cost=1", "kind=serverless")
@@ -193,26 +199,30 @@ def test_max_cost(model):
 
 
 def test_what_is_deleted():
-    def thing(kind, name, *uses, expires=""):
-        return delete.Thing(kind, name, uses=uses, expires=expires)
+    def resource(kind, name, *uses, expires=""):
+        return Resource(kind, name, uses=uses, expires=expires)
 
-    old, new = thing("Endpoint", "old", "s1", expires="2026-05-01T10:29Z"), thing("Endpoint", "new", "s2")
-    late = thing("Endpoint", "late", "s2", expires="2026-05-01T10:31Z")
-    settings = [thing("EndpointConfig", "s1", "m1"), thing("EndpointConfig", "s2", "m1"), thing("EndpointConfig", "s3")]
-    models = [thing("Model", "m1"), thing("Model", "m2")]
-    things = [old, new, late, *settings, *models]
+    old, new = resource("Endpoint", "old", "s1", expires="2026-05-01T10:29Z"), resource("Endpoint", "new", "s2")
+    late = resource("Endpoint", "late", "s2", expires="2026-05-01T10:31Z")
+    settings = [
+        resource("EndpointConfig", "s1", "m1"),
+        resource("EndpointConfig", "s2", "m1"),
+        resource("EndpointConfig", "s3"),
+    ]
+    models = [resource("Model", "m1"), resource("Model", "m2")]
+    resources = [old, new, late, *settings, *models]
 
     def chosen(*names, expired=False, everything=False, now=NOW):
-        return [thing.name for thing in delete.choose(things, names, expired, everything, now)]
+        return [each.name for each in delete.choose(resources, names, expired=expired, everything=everything, now=now)]
 
     assert chosen("old") == ["old", "s1"], "the model is still used"
     assert chosen("new") == ["new"], "its settings are those of another endpoint too"
     assert chosen("new", "late", "old") == ["old", "new", "late", "s1", "s2", "m1"]
     assert chosen(expired=True) == ["old", "s1"]
     assert chosen(expired=True, now=NOW + timedelta(hours=1)) == ["old", "late", "s1"]
-    assert len(chosen(everything=True)) == len(things)
+    assert len(chosen(everything=True)) == len(resources)
     assert chosen("s3") == ["s3"]
-    with pytest.raises(DogbreedError, match="There is no other that this project has made"):
+    with pytest.raises(DogbreedError, match="This project has made no other"):
         chosen("other")
 
 
@@ -221,8 +231,8 @@ def test_planning_needs_no_torch(model):
     program = (
         "import sys\n"
         "sys.modules['torch'] = sys.modules['lightning'] = sys.modules['torchvision'] = None  # importing them fails\n"
-        "from launch import deleting, deploying, invoking\n"
-        f"sys.exit(deploying.main([{str(model)!r}, 'mode=plan']))\n"
+        "from launch import sagemaker_delete, sagemaker_deploy, sagemaker_invoke\n"
+        f"sys.exit(sagemaker_deploy.main([{str(model)!r}, 'mode=plan']))\n"
     )
     root = Path(dogbreed.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program], cwd=root, capture_output=True, text=True)
