@@ -54,6 +54,6 @@ def _answers(bench: Bench, folder: Path, precision: str) -> tuple[np.ndarray, np
     indices = np.arange(len(data.samples["test"]))
     with torch.inference_mode():
         features = data.reader("test")(indices, np.zeros_like(indices)).to(bench.device)
-        assert model.split is not None
-        logits = model.split.tail(features.float(), False)
+        assert model.parts is not None
+        logits = model.parts.tail(features.float(), False)
     return logits.argmax(1).cpu().numpy(), data.samples["test"].labels

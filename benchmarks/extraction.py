@@ -11,10 +11,10 @@ from PIL import Image
 from torchvision import transforms
 
 from benchmarks.bench import Bench, has_bfloat16
-from dogbreed.cache.callback import plan, running
+from dogbreed.cache.extract import plan, prepared
 from dogbreed.data import images
 from dogbreed.models import backbones
-from dogbreed.models.cut import Split, split
+from dogbreed.models.cut import CutNetwork, cut
 
 MATRIX = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -56,7 +56,7 @@ def extraction(bench: Bench) -> None:
     count = 32
     inputs = torch.rand(count, 3, 224, 224, device=bench.device)
     backbones.set_mode(bench.network, training=False)
-    parts = split(bench.network, 224)
+    parts = cut(bench.network, 224)
     bfloat16 = 4 if not has_bfloat16(bench.device) else count
 
     @torch.no_grad()
@@ -75,12 +75,12 @@ def extraction(bench: Bench) -> None:
     bench.note("extraction_bfloat16_per_second", bfloat16 / taken["bfloat16"])
 
 
-def _extract(bench: Bench, parts: Split, inputs: torch.Tensor, precision: str) -> Callable[[], Any]:
+def _extract(bench: Bench, parts: CutNetwork, inputs: torch.Tensor, precision: str) -> Callable[[], Any]:
     way = plan(parts.prefix, bench.device)
     batches = inputs.contiguous(memory_format=torch.channels_last).split(way.images)
 
     def extract() -> None:
-        with running(parts.prefix, way, bench.device, precision) as network:
+        with prepared(parts.prefix, way, bench.device, precision) as network:
             for batch in batches:
                 network(batch)
 

@@ -28,13 +28,14 @@ from torch import nn
 
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
 from benchmarks.extraction import MATRIX, opened, published_transform
-from dogbreed.cache.callback import Store, fill, missing, row_key
+from dogbreed.cache.extract import extract, missing_views
+from dogbreed.cache.store import Store, row_key
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import WHOLE, View
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.cut import Split, split
+from dogbreed.models.cut import CutNetwork, cut
 from dogbreed.search.stacked_heads import Head, HeadTrainer
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
@@ -46,7 +47,7 @@ def loops(bench: Bench) -> None:
     count = 16
     more = 4 * count  # so that the start of the processes that decode weighs as little as among thousands
     backbones.set_mode(bench.network, training=False)
-    parts = split(bench.network, 224)
+    parts = cut(bench.network, 224)
     few = 1 if not has_bfloat16(bench.device) else more
     taken = bench.side_by_side(
         {
@@ -205,7 +206,7 @@ def _tuned_loop(bench: Bench, count: int) -> float:
     return statistics.median(np.diff(ends).tolist()) / count
 
 
-def _build(bench: Bench, parts: Split, precision: str, count: int) -> Callable[[], None]:
+def _build(bench: Bench, parts: CutNetwork, precision: str, count: int) -> Callable[[], None]:
     """Files to a store with two views of each."""
     samples = _samples(bench.files[:count], views=[WHOLE, View(flip=True)])
     data = DogImages(bench.folder)
@@ -213,8 +214,8 @@ def _build(bench: Bench, parts: Split, precision: str, count: int) -> Callable[[
     def build() -> None:
         with tempfile.TemporaryDirectory() as fresh:
             store = Store(Path(fresh), parts.shape, MATRIX[precision])
-            wanted = missing(store, {"train": samples})
-            fill(store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True)
+            wanted = missing_views(store, {"train": samples})
+            extract(store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True)
 
     return build
 
@@ -229,7 +230,7 @@ def on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
     """A model and data of dogImages' size on a store of random features."""
     model = DogBreedClassifier(CLASSES, weights="none").to(bench.device)
     model.eval()
-    parts = split(model.network, 224)
+    parts = cut(model.network, 224)
     model.use_features(parts)
     data = DogImages(bench.folder, batch_size=BATCH)
     store = Store(bench.folder / f"random-{time.time_ns()}", parts.shape, torch.float32)

@@ -159,7 +159,7 @@ def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
     return f"{zlib.crc32(checksums.tobytes(), zlib.crc32(index.tobytes())):08x}"
 
 
-def make_room(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
+def evict(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
     """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
 
     Args:

@@ -23,10 +23,8 @@ from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import network_state, read_checkpoint
-from dogbreed.models.cut import Split
-
-OPTIMIZERS = ("adam", "adamw", "sgd")
-SCHEDULES = ("constant", "cosine", "onecycle")
+from dogbreed.models.cut import CutNetwork
+from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
 
 
 class Outputs(NamedTuple):
@@ -84,31 +82,14 @@ class DogBreedClassifier(LightningModule):
         super().__init__()
         backbones.check_name(backbone)
         check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
-        names = [str(index) for index in range(num_classes)] if class_names is None else list(class_names)
-        if len(names) != num_classes:
-            raise DogbreedError(f"{len(names)} class names were given for {num_classes} classes.")
+        class_names = self.class_names = [str(i) for i in range(num_classes)] if class_names is None else [*class_names]
+        if len(class_names) != num_classes:
+            raise DogbreedError(f"{len(class_names)} class names were given for {num_classes} classes.")
         self.preprocessing = (
             backbones.preprocessing_of(backbone) if preprocessing is None else Preprocessing.from_dict(preprocessing)
         )
-        # Plain values only, so that a checkpoint loads with weights_only=True.
-        self.save_hyperparameters(
-            {
-                "num_classes": num_classes,
-                "backbone": backbone,
-                "weights": weights,
-                "trainable": trainable,
-                "lr": lr,
-                "backbone_lr": backbone_lr,
-                "weight_decay": weight_decay,
-                "label_smoothing": label_smoothing,
-                "optimizer": optimizer,
-                "schedule": schedule,
-                "seed": seed,
-                "class_names": names,
-                "preprocessing": self.preprocessing.to_dict(),
-            }
-        )
-        self.class_names = names
+        preprocessing = self.preprocessing.to_dict()
+        self.save_hyperparameters()  # plain values, so that a checkpoint loads with weights_only=True
         if weights is None:
             self.network = backbones.skeleton(backbone, num_classes)
         else:
@@ -125,7 +106,7 @@ class DogBreedClassifier(LightningModule):
         self.test_loss = MeanMetric()
         self.test_acc = MulticlassAccuracy(**accuracy)
         self.test_top5 = MulticlassAccuracy(**accuracy, top_k=min(5, num_classes))
-        self.split: Split | None = None
+        self.parts: CutNetwork | None = None
         self.images_seen = 0
         self.predictions: Outputs | None = None  # of the last evaluation
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
@@ -161,9 +142,9 @@ class DogBreedClassifier(LightningModule):
         """Whether the network has no values yet (`weights=None`)."""
         return any(parameter.is_meta for parameter in self.network.parameters())
 
-    def use_features(self, split: Split) -> None:
+    def use_features(self, parts: CutNetwork) -> None:
         """Runs only the tail on batches of features."""
-        self.split = split
+        self.parts = parts
 
     def train(self, mode: bool = True) -> "DogBreedClassifier":
         super().train(mode)
@@ -178,8 +159,8 @@ class DogBreedClassifier(LightningModule):
     def logits(self, batch: Batch | FeatureBatch) -> Tensor:
         """Logits [N, classes] of a batch of images, or of features where the prefix ran beforehand."""
         if isinstance(batch, FeatureBatch):
-            assert self.split is not None, "batches of features need use_features(split)"
-            return self.split.tail(batch.inputs, self.training)
+            assert self.parts is not None, "batches of features need use_features(parts)"
+            return self.parts.tail(batch.inputs, self.training)
         return self(batch.inputs)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -252,8 +233,10 @@ class DogBreedClassifier(LightningModule):
         )
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        optimizer = self._optimizer()
-        schedule = self.hparams["schedule"]
+        hparams = self.hparams
+        groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr"], hparams["weight_decay"])
+        optimizer = make_optimizer(hparams["optimizer"], groups)
+        schedule = hparams["schedule"]
         if schedule == "constant":
             return optimizer
         steps = self.trainer.estimated_stepping_batches
@@ -264,20 +247,6 @@ class DogBreedClassifier(LightningModule):
         scheduler = make_scheduler(schedule, optimizer, int(steps))
         assert scheduler is not None
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-    def _optimizer(self) -> torch.optim.Optimizer:
-        """Over the trainable parameters only: the head at `lr`, the backbone at its own rate."""
-        hparams = self.hparams
-        head = list(self.network.get_submodule(backbones.head_name(self.network)).parameters())
-        in_head = {id(parameter) for parameter in head}
-        body = [p for p in self.network.parameters() if p.requires_grad and id(p) not in in_head]
-        groups: list[dict[str, Any]] = [{"params": head, "lr": hparams["lr"]}]
-        if body:
-            rate = hparams["lr"] / 10 if hparams["backbone_lr"] is None else hparams["backbone_lr"]
-            groups.append({"params": body, "lr": rate})
-        for group in groups:
-            group["weight_decay"] = hparams["weight_decay"]
-        return make_optimizer(hparams["optimizer"], groups)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
@@ -290,55 +259,3 @@ def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
     """Seed of the random numbers that one training step draws."""
     key = np.random.SeedSequence([seed, epoch, step, rank])
     return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def make_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
-    """The optimizer of that name over groups that carry `params`, `lr` and `weight_decay`."""
-    if name == "sgd":
-        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=0.9, nesterov=True, fused=True)
-    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
-    # One pass over the values instead of ten: a head of VGG16 takes 1 ms a step.
-    return kind(groups, fused=True)
-
-
-def make_scheduler(
-    name: str, optimizer: torch.optim.Optimizer, steps: int
-) -> torch.optim.lr_scheduler.LRScheduler | None:
-    """The learning rate's schedule over `steps` steps; None where it is constant."""
-    if name == "cosine":
-        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
-    if name == "onecycle":
-        peaks = [group["lr"] for group in optimizer.param_groups]
-        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps)
-    return None
-
-
-def check_training(
-    num_classes: int,
-    lr: float,
-    backbone_lr: float | None,
-    weight_decay: float,
-    label_smoothing: float,
-    optimizer: str,
-    schedule: str,
-) -> None:
-    """Checks how a model is to be trained.
-
-    Raises:
-        DogbreedError: An argument is unknown or out of range.
-    """
-    if num_classes < 2:
-        raise DogbreedError(f"A classifier needs at least 2 classes; the data has {num_classes}.")
-    _number("model.lr", lr, lr > 0, "more than 0")
-    if backbone_lr is not None:
-        _number("model.backbone_lr", backbone_lr, backbone_lr > 0, "more than 0")
-    _number("model.weight_decay", weight_decay, weight_decay >= 0, "0 or more")
-    _number("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
-    for key, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
-        if value not in allowed:
-            raise DogbreedError(f"model.{key}={value} is unknown; it is one of {', '.join(allowed)}.")
-
-
-def _number(key: str, value: float, good: bool, wanted: str) -> None:
-    if not (good and math.isfinite(value)):
-        raise DogbreedError(f"{key}={value} is out of range; it is {wanted}.")

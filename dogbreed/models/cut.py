@@ -52,26 +52,26 @@ class Tail(nn.Module):
         return self._graphs[training](features)
 
 
-class Split(NamedTuple):
+class CutNetwork(NamedTuple):
     """A network in two parts that share its parameters.
 
     Attributes:
         prefix: Images [N, 3, S, S] to features [N, *shape]; frozen and deterministic.
         tail: Features and the mode (training or not) to logits [N, classes].
-        cut: Name of the last node of the prefix, dots for levels as in the network's own names.
+        last_node: Name of the last node of the prefix, dots for levels as in the network's own names.
         shape: Of one image's features.
         total: Number of operations in the network, `before` of them in the prefix.
     """
 
     prefix: fx.GraphModule
     tail: Tail
-    cut: str
+    last_node: str
     shape: tuple[int, ...]
     before: int
     total: int
 
 
-def split(network: nn.Module, size: int) -> Split:
+def cut(network: nn.Module, size: int) -> CutNetwork:
     """Finds the cut and builds both parts.
 
     The network's mode, buffers and the global random state are left as they were.
@@ -90,15 +90,15 @@ def split(network: nn.Module, size: int) -> Split:
         set_mode(network, training=True)
         training = _trace(network)
         fixed, seen = _probe(training, size)
-        cut = _deepest_cut(training, fixed, seen.shapes)
+        last = _deepest_cut(training, fixed, seen.shapes)
         set_mode(network, training=False)
-        _check_evaluation(evaluation, training.graph, cut, seen.first_rows[cut], size)
+        _check_evaluation(evaluation, training.graph, last, seen.first_rows[last], size)
     nodes = list(training.graph.nodes)
-    index = nodes.index(cut)
-    prefix, training_tail = _parts(network, training.graph, index, seen.orders[cut])
-    _, evaluation_tail = _parts(network, evaluation.graph, index, seen.orders[cut])
-    shape = tuple(seen.shapes[cut][1:])
-    return Split(prefix, Tail(training_tail, evaluation_tail), _name(cut), shape, index, len(nodes) - 1)
+    index = nodes.index(last)
+    prefix, training_tail = _parts(network, training.graph, index, seen.orders[last])
+    _, evaluation_tail = _parts(network, evaluation.graph, index, seen.orders[last])
+    shape = tuple(seen.shapes[last][1:])
+    return CutNetwork(prefix, Tail(training_tail, evaluation_tail), _name(last), shape, index, len(nodes) - 1)
 
 
 def fingerprint(prefix: fx.GraphModule) -> str:
@@ -280,7 +280,7 @@ def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.No
     return best
 
 
-def laid_out(features: Tensor, order: tuple[int, ...]) -> Tensor:
+def to_memory_order(features: Tensor, order: tuple[int, ...]) -> Tensor:
     """The same numbers with their dimensions in the given order in memory, along which dropout draws its mask."""
     back = sorted(range(len(order)), key=order.__getitem__)
     return features.permute(order).contiguous().permute(back)
@@ -306,7 +306,7 @@ def _parts(
 
     tail_graph = fx.Graph()
     given = tail_graph.placeholder("features")
-    copies = {nodes[index]: tail_graph.call_function(laid_out, (given, order))}
+    copies = {nodes[index]: tail_graph.call_function(to_memory_order, (given, order))}
     for node in attributes:
         copies[node] = tail_graph.node_copy(node, copies.__getitem__)
     for node in second:

@@ -17,8 +17,9 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import FeatureReader
 from dogbreed.data.samplers import TrainBatches
 from dogbreed.models import backbones
-from dogbreed.models.classifier import DogBreedClassifier, make_optimizer, make_scheduler, step_seed
-from dogbreed.models.cut import laid_out
+from dogbreed.models.classifier import DogBreedClassifier, step_seed
+from dogbreed.models.cut import to_memory_order
+from dogbreed.models.optim import make_optimizer, make_scheduler
 
 MEMORY_BYTES = 2 << 30  # what one stack's weights, gradients and two moments may take
 JOINED = 512  # images of several steps that pass the stem at once: 32 would mostly wait for its weights
@@ -37,7 +38,7 @@ class Head:
         label_smoothing: As in `DogBreedClassifier`.
         history: One dict an epoch: `train_loss`, `val_loss`, `val_acc`.
         weight: [classes, inputs] and `bias` [classes] at the lowest val_loss.
-        stopped: Whether it was given up before the last epoch.
+        stopped: Whether it was stopped early before the last epoch.
     """
 
     lr: float
@@ -69,7 +70,7 @@ class Stem:
     """
 
     def __init__(self, model: DogBreedClassifier) -> None:
-        if model.split is None:
+        if model.parts is None:
             raise NotStackable("the features of its frozen part are not there")
         name = backbones.head_name(model.network)
         head = model.network.get_submodule(name)
@@ -80,7 +81,7 @@ class Stem:
             raise NotStackable(f"more of it trains than its last layer, {name}")
         self.head = head
         self.model = model
-        self._graphs = {mode: _without_head(model.split.tail.graph(mode), name) for mode in (True, False)}
+        self._graphs = {mode: _without_head(model.parts.tail.graph(mode), name) for mode in (True, False)}
         self.row_wise = _is_row_wise(self._graphs[True])
 
     def __call__(self, features: Tensor) -> Tensor:
@@ -124,7 +125,7 @@ def _is_row_wise(graph: fx.GraphModule) -> bool:
             if not isinstance(graph.get_submodule(str(node.target)), ROW_WISE):
                 return False
         elif node.op == "call_function":
-            if node.target is not laid_out or node.args[1][0] != 0:  # images one after the other in memory
+            if node.target is not to_memory_order or node.args[1][0] != 0:  # images one after the other in memory
                 return False
         elif node.op not in ("placeholder", "output"):
             return False
@@ -158,7 +159,7 @@ class _Joined(fx.Interpreter):
         return outputs
 
 
-GiveUp = Callable[[int, Sequence[Head]], Sequence[bool]]
+ShouldStop = Callable[[int, Sequence[Head]], Sequence[bool]]
 
 
 class HeadTrainer:
@@ -190,7 +191,7 @@ class HeadTrainer:
         *,
         batch_size: int,
         epochs: int,
-        give_up: GiveUp | None = None,
+        should_stop: ShouldStop | None = None,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         """Trains all heads side by side, in as many stacks as memory asks for, and fills in their results.
@@ -199,21 +200,21 @@ class HeadTrainer:
             heads: What to train.
             batch_size: Images a step, the same for all.
             epochs: How many.
-            give_up: Asked after each epoch but the last, with the epoch (from 1) and the heads that are still
+            should_stop: Asked after each epoch but the last, with the epoch (from 1) and the heads that are still
                 trained; says for each whether to stop it.
             on_epoch: Told of each epoch that is done, with the number of heads that took part.
         """
         one = 4 * 4 * self.stem.head.weight.numel()
         size = max(1, MEMORY_BYTES // one)
         for start in range(0, len(heads), size):
-            self._train_stack(heads[start : start + size], batch_size, epochs, give_up, on_epoch)
+            self._train_stack(heads[start : start + size], batch_size, epochs, should_stop, on_epoch)
 
     def _train_stack(
         self,
         heads: Sequence[Head],
         batch_size: int,
         epochs: int,
-        give_up: GiveUp | None,
+        should_stop: ShouldStop | None,
         on_epoch: Callable[[int], None] | None,
     ) -> None:
         samples = self.data.samples["train"]
@@ -232,8 +233,8 @@ class HeadTrainer:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
             stop = [not np.isfinite(list(head.history[-1].values())).all() for head in stack.heads]
-            if give_up and epoch + 1 < epochs:
-                stop = [one or other for one, other in zip(stop, give_up(epoch + 1, stack.heads), strict=True)]
+            if should_stop and epoch + 1 < epochs:
+                stop = [one or other for one, other in zip(stop, should_stop(epoch + 1, stack.heads), strict=True)]
             if any(stop):
                 stack.drop(stop)
             if not stack.heads:

@@ -13,7 +13,8 @@ import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
 
-from dogbreed.cache.callback import FeatureCache, cache_folder
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.store import cache_folder
 from dogbreed.config.compose import diff, flatten
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages

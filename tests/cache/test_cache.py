@@ -23,19 +23,10 @@ from lightning.pytorch import Trainer
 from safetensors import safe_open
 from support import runs
 
-from dogbreed.cache import callback
-from dogbreed.cache.callback import (
-    FeatureCache,
-    Store,
-    cache_folder,
-    delete,
-    fill,
-    main,
-    make_room,
-    missing,
-    row_key,
-    stores,
-)
+from dogbreed.cache import extract
+from dogbreed.cache.__main__ import main
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.store import Store, cache_folder, delete, evict, row_key, stores
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
@@ -150,7 +141,7 @@ def test_rows_are_what_the_prefix_computes(dog_tree, tmp_path, augment, precisio
         for view, views in enumerate(samples.views):
             images = torch.stack([load(p, SMALL, v) for p, v in zip(samples.paths, views, strict=True)])
             with torch.no_grad():
-                expected = model.split.prefix(images)
+                expected = model.parts.prefix(images)
             found = data.reader(split)(np.arange(len(samples)), np.full(len(samples), view))
             assert found.dtype == torch.float32
             torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
@@ -163,10 +154,10 @@ def test_weights_cast_once_give_what_autocast_gives():
     images, cpu = torch.rand(2, 3, 64, 64), torch.device("cpu")
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         expected = network(images)
-    with torch.no_grad(), callback.in_bfloat16(network, cpu):
+    with torch.no_grad(), extract.in_bfloat16(network, cpu):
         assert network.features[0].weight.dtype == torch.bfloat16
         assert torch.equal(network(images), expected)
-    with pytest.raises(RuntimeError), callback.in_bfloat16(network, cpu):
+    with pytest.raises(RuntimeError), extract.in_bfloat16(network, cpu):
         network(images[:, :1])
     assert network.features[0].weight.dtype == torch.float32
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
@@ -315,7 +306,7 @@ def test_everything_else_that_matters_is_a_store_of_its_own(dog_tree, cache, cha
     model.eval()
     path = data.samples["valid"].paths[0]
     with torch.no_grad():
-        expected = model.split.prefix(load(path, preprocessing)[None])
+        expected = model.parts.prefix(load(path, preprocessing)[None])
     torch.testing.assert_close(data.reader("valid")(np.array([0]), np.array([0])), expected, rtol=2e-3, atol=2e-3)
     assert attached(dog_tree, cache)[0].state == "hit", "the first is not forgotten"
 
@@ -407,10 +398,10 @@ def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
     (name,) = rows(built)
 
     def run(number: int) -> None:
-        store = Store(tmp_path / "features" / name, models[number].split.shape, torch.float32)
-        wanted = missing(store, data.samples)
+        store = Store(tmp_path / "features" / name, models[number].parts.shape, torch.float32)
+        wanted = extract.missing_views(store, data.samples)
         mine = wanted if number < 2 else wanted[number % 2 :: 2]
-        fill(store, models[number].split.prefix, mine, data, device=CPU, precision="float32", quiet=True)
+        extract.extract(store, models[number].parts.prefix, mine, data, device=CPU, precision="float32", quiet=True)
         assert set(mine[0].keys) <= {key for key in mine[0].keys if key in store}
 
     with ThreadPoolExecutor(4) as pool:
@@ -425,17 +416,17 @@ def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
 RUN = """
 import sys
 import torch
-from dogbreed.cache import callback
+from dogbreed.cache import callback, extract
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
 
-features.BLOCK_BYTES = 1  # a block after every pass
+extract.BLOCK_BYTES = 1  # a block after every pass
 small = Preprocessing(size=64, resize_size=72)
 model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=small.to_dict())
 data = DogImages(sys.argv[1], preprocessing=small, num_workers=0, quiet=True)
 data.setup()
-cache = features.FeatureCache("require", folder=sys.argv[2], quiet=True)
+cache = callback.FeatureCache("require", folder=sys.argv[2], quiet=True)
 print("ready", flush=True)
 sys.stdin.readline()
 cache.attach(model, data, torch.device("cpu"))
@@ -515,7 +506,7 @@ def off(root, folder, model=None, **cache) -> FeatureCache:
     assert cached.state == "off"
     assert isinstance(next(iter(data.train_dataloader())), Batch)
     assert model.network.training
-    assert model.split is None
+    assert model.parts is None
     with pytest.raises(DogbreedError) as caught:
         attached(root, folder, model=model, mode="require", **cache)
     assert str(caught.value).startswith("cache.mode=require, but the cache cannot be used: ")
@@ -551,7 +542,7 @@ def test_a_place_that_cannot_be_written(dog_tree, tmp_path):
 def test_off_is_off(dog_tree, tmp_path):
     cached, model, _ = attached(dog_tree, tmp_path, mode="off")
     assert (cached.state, cached.reason) == ("off", "cache.mode=off")
-    assert model.split is None
+    assert model.parts is None
     assert list(tmp_path.iterdir()) == []
 
 
@@ -595,10 +586,10 @@ def test_room_is_made_by_the_longest_unused(tmp_path):
     places = {name: made_up(tmp_path, name, age) for name, age in (("a", 10), ("b", 40), ("c", 30), ("d", 20))}
     size = sum(file.stat().st_size for file in places["a"].glob("*.safetensors"))
     folder = tmp_path / "features"
-    assert make_room(folder, 5 * size / 1e9, keep=places["a"]) == []
-    assert make_room(folder, 3.5 * size / 1e9, keep=places["a"]) == [places["b"]]
+    assert evict(folder, 5 * size / 1e9, keep=places["a"]) == []
+    assert evict(folder, 3.5 * size / 1e9, keep=places["a"]) == [places["b"]]
     assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "d"]
-    assert make_room(folder, 1e-9, keep=places["c"]) == [places["d"], places["a"]]
+    assert evict(folder, 1e-9, keep=places["c"]) == [places["d"], places["a"]]
     assert [path.name for path in folder.iterdir()] == ["c"]
 
 
@@ -606,9 +597,9 @@ def test_what_is_in_use_is_kept(tmp_path):
     old, new = made_up(tmp_path, "old", 100), made_up(tmp_path, "new", 1)
     with (old / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        assert make_room(tmp_path / "features", 1e-9, keep=tmp_path) == [new]
+        assert evict(tmp_path / "features", 1e-9, keep=tmp_path) == [new]
         assert old.exists()
-    assert make_room(tmp_path / "features", 1e-9, keep=tmp_path) == [old]
+    assert evict(tmp_path / "features", 1e-9, keep=tmp_path) == [old]
 
 
 def test_a_run_makes_room_for_itself(dog_tree, tmp_path):

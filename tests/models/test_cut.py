@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torchvision.ops import StochasticDepth
 
 from dogbreed.models.backbones import create, freeze, set_mode
-from dogbreed.models.cut import NoPrefix, Split, fingerprint, split
+from dogbreed.models.cut import CutNetwork, NoPrefix, cut, fingerprint
 
 FAST = [
     # Network, side, trainable, last operation of the prefix, its shape
@@ -48,7 +48,7 @@ def frozen(backbone: str, trainable: str) -> nn.Module:
     return network.to(memory_format=torch.channels_last)
 
 
-def parts_equal_whole(network: nn.Module, parts: Split, size: int, atol: float = 0.0) -> None:
+def parts_equal_whole(network: nn.Module, parts: CutNetwork, size: int, atol: float = 0.0) -> None:
     """In both modes, from features that were computed in evaluation mode, as the cache does."""
     images = torch.randn(3, 3, size, size, generator=torch.Generator().manual_seed(2))
     images = images.contiguous(memory_format=torch.channels_last)
@@ -71,29 +71,29 @@ def parts_equal_whole(network: nn.Module, parts: Split, size: int, atol: float =
             assert not torch.equal(parts.tail(features.clone(), False), whole), "the modes differ"
 
 
-def check(backbone, size, trainable, cut, shape):
+def check(backbone, size, trainable, last_node, shape):
     network = frozen(backbone, trainable)
-    parts = split(network, size)
-    assert (parts.cut, parts.shape) == (cut, shape)
+    parts = cut(network, size)
+    assert (parts.last_node, parts.shape) == (last_node, shape)
     assert 0 < parts.before < parts.total
     # Attention takes another way through torch in training than in evaluation, which rounds differently.
     parts_equal_whole(network, parts, size, atol=2e-6 if backbone.startswith("vit") else 0.0)
 
 
-@pytest.mark.parametrize(("backbone", "size", "trainable", "cut", "shape"), FAST)
-def test_parts_equal_the_whole(backbone, size, trainable, cut, shape):
-    check(backbone, size, trainable, cut, shape)
+@pytest.mark.parametrize(("backbone", "size", "trainable", "last_node", "shape"), FAST)
+def test_parts_equal_the_whole(backbone, size, trainable, last_node, shape):
+    check(backbone, size, trainable, last_node, shape)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("backbone", "size", "trainable", "cut", "shape"), SLOW)
-def test_parts_equal_the_whole_in_large_networks(backbone, size, trainable, cut, shape):
-    check(backbone, size, trainable, cut, shape)
+@pytest.mark.parametrize(("backbone", "size", "trainable", "last_node", "shape"), SLOW)
+def test_parts_equal_the_whole_in_large_networks(backbone, size, trainable, last_node, shape):
+    check(backbone, size, trainable, last_node, shape)
 
 
 def test_parameters_are_shared():
     network = frozen("squeezenet1_1", "head")
-    parts = split(network, 64)
+    parts = cut(network, 64)
     images = torch.randn(2, 3, 64, 64)
     features = parts.prefix(images).detach()
     before = network.eval()(images)
@@ -111,7 +111,7 @@ def test_parameters_are_shared():
 
 def test_gradients_are_those_of_the_whole():
     network = frozen("mobilenet_v3_small", "block")
-    parts = split(network, 64)
+    parts = cut(network, 64)
     images, labels = torch.randn(4, 3, 64, 64), torch.tensor([0, 1, 2, 3])
     set_mode(network, training=True)
     trained = {name: p for name, p in network.named_parameters() if p.requires_grad}
@@ -138,14 +138,14 @@ def test_nothing_is_touched():
     random.seed(1)
     np.random.seed(1)
     states = torch.get_rng_state(), random.getstate(), np.random.get_state()[1].tolist(), np.random.get_state()[2]
-    split(network, 64)
+    cut(network, 64)
     assert torch.equal(torch.get_rng_state(), states[0])
     assert random.getstate() == states[1]
     assert (np.random.get_state()[1].tolist(), np.random.get_state()[2]) == states[2:]
     assert {name: module.training for name, module in network.named_modules()} == modes
     assert all(torch.equal(value, values[name]) for name, value in network.state_dict().items())
     network.eval()
-    split(network, 64)
+    cut(network, 64)
     assert not network.training
 
 
@@ -234,19 +234,19 @@ CHANGING = (TorchNoise, PythonNoise, NumpyNoise, ConstantNoise, OwnGenerator, Ne
 
 @pytest.mark.parametrize("kind", CHANGING)
 def test_custom_modules_that_change_are_never_in_the_prefix(kind):
-    parts = split(Net(opaque(kind)), 8)
-    assert parts.cut == "first"
+    parts = cut(Net(opaque(kind)), 8)
+    assert parts.last_node == "first"
 
 
 @pytest.mark.parametrize("kind", CHANGING)
 def test_nor_are_those_that_fx_looks_into(kind):
     try:
-        parts = split(Net(kind()), 8)
+        parts = cut(Net(kind()), 8)
     except NoPrefix:
         return
-    assert parts.cut == "first"
+    assert parts.last_node == "first"
     network = Net(kind())
-    assert split(network, 8).cut == "first"
+    assert cut(network, 8).last_node == "first"
 
 
 @pytest.mark.parametrize("kind", [PythonNoise, NumpyNoise, ConstantNoise, OwnGenerator, Counter, UnevenCounter])
@@ -261,12 +261,12 @@ def test_what_happens_while_it_is_traced_is_not_lost_behind_the_cut(kind):
     network = Late(kind())
     state = {name: value.clone() for name, value in network.state_dict().items()}
     with pytest.raises(NoPrefix, match="while it is traced"):
-        split(network, 8)
+        cut(network, 8)
     assert all(torch.equal(value, state[name]) for name, value in network.state_dict().items())
 
 
 @pytest.mark.parametrize(
-    ("middle", "cut"),
+    ("middle", "last_node"),
     [
         (nn.Dropout(0.5), "first"),
         (nn.Dropout2d(0.5), "first"),
@@ -282,11 +282,11 @@ def test_what_happens_while_it_is_traced_is_not_lost_behind_the_cut(kind):
     ],
     ids=repr,
 )
-def test_modules_that_change(middle, cut):
+def test_modules_that_change(middle, last_node):
     network = Net(middle)
     set_mode(network, training=True)
-    parts = split(network, 8)
-    assert parts.cut == cut
+    parts = cut(network, 8)
+    assert parts.last_node == last_node
     if not isinstance(middle, StochasticDepth):  # it draws anew for the tail's own batch
         parts_equal_whole(network, parts, 8)
 
@@ -300,8 +300,8 @@ def test_a_shortcut_over_the_cut_moves_it_forward():
 
     network = Shortcut(nn.Identity())
     network.second.requires_grad_(True)
-    parts = split(network, 8)
-    assert parts.cut == "relu"
+    parts = cut(network, 8)
+    assert parts.last_node == "relu"
     parts_equal_whole(network, parts, 8)
 
 
@@ -311,8 +311,8 @@ def test_an_operation_in_place_behind_the_cut_leaves_the_features_alone():
             return self.head(F.dropout(self.second(self.first(x)), training=self.training).relu_().mean((2, 3)))
 
     network = InPlace(nn.Identity())
-    parts = split(network, 8)
-    assert parts.cut == "second"
+    parts = cut(network, 8)
+    assert parts.last_node == "second"
     parts_equal_whole(network, parts, 8)
 
 
@@ -323,7 +323,7 @@ def test_everything_trains():
     with pytest.raises(
         NoPrefix, match=r"no part of it before features\.0, which trains or is random, is frozen|no part"
     ):
-        split(frozen("squeezenet1_1", "all"), 64)
+        cut(frozen("squeezenet1_1", "all"), 64)
 
 
 def test_control_flow_that_depends_on_the_images():
@@ -337,13 +337,13 @@ def test_control_flow_that_depends_on_the_images():
     network = Branch(nn.Identity())
     network.train()
     with pytest.raises(NoPrefix, match=r"torch\.fx cannot trace it \(.*control flow"):
-        split(network, 8)
+        cut(network, 8)
     assert network.training
 
 
 def test_inputs_that_are_too_small():
     with pytest.raises(NoPrefix, match="does not run on inputs of 8 x 8 pixels"):
-        split(frozen("squeezenet1_1", "head"), 8)
+        cut(frozen("squeezenet1_1", "head"), 8)
 
 
 def test_a_frozen_part_that_asks_for_its_mode():
@@ -355,14 +355,14 @@ def test_a_frozen_part_that_asks_for_its_mode():
             return self.head(F.relu(x).mean((2, 3)))
 
     with pytest.raises(NoPrefix, match="computes something else in training than in evaluation"):
-        split(Moody(nn.Identity()), 8)
+        cut(Moody(nn.Identity()), 8)
 
 
 # The fingerprint
 
 
 def body(network: nn.Module) -> str:
-    return fingerprint(split(network, 8).prefix)
+    return fingerprint(cut(network, 8).prefix)
 
 
 def changed(change) -> bool:

@@ -12,7 +12,7 @@ from dogbreed.config.compose import compose
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.cut import split
+from dogbreed.models.cut import cut
 from dogbreed.search import stacked_heads
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.training.build import build_cache, build_data, build_model
@@ -91,7 +91,7 @@ def test_a_head_in_the_stack_is_the_head_trained_alone(
 
 def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
     model = DogBreedClassifier(4, backbone="alexnet", weights="none")
-    model.use_features(split(model.network, 64))
+    model.use_features(cut(model.network, 64))
     stem = stacked_heads.Stem(model)
     assert stem.row_wise  # two dropouts, two linear layers
     model.train()
@@ -133,13 +133,16 @@ def test_memory_splits_the_stack_and_changes_nothing(settings: list[str], monkey
         assert one.best["val_loss"] == pytest.approx(other.best["val_loss"], abs=1e-5)
 
 
-def test_a_head_that_is_given_up_leaves_the_others_alone(settings: list[str]) -> None:
+def test_a_head_that_is_stopped_leaves_the_others_alone(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.schedule=cosine"])
     trainer = HeadTrainer(model, data)
     alone, three = [Head(lr=0.01)], [Head(lr=0.001), Head(lr=0.01), Head(lr=0.05)]
     trainer.train(alone, batch_size=6, epochs=4)
     trainer.train(
-        three, batch_size=6, epochs=4, give_up=lambda epoch, still: [epoch == 2 and head.lr != 0.01 for head in still]
+        three,
+        batch_size=6,
+        epochs=4,
+        should_stop=lambda epoch, still: [epoch == 2 and head.lr != 0.01 for head in still],
     )
     assert [len(head.history) for head in three] == [2, 4, 2]
     assert [head.stopped for head in three] == [True, False, True]

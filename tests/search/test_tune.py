@@ -14,8 +14,9 @@ import pytest
 import yaml
 
 from dogbreed.config.compose import compose
-from dogbreed.search.run import Search, main, tune
+from dogbreed.search.run import main, tune
 from dogbreed.search.stacked_heads import Head, HeadTrainer
+from dogbreed.search.study import Search
 from dogbreed.training.run import train
 
 pytest.importorskip("optuna", reason="the search needs Optuna: pip install 'dogbreed[search]'")
@@ -134,8 +135,8 @@ def test_where_more_trains_trials_run_one_after_the_other(
         ("search.objective=test_loss", "The test split is not for choosing"),
         ("search.direction=maximize", "does not fit search.objective=val_loss"),
         ("search.space.model.lr.low=1", "search.space.model.lr"),
-        ("trainer.max_epochs=null", "trainer.max_epochs=None gives a trial no end"),
-        ("trainer.max_epochs=-1", "trainer.max_epochs=-1 gives a trial no end"),
+        ("trainer.max_epochs=null", "trainer.max_epochs=None: a search needs trainer.max_epochs >= 1"),
+        ("trainer.max_epochs=-1", "trainer.max_epochs=-1: a search needs trainer.max_epochs >= 1"),
         ("trainer.limit_val_batches=0", "choose the best epoch by"),
         ("search.space.model.lr={low: -0.1, high: 0.1, log: false}", "model.lr=-0.1 is out of range"),
         ("search.space.data.batch_size.choices=[8,0]", "data.batch_size=0 is out of range"),
@@ -193,7 +194,7 @@ def test_stopped_by_hand(
     given = [*settings, "search.space={model: {lr: {low: 0.001, high: 0.1}}}", "search.parallel=2"]
     assert main([*given, "search.trials=9", f"output_dir={tmp_path}"]) == 130
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said == f"Stopped after 4 of 9 trials; the same command with output_dir={tmp_path} goes on with the search."
+    assert said == f"Stopped after 4 of 9 trials; the same command with output_dir={tmp_path} continues the search."
 
 
 def test_the_median_rule(settings: list[str], tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_the_median_rule(settings: list[str], tmp_path: Path) -> None:
         return Head(lr=0.01, history=[{"val_loss": loss, "val_acc": 0.0} for loss in losses])
 
     still: list[Any] = [head(5.0, 1.0), head(5.0, 2.0), head(5.0, 3.0)]
-    assert search.behind(2, still) == [False, False, False]  # three are too few to compare
+    assert search.should_prune(2, still) == [False, False, False]  # three are too few to compare
     search.curves = [[2.0, 1.5], [4.0, 4.0, 4.0], [0.1]]  # the last one never came as far
-    assert search.behind(2, still) == [False, False, True]  # the median of 1, 1.5, 2, 3, 4 is 2
-    assert search.behind(1, still) == [False, False, False]  # too early
+    assert search.should_prune(2, still) == [False, False, True]  # the median of 1, 1.5, 2, 3, 4 is 2
+    assert search.should_prune(1, still) == [False, False, False]  # too early

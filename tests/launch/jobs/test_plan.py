@@ -447,16 +447,16 @@ def test_bad_use_is_one_sentence(run: Callable, kind, words, says):
 
 
 def test_the_words_are_those_of_the_training_code():
-    from dogbreed.cache import callback
+    from dogbreed.cache import callback, extract
     from dogbreed.data import datamodule
-    from dogbreed.models import backbones, classifier
+    from dogbreed.models import backbones, optim
 
     assert WORDS["data.augment"] == datamodule.AUGMENT
     assert WORDS["model.trainable"] == backbones.TRAINABLE
-    assert WORDS["model.optimizer"] == classifier.OPTIMIZERS
-    assert WORDS["model.schedule"] == classifier.SCHEDULES
+    assert WORDS["model.optimizer"] == optim.OPTIMIZERS
+    assert WORDS["model.schedule"] == optim.SCHEDULES
     assert WORDS["cache.mode"] == callback.MODES
-    assert WORDS["cache.precision"] == tuple(callback.PRECISIONS)
+    assert WORDS["cache.precision"] == tuple(extract.PRECISIONS)
 
 
 def test_a_folder_has_its_own_name(tmp_path, monkeypatch):

@@ -1,0 +1,79 @@
+"""Optimizer, learning-rate schedule, and the settings of a training that are checked before it begins."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.models.backbones import head_name
+
+OPTIMIZERS = ("adam", "adamw", "sgd")
+SCHEDULES = ("constant", "cosine", "onecycle")
+
+
+def parameter_groups(
+    network: nn.Module, lr: float, backbone_lr: float | None, weight_decay: float
+) -> list[dict[str, Any]]:
+    """Return the trainable parameters only: the head at `lr`, the backbone at its own rate (None: a tenth of `lr`)."""
+    head = list(network.get_submodule(head_name(network)).parameters())
+    in_head = {id(parameter) for parameter in head}
+    backbone = [p for p in network.parameters() if p.requires_grad and id(p) not in in_head]
+    groups: list[dict[str, Any]] = [{"params": head, "lr": lr, "weight_decay": weight_decay}]
+    if backbone:
+        rate = lr / 10 if backbone_lr is None else backbone_lr
+        groups.append({"params": backbone, "lr": rate, "weight_decay": weight_decay})
+    return groups
+
+
+def make_optimizer(name: str, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
+    """Return the optimizer of that name over groups that carry `params`, `lr` and `weight_decay`."""
+    if name == "sgd":
+        return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=0.9, nesterov=True, fused=True)
+    kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam
+    # One pass over the values instead of ten: a head of VGG16 takes 1 ms per step.
+    return kind(groups, fused=True)
+
+
+def make_scheduler(
+    name: str, optimizer: torch.optim.Optimizer, steps: int
+) -> torch.optim.lr_scheduler.LRScheduler | None:
+    """Return the learning rate's schedule over `steps` steps; None where it is constant."""
+    if name == "cosine":
+        return torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, T_max=steps)
+    if name == "onecycle":
+        peaks = [group["lr"] for group in optimizer.param_groups]
+        return torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=peaks, total_steps=steps)
+    return None
+
+
+def check_training(
+    num_classes: int,
+    lr: float,
+    backbone_lr: float | None,
+    weight_decay: float,
+    label_smoothing: float,
+    optimizer: str,
+    schedule: str,
+) -> None:
+    """Check how a model is to be trained.
+
+    Raises:
+        DogbreedError: An argument is unknown or out of range.
+    """
+    if num_classes < 2:
+        raise DogbreedError(f"A classifier needs at least 2 classes; the data has {num_classes}.")
+    _check_number("model.lr", lr, lr > 0, "more than 0")
+    if backbone_lr is not None:
+        _check_number("model.backbone_lr", backbone_lr, backbone_lr > 0, "more than 0")
+    _check_number("model.weight_decay", weight_decay, weight_decay >= 0, "0 or more")
+    _check_number("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
+    for key, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
+        if value not in allowed:
+            raise DogbreedError(f"model.{key}={value} is unknown; it is one of {', '.join(allowed)}.")
+
+
+def _check_number(key: str, value: float, is_valid: bool, allowed: str) -> None:
+    if not (is_valid and math.isfinite(value)):
+        raise DogbreedError(f"{key}={value} is out of range; it is {allowed}.")
