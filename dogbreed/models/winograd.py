@@ -261,6 +261,8 @@ def _halves(pool: nn.MaxPool2d) -> bool:
 
 
 def _linear(linear: nn.Linear) -> nn.Module:
-    if hasattr(torch.ops.mkldnn, "_reorder_linear_weight"):
+    """The layer in bfloat16, packed for oneDNN where this torch can do so and this processor has the instructions."""
+    try:
         return PackedLinear(linear)
-    return copy.deepcopy(linear).to(torch.bfloat16)
+    except (AttributeError, RuntimeError):  # no such operator; no avx512bw, avx512vl and avx512dq
+        return copy.deepcopy(linear).to(torch.bfloat16)

@@ -79,3 +79,17 @@ def test_threads_change_nothing():
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_a_processor_that_cannot_pack_linear_layers_computes_them_plainly(monkeypatch):
+    def refuse(weight: torch.Tensor, batch: int) -> torch.Tensor:
+        raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")
+
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", refuse, raising=False)
+    network = torchvision.models.vgg11(weights=None, num_classes=7).eval()
+    half = accelerate(network, torch.bfloat16)
+    linear = [module for module in half.modules() if isinstance(module, nn.Linear)]
+    assert [module.weight.dtype for module in linear] == [torch.bfloat16] * 3
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert off(half(images), network(images)) < 0.1
