@@ -44,8 +44,13 @@ SECURITY = {
 log = logging.getLogger(__name__)
 
 
-def create_app(service: Service) -> Starlette:
-    """The ASGI application of a service, which it closes at its end."""
+def create_app(service: Service, ready: Callable[[], None] = lambda: None) -> Starlette:
+    """Return the ASGI application of a service.
+
+    Args:
+        service: What answers; it is closed when the application ends.
+        ready: Called when the application starts.
+    """
 
     async def ping(request: Request) -> Response:
         if service.batcher.alive:
@@ -81,8 +86,9 @@ def create_app(service: Service) -> Starlette:
 
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        ready()
         yield
-        await asyncio.to_thread(service.close)  # what is cut off is still told so meanwhile
+        await asyncio.to_thread(service.close)  # requests that are cut off get their 503 meanwhile
 
     routes = [
         Route("/ping", ping),

@@ -106,7 +106,7 @@ def certify(
         ModuleNotFoundError: The extra `serve` is not installed.
     """
     # The server is a process of its own; what it lacks is said here, before there is anything to wait for.
-    from dogbreed.serving import app, listening  # noqa: F401
+    from dogbreed.serving import app, server  # noqa: F401
 
     folder = find_model(model)
     files = _files(photos)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import count
 
 _DESCRIPTION = "Serves a model that a run has exported: SageMaker's contract, and a page at / to drop a photograph on."
 _EPILOG = """\
@@ -16,8 +17,8 @@ examples:
   curl --data-binary @rex.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8080/invocations
   python -m dogbreed.serve model/ --host 0.0.0.0 --port 80 --max-batch 16
 
-It listens on this machine alone unless --host says otherwise; there is no password and no TLS, for which a
-reverse proxy stands in front. SIGTERM and Ctrl-C end it when what has been asked is answered.
+It listens on this machine alone unless --host says otherwise. Put a reverse proxy in front for TLS, passwords, and
+clients that send their headers slowly. SIGTERM and Ctrl-C end it when all requests that have arrived are answered.
 
 exit codes:
   0    stopped by SIGTERM
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-queue", type=int, default=64, metavar="N", help="requests under way, then 503 (default 64)")
     add("--max-body", type=float, default=20, metavar="MB", help="largest request, then 413 (default 20)")
     add("--max-pixels", type=float, default=64, metavar="MP", help="largest image in megapixels, then 400 (default 64)")
-    add("--timeout", type=float, default=30, metavar="S", help="seconds for a request to arrive, then 408 (default 30)")
+    add("--timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive, then 408 (default 30)")
     return parser
 
 
@@ -66,11 +67,11 @@ def _run(given: argparse.Namespace) -> int:
         raise DogbreedError(f"--max-wait {given.max_wait} is out of range; it is 0 or more.")
     from dogbreed.inference.photographs import find_device, find_model
     from dogbreed.inference.predictor import Predictor
-    from dogbreed.serving import listening
     from dogbreed.serving.app import create_app
+    from dogbreed.serving.server import bind, serve
     from dogbreed.serving.service import Limits, Service
 
-    listener = listening.bind(given.host, given.port)
+    listener = bind(given.host, given.port)
     with listener:
         model = find_model(given.model)
         device, pixels = find_device(given.device), int(given.max_pixels * 1e6)
@@ -89,11 +90,11 @@ def _run(given: argparse.Namespace) -> int:
             print(f"Page:    {address}/")
             print(f"Images:  POST {address}/invocations", flush=True)
 
-        listening.serve(create_app(service), listener, request_seconds=given.timeout, ready=ready)
+        serve(create_app(service, ready), listener)
     if service.cut_off:
-        print(f"Stopped; told to try again, since they took too long: {service.cut_off}.", flush=True)
+        print(f"Stopped. {count(service.cut_off, 'request')} exceeded the shutdown timeout and got 503.", flush=True)
     else:
-        print("Stopped; all that was asked is answered.", flush=True)
+        print("Stopped. All requests were answered.", flush=True)
     return 0
 
 

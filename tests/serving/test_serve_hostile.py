@@ -1,4 +1,4 @@
-"""Five thousand requests that mean harm, then many honest ones: the server answers all, and is as it was."""
+"""Five thousand hostile requests, then many honest ones: the server answers all, and is as it was."""
 
 import base64
 import json
@@ -172,7 +172,8 @@ def bombard(server: Server, numbers: range) -> Counter:
                 counts["left"] += 1
                 continue
             assert answer is not None, f"{way} got no answer"
-            assert answer.status == 200 or is_refusal(answer), f"{way}: {answer}"
+            no_http = way in ("no_http", "odd_head") and answer.status == 400  # uvicorn's own sentence, in plain text
+            assert no_http or answer.status == 200 or is_refusal(answer), f"{way}: {answer}"
             counts[answer.status] += 1
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -181,11 +182,10 @@ def bombard(server: Server, numbers: range) -> Counter:
 
 
 def slow_clients(server: Server, count: int) -> list[Answer | None]:
-    """Clients that stop in the middle of their request, all at once."""
+    """Clients that stop in the middle of their body, all at once."""
     connections = [server.connect() for _ in range(count)]
-    for number, connection in enumerate(connections):
-        whole = request("POST", "/invocations", b"x" * 1000, "image/jpeg")
-        connection.sendall(whole[: 40 if number % 2 else -10])
+    for connection in connections:
+        connection.sendall(request("POST", "/invocations", b"x" * 1000, "image/jpeg")[:-10])
     answers = [received(connection) for connection in connections]
     for connection in connections:
         connection.close()
