@@ -1,6 +1,5 @@
 """`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -13,7 +12,6 @@ from torch.utils.data import DataLoader, Sampler
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import cpu_count
 from dogbreed.data.datasets import (
-    SPLITS,
     FeatureDataset,
     FeatureReader,
     ImageDataset,
@@ -25,8 +23,9 @@ from dogbreed.data.datasets import (
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
+from dogbreed.data.layout import SPLITS, class_folders, list_images, plain_name
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
-from dogbreed.data.scan import list_images, scan
+from dogbreed.data.scan import scan
 from dogbreed.data.synthetic import make_sample
 
 AUGMENT = ("none", "flip", "crop")
@@ -249,16 +248,6 @@ def _checked_folders(root: Path) -> dict[str, dict[str, Path]]:
                 f"{root / split}; every class needs a folder in train/, valid/ and test/."
             )
     return folders
-
-
-def class_folders(folder: Path) -> dict[str, Path]:
-    """The folders of one split by name."""
-    return {p.name: p for p in folder.iterdir() if p.is_dir() and not p.name.startswith((".", "__MACOSX"))}
-
-
-def plain_name(name: str) -> str:
-    """Class name without the number in front: `001.Affenpinscher` is Affenpinscher."""
-    return re.sub(r"^\d+\.(?=.)", "", name)
 
 
 def _one_of(key: str, value: Any, allowed: Sequence[str]) -> None:

@@ -13,8 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 
 from dogbreed.data.images import BadImage, Preprocessing, View, load
 
-SPLITS = ("train", "valid", "test")
-
 Indices = NDArray[np.int64]
 FeatureReader = Callable[[Indices, Indices], Tensor]  # (positions, views) of a split to features [N, ...]
 

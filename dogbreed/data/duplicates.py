@@ -18,8 +18,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dogbreed.core.progress import track
-from dogbreed.data.datasets import SPLITS, SplitFiles
+from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import BadImage, decode
+from dogbreed.data.layout import SPLITS
 
 MOST_IMAGES = 50_000  # beyond, only copies of files are looked for: reading all pictures would take minutes
 HASH_BITS = 10  # of 64 may differ; random pairs of photographs differ in 32 +- 6

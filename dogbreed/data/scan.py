@@ -21,7 +21,6 @@ from dogbreed.data import images
 
 # To be raised when images.check comes to refuse or to accept other files; a new Pillow may do so as well.
 CHECK_VERSION = f"2, Pillow {PIL.__version__}"
-NOISE = {"thumbs.db", "desktop.ini", "__macosx"}
 SHOW_PROGRESS_ABOVE = 200
 
 
@@ -38,22 +37,6 @@ class ScannedFile:
     path: Path
     digest: str
     reason: str | None
-
-
-def list_images(folder: Path) -> list[Path]:
-    """Every file under a class folder, sorted, without hidden files and what operating systems leave behind.
-
-    Files that do not look like images are in the list too, so that `scan` can say so.
-    """
-    found: list[Path] = []
-    for parent, folders, files in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not _is_noise(name)]
-        found += [Path(parent, name) for name in files if not _is_noise(name)]
-    return sorted(found)
-
-
-def _is_noise(name: str) -> bool:
-    return name.startswith(".") or name.lower() in NOISE
 
 
 def scan(

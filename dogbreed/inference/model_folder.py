@@ -187,7 +187,7 @@ def _convert(given: argparse.Namespace) -> int:
 
 def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[torch.Tensor]:
     """Network inputs of the first photographs that can be read, spread over what was given."""
-    from dogbreed.data.scan import list_images
+    from dogbreed.data.layout import list_images
 
     files = []
     for path in paths:

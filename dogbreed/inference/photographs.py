@@ -16,7 +16,7 @@ from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
-from dogbreed.data.scan import list_images
+from dogbreed.data.layout import list_images
 from dogbreed.inference.manifest import find_model
 from dogbreed.inference.predictor import Prediction, Predictor, Source
 

@@ -8,9 +8,9 @@ import torch
 from matplotlib import colormaps
 from PIL import Image
 
-from dogbreed.data.datasets import SPLITS
 from dogbreed.data.duplicates import MOST_IMAGES, Pair
 from dogbreed.data.images import BadImage, load
+from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
 from dogbreed.metrics.classification import ConfusedPair
 from dogbreed.metrics.predictions import Predictions

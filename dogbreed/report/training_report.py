@@ -19,8 +19,8 @@ from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.data.datasets import SPLITS
 from dogbreed.data.duplicates import Pair, find_duplicates
+from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
 from dogbreed.metrics.classification import ClassMetrics
 from dogbreed.metrics.predictions import Predictions

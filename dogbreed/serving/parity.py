@@ -21,8 +21,8 @@ from safetensors.torch import load_file
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
-from dogbreed.data.datasets import SPLITS
 from dogbreed.data.images import BadImage, Preprocessing
+from dogbreed.data.layout import SPLITS
 from dogbreed.inference import archive
 from dogbreed.inference.archive import CODE
 from dogbreed.inference.manifest import WEIGHTS, read_manifest

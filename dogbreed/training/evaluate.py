@@ -31,10 +31,9 @@ from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
-from dogbreed.data.datamodule import class_folders, plain_name
-from dogbreed.data.datasets import SPLITS, Skipped, SplitFiles
+from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import BadImage, load
-from dogbreed.data.scan import list_images
+from dogbreed.data.layout import SPLITS, class_folders, list_images, plain_name
 from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor

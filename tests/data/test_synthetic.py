@@ -1,4 +1,4 @@
-"""Made-up dogs: the layout, the same bytes every time, nothing of others lost, neither trivial nor hopeless."""
+"""Synthetic dogs: the layout, the same bytes every time, nothing of others lost, and breeds that can be learnt."""
 
 import hashlib
 import json
@@ -104,7 +104,7 @@ def test_senseless_numbers(tmp_path, wrong):
 
 
 @pytest.mark.parametrize("breed", BREEDS, ids=lambda breed: breed.name)
-def test_every_breed_can_be_drawn_in_every_pose(breed):
+def test_every_breed_can_be_drawn(breed):
     pictures = [synthetic.draw(breed, np.random.default_rng((7, i))) for i in range(5)]
     sizes = {picture.size for picture in pictures}
     assert len(sizes) == 5
@@ -112,18 +112,18 @@ def test_every_breed_can_be_drawn_in_every_pose(breed):
     assert all(np.asarray(picture).std() > 8 for picture in pictures)
 
 
-def test_neither_trivial_nor_hopeless(tmp_path):
+def test_breeds_can_be_learnt_though_not_from_the_mean_colour(tmp_path):
     make_sample(tmp_path / "dogs", classes=6, train=12, valid=0, test=6)
     (train, y), (test, truth) = (_features(tmp_path / "dogs" / split) for split in ("train", "test"))
     colour = slice(0, 3)
     centres = np.stack([train[y == c, colour].mean(0) for c in range(6)])
     by_colour = ((test[:, None, colour] - centres) ** 2).sum(-1).argmin(1)
-    assert (by_colour == truth).mean() < 0.6
+    assert (by_colour == truth).mean() < 0.6, "the scenery would give the breed away"
 
     rest = np.c_[train[:, 3:], np.ones(len(train))]
     weights = np.linalg.solve(rest.T @ rest + 0.1 * np.eye(rest.shape[1]), rest.T @ np.eye(6)[y])
     by_all = (np.c_[test[:, 3:], np.ones(len(test))] @ weights).argmax(1)
-    assert (by_all == truth).mean() > 0.4, "chance is 0.17"
+    assert (by_all == truth).mean() > 0.6, "chance is 0.17"
 
 
 def _features(split: Path) -> tuple[np.ndarray, np.ndarray]:
