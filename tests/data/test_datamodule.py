@@ -54,7 +54,16 @@ def test_classes_labels_and_splits(dog_tree):
 
 
 @pytest.mark.parametrize(
-    ("folder", "name"), [("001.Affenpinscher", "Affenpinscher"), ("Poodle", "Poodle"), ("7.", "7."), ("2.5.x", "5.x")]
+    ("folder", "name"),
+    [
+        ("001.Affenpinscher", "Affenpinscher"),
+        ("Poodle", "Poodle"),
+        ("7.", "7."),
+        ("2.5.x", "2.5.x"),
+        ("1.5", "1.5"),
+        ("2.75", "2.75"),
+        ("007.Élan", "Élan"),
+    ],
 )
 def test_class_names_have_no_number_in_front(tmp_path, write_tree, folder, name):
     write_tree(tmp_path, breeds=[folder, "Zz"], counts={"train": 1, "valid": 1, "test": 1})

@@ -225,9 +225,7 @@ class Terminal(io.StringIO):
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-@pytest.mark.parametrize(
-    ("unit", "shown"), [("bytes", "2 MB of 2 MB"), ("images", "2,000,000 of 2,000,000 images")]
-)
+@pytest.mark.parametrize(("unit", "shown"), [("bytes", "2 MB of 2 MB"), ("images", "2,000,000 of 2,000,000 images")])
 def test_progress_counts(monkeypatch, terminal, unit, shown):
     stream = Terminal() if terminal else io.StringIO()
     monkeypatch.setattr("sys.stderr", stream)
