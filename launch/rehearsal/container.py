@@ -1,8 +1,11 @@
 """One training job carried out on this machine by SageMaker's own toolkit, in place of the container in the cloud.
 
-The request is read as the service reads it, and nothing in it is changed.
+The request is read as the service reads it, and nothing in it is changed. The folder that a container finds at /opt/ml
+is laid out on this machine:
+https://docs.aws.amazon.com/sagemaker/latest/dg/your-algorithms-training-algo-running-container.html
 """
 
+import json
 import os
 import re
 import signal
@@ -10,23 +13,29 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
-from typing import Literal
+from typing import Any, Literal
 
-from launch.rehearsal import opt_ml
+from dogbreed.core.errors import DogbreedError
 from launch.rehearsal.environment import Environment
-from launch.rehearsal.opt_ml import Request
 from launch.rehearsal.s3 import LocalS3
 
+Request = Mapping[str, Any]  # of CreateTrainingJob, if nothing else is said
+
+OPT_ML = PurePosixPath("/opt/ml")
+CHECKPOINTS = OPT_ML / "checkpoints"  # the service's default
+# "algo-1" in the cloud. The toolkit waits until the DNS knows the name.
+HOST = "localhost"
+SYNC_SECONDS = 1.0
 # Names a folder of the container's own disk in the request. Features are the same wherever they were computed, so here
 # they go where this machine keeps its own.
 CACHE = "DOGBREED_CACHE"
 LAST_LINES = 15
-TAKEN_AWAY = "The machine is taken away (SIGTERM, SIGKILL); another one goes on with the checkpoints."
+INTERRUPTED = "Spot interruption (SIGTERM, SIGKILL); another machine resumes from the checkpoints."
 GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL; the service gives 120
 LOOK_SECONDS = 0.05
 
@@ -35,7 +44,7 @@ End = Literal["Completed", "Failed", "Stopped", "Interrupted"]
 
 @dataclass
 class Outcome:
-    """What a job came to.
+    """The result of a job.
 
     Attributes:
         name: Of the job.
@@ -43,7 +52,7 @@ class Outcome:
         reason: Why it failed, in the toolkit's own words, or why it was stopped.
         emitted: All values of every metric, in their order.
         seconds: From the start of the container to its end, over all the machines it had.
-        interruptions: How often its machine was taken away.
+        interruptions: How often it lost its machine.
         model: Address of model.tar.gz.
         output: Address of output.tar.gz.
         last_lines: Of its log.
@@ -61,7 +70,7 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The last value of every metric; the tuner compares these."""
+        """Return the last value of every metric; the tuner compares these."""
         return {name: values[-1] for name, values in self.emitted.items()}
 
 
@@ -102,32 +111,32 @@ class Container:
         self.cancelled = threading.Event()
 
     def run(self, interrupt_after: int | None = None) -> Outcome:
-        """Runs the job to its end and uploads what it leaves.
+        """Run the job to its end and upload what it leaves.
 
         Args:
-            interrupt_after: After so many log lines with a metric, the machine is taken away, once; a new one goes on.
+            interrupt_after: Simulate one spot interruption after so many log lines with a metric.
 
         Returns:
-            The outcome; that of a job that failed, too.
+            The outcome, also of a job that failed.
         """
         while True:
             with TemporaryDirectory(prefix="dogbreed-rehearsal-") as folder:
                 root = Path(folder).resolve()
-                opt_ml.lay_out(self.request, root, self.s3)
+                lay_out(self.request, root, self.s3)
                 end = self._run_toolkit(root, None if self.outcome.interruptions else interrupt_after)
                 if end == "Interrupted":
                     self.outcome.interruptions += 1
                     continue
                 self.outcome.status = end
-                self.outcome.reason = self.outcome.reason or opt_ml.failure(root)
+                self.outcome.reason = self.outcome.reason or failure(root)
                 completed = end == "Completed"
-                found = opt_ml.collect(self.request, root, self.s3, completed=completed)
-                self.outcome.model, self.outcome.output = found
+                artefacts = collect(self.request, root, self.s3, completed=completed)
+                self.outcome.model, self.outcome.output = artefacts
                 return self.outcome
 
     def variables(self, root: Path) -> dict[str, str]:
-        """The environment variables of the container whose /opt/ml is `root`."""
-        given = {name: value for name, value in self.request.get("Environment", {}).items() if name != CACHE}
+        """Return the environment variables of the container whose /opt/ml is `root`."""
+        requested = {name: value for name, value in self.request.get("Environment", {}).items() if name != CACHE}
         foreign = ("AWS_", "SM_", "SAGEMAKER_", "TRAINING_JOB_")
         ours = {name: value for name, value in self.environment.variables().items() if not name.startswith(foreign)}
         return {
@@ -140,7 +149,7 @@ class Container:
             "PIP_QUIET": "1",
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
             **({CACHE: str(Path(self.cache_dir).absolute())} if self.cache_dir else {}),
-            **opt_ml.below(root, given),
+            **below(root, requested),
         }
 
     def _run_toolkit(self, root: Path, interrupt_after: int | None) -> End:
@@ -162,14 +171,14 @@ class Container:
         def read() -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                self._take(line.rstrip("\n"))
+                self._read_line(line.rstrip("\n"))
                 if interrupt_after is not None and self.lines_with_metrics >= interrupt_after:
                     enough.set()
 
         end: End = "Stopped"
         reader = threading.Thread(target=read, daemon=True)
         reader.start()
-        with opt_ml.synchronised(self.request, root, self.s3), _nothing_left(process, reader):
+        with synchronised(self.request, root, self.s3), _ended(process, reader):
             while time.monotonic() - started < limit and not self.cancelled.is_set():
                 if process.poll() is not None:
                     end = "Failed" if process.returncode else "Completed"
@@ -179,31 +188,31 @@ class Container:
                     break
         self.outcome.seconds += time.monotonic() - started
         if end == "Interrupted":
-            self._take(TAKEN_AWAY)
+            self._read_line(INTERRUPTED)
         if end == "Stopped" and not self.cancelled.is_set():
             self.outcome.reason = f"It ran longer than the request allows, {limit:.0f} s (sagemaker.max_run)."
         return end
 
     def has_metric(self, line: str) -> bool:
-        """Whether one of the request's expressions finds something in a line."""
+        """Return whether one of the request's expressions matches a line."""
         return any(expression.search(line) for expression in self.expressions.values())
 
-    def _take(self, line: str) -> None:
-        """Takes the metrics of a line of the log, as the service does, and passes the line on."""
+    def _read_line(self, line: str) -> None:
+        """Read the metrics of a line of the log, as the service does, and pass the line on."""
         self.outcome.last_lines.append(line)
-        found = False
+        has_metric = False
         for name, expression in self.expressions.items():
             for match in expression.finditer(line):
-                with suppress(ValueError, IndexError):  # what is no number is no metric
+                with suppress(ValueError, IndexError):  # not a number, not a metric
                     self.outcome.emitted.setdefault(name, []).append(float(match.group(1)))
-                    found = True
-        self.lines_with_metrics += found
+                    has_metric = True
+        self.lines_with_metrics += has_metric
         self.say(line)
 
 
 @contextmanager
-def _nothing_left(process: subprocess.Popen[str], reader: threading.Thread) -> Iterator[None]:
-    """Ends a process and all that it has started: SIGTERM, and after a while SIGKILL.
+def _ended(process: subprocess.Popen[str], reader: threading.Thread) -> Iterator[None]:
+    """End a process and all that it has started: SIGTERM, and after a while SIGKILL.
 
     The reader of their output ends when the last of them has.
     """
@@ -221,3 +230,138 @@ def _nothing_left(process: subprocess.Popen[str], reader: threading.Thread) -> I
 def _signal(process: subprocess.Popen[str], number: int) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, number)
+
+
+# /opt/ml
+
+
+def lay_out(request: Request, root: Path, s3: LocalS3) -> None:
+    """Write the tree, with the channels and kept checkpoints as S3 has them.
+
+    Args:
+        request: Of CreateTrainingJob.
+        root: An empty folder, standing for /opt/ml.
+        s3: Where the request's addresses lead.
+
+    Raises:
+        DogbreedError: Nothing lies where a channel points.
+    """
+    config = root / "input" / "config"
+    for folder in (config, root / "model", root / "output" / "data", checkpoints(request, root)):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in _configuration(request, root).items():
+        (config / f"{name}.json").write_text(json.dumps(content))
+    for channel in request.get("InputDataConfig", ()):
+        uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
+        if not s3.get(uri, root / "input" / "data" / channel["ChannelName"]):
+            raise DogbreedError(f"The channel {channel['ChannelName']} points to {uri}, and nothing lies there.")
+    if "CheckpointConfig" in request:
+        s3.get(request["CheckpointConfig"]["S3Uri"], checkpoints(request, root))
+
+
+def _configuration(request: Request, root: Path) -> dict[str, Any]:
+    """Return the files in input/config/ by name. Hyperparameters are text, as the service passes them."""
+    mode = request["AlgorithmSpecification"]["TrainingInputMode"]
+    instance = request["ResourceConfig"]["InstanceType"]
+    group = "homogeneousCluster"
+    channels = {}
+    for channel in request.get("InputDataConfig", ()):
+        source = channel["DataSource"]["S3DataSource"]
+        channels[channel["ChannelName"]] = {
+            "TrainingInputMode": channel.get("InputMode", mode),
+            "S3DistributionType": source.get("S3DataDistributionType", "FullyReplicated"),
+            "RecordWrapperType": channel.get("RecordWrapperType", "None"),
+            **({"ContentType": channel["ContentType"]} if "ContentType" in channel else {}),
+        }
+    hook = request.get("DebugHookConfig")
+    return {
+        # The addresses, the collections, and where the platform fetches the tensors from.
+        **({"debughookconfig": {**hook, "LocalPath": str(root / "output" / "tensors")}} if hook else {}),
+        "hyperparameters": below(root, request.get("HyperParameters", {})),
+        "inputdataconfig": channels,
+        "resourceconfig": {
+            "current_host": HOST,
+            "current_instance_type": instance,
+            "current_group_name": group,
+            "hosts": [HOST],
+            "instance_groups": [{"instance_group_name": group, "instance_type": instance, "hosts": [HOST]}],
+            "network_interface_name": "lo",
+        },
+    }
+
+
+def below(root: Path, values: Mapping[str, str]) -> dict[str, str]:
+    """Return values in which paths below /opt/ml lead to the tree."""
+    opt_ml = f"{OPT_ML}/"
+    return {
+        name: f"{root}/{value.removeprefix(opt_ml)}" if value.startswith(opt_ml) else value
+        for name, value in values.items()
+    }
+
+
+def checkpoints(request: Request, root: Path) -> Path:
+    """Return the folder in the tree that stands for the request's CheckpointConfig.LocalPath.
+
+    Raises:
+        DogbreedError: It is a path that is not below /opt/ml.
+    """
+    path = PurePosixPath(request.get("CheckpointConfig", {}).get("LocalPath", CHECKPOINTS))
+    if not path.is_relative_to(OPT_ML):
+        raise DogbreedError(f"Checkpoints in {path} cannot be rehearsed; choose a folder below {OPT_ML}.")
+    return root / path.relative_to(OPT_ML)
+
+
+@contextmanager
+def synchronised(request: Request, root: Path, s3: LocalS3) -> Iterator[None]:
+    """Copy what is new in the checkpoint folder to S3, again and again, and a last time at the end.
+
+    Like the service, it removes nothing there.
+    """
+    if "CheckpointConfig" not in request:
+        yield
+        return
+    folder, uri = checkpoints(request, root), request["CheckpointConfig"]["S3Uri"].rstrip("/")
+    copied: dict[Path, tuple[int, int]] = {}
+    ended = threading.Event()
+
+    def copy() -> None:
+        for file in sorted(folder.rglob("*")):
+            try:
+                state = (file.stat().st_mtime_ns, file.stat().st_size)
+                if file.is_file() and copied.get(file) != state:
+                    s3.put(file, f"{uri}/{file.relative_to(folder).as_posix()}")
+                    copied[file] = state
+            except FileNotFoundError:
+                continue  # renamed or removed in the meantime
+
+    def repeat() -> None:
+        while not ended.wait(SYNC_SECONDS):
+            copy()
+
+    thread = threading.Thread(target=repeat, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+        copy()
+
+
+def collect(request: Request, root: Path, s3: LocalS3, *, completed: bool) -> tuple[str | None, str | None]:
+    """Upload the model of a completed job, and what any job wrote to output/data.
+
+    Returns:
+        The addresses of model.tar.gz and of output.tar.gz; None for what is empty.
+    """
+    base = f"{request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
+    model, output = f"{base}/model.tar.gz", f"{base}/output.tar.gz"
+    has_model = completed and s3.put_archive(root / "model", model)
+    has_output = s3.put_archive(root / "output" / "data", output)
+    return (model if has_model else None), (output if has_output else None)
+
+
+def failure(root: Path) -> str:
+    """Return what the toolkit wrote about a job that failed; the service shows it as the FailureReason."""
+    file = root / "output" / "failure"
+    return file.read_text(errors="replace").strip()[:1024] if file.is_file() else ""

@@ -9,9 +9,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
-from urllib.parse import urlsplit
 
 from dogbreed.core.errors import DogbreedError
+from launch.aws.naming import split_s3
 from launch.aws.storage import Bucket
 
 ACCOUNT = "123456789012"  # moto's
@@ -39,7 +39,7 @@ class LocalS3:
         self.client = session.client("s3", endpoint_url=endpoint, config=Config(proxies={}, max_pool_connections=16))
 
     def variables(self) -> dict[str, str]:
-        """For a process that is to find this server and no other, whatever credentials this machine has."""
+        """Return what makes a process find this server and no other, whatever credentials this machine has."""
         inherited = [os.environ.get(name, "") for name in ("no_proxy", "NO_PROXY")]
         no_proxy = ",".join(filter(None, [*inherited, LOOPBACK, "localhost"]))
         return {
@@ -56,17 +56,17 @@ class LocalS3:
         }
 
     def put(self, file: Path, uri: str) -> None:
-        """Uploads a file, as the service does with what a job leaves; the bucket is there."""
-        bucket, key = split(uri)
+        """Upload a file, as the service does with what a job leaves; the bucket is there."""
+        bucket, key = split_s3(uri, "address")
         self.client.upload_file(str(file), bucket, key)
 
     def get(self, uri: str, folder: Path) -> int:
-        """Downloads an object, or all objects below a prefix, into a folder as the service does for a channel.
+        """Download an object, or all objects below a prefix, into a folder as the service does for a channel.
 
         Returns:
             How many objects.
         """
-        bucket, key = split(uri)
+        bucket, key = split_s3(uri, "address")
         count = 0
         for name in self.names(uri):
             relative = Path(name).name if name == key else name[len(key) :].lstrip("/")
@@ -80,17 +80,17 @@ class LocalS3:
         return count
 
     def names(self, uri: str) -> list[str]:
-        """Keys of the object of this address and of those below it."""
-        bucket, key = split(uri)
-        found: list[str] = []
+        """Return the keys of the object of this address and of those below it."""
+        bucket, key = split_s3(uri, "address")
+        keys: list[str] = []
         with suppress(self.client.exceptions.NoSuchBucket):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):
-                found += [entry["Key"] for entry in page.get("Contents", ())]
+                keys += [entry["Key"] for entry in page.get("Contents", ())]
         below = f"{key.rstrip('/')}/" if key else ""
-        return [name for name in found if name == key or name.startswith(below)]
+        return [name for name in keys if name == key or name.startswith(below)]
 
     def put_archive(self, folder: Path, uri: str) -> bool:
-        """Uploads what is in a folder as one tar.gz, as the service does with a job's model and output.
+        """Upload what is in a folder as one tar.gz, as the service does with a job's model and output.
 
         Returns:
             Whether there was anything.
@@ -107,18 +107,18 @@ class LocalS3:
         return True
 
     def bucket(self, name: str) -> Bucket:
-        """A bucket as the commands that talk to AWS use it."""
+        """Return a bucket as the commands that talk to AWS use it."""
         return Bucket(self.client, name, ACCOUNT, self.region)
 
     def make_bucket(self, name: str) -> None:
-        """Makes a bucket, if there is none of this name."""
+        """Make a bucket, if there is none of this name."""
         if not self.bucket(name).check(may_lack=True):
             self.bucket(name).make()
 
 
 @contextmanager
 def serve(region: str) -> Iterator[LocalS3]:
-    """Runs a server for as long as the context lasts; its buckets are gone afterwards.
+    """Run a server for as long as the context lasts; its buckets are gone afterwards.
 
     Raises:
         DogbreedError: moto is not installed.
@@ -146,20 +146,8 @@ def serve(region: str) -> Iterator[LocalS3]:
         log.setLevel(level)
 
 
-def split(uri: str) -> tuple[str, str]:
-    """Bucket and key of an s3:// address.
-
-    Raises:
-        DogbreedError: It is no such address.
-    """
-    parts = urlsplit(uri)
-    if parts.scheme != "s3" or not parts.netloc:
-        raise DogbreedError(f"{uri} is no address in S3; it looks like s3://bucket/folder.")
-    return parts.netloc, parts.path.lstrip("/")
-
-
 def _no_files() -> Any:
-    """A botocore session that reads neither the configuration nor the credentials of this machine."""
+    """Return a botocore session that reads neither the configuration nor the credentials of this machine."""
     from botocore.session import Session
 
     nothing: Mapping[str, tuple[Any, ...]] = {

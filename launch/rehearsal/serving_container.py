@@ -32,7 +32,7 @@ PACKAGES = (
 )
 # In TorchServe's log.
 FAILED_TO_LOAD = "Load model failed"
-HANDLERS_SAY = "MODEL_LOG - "
+FROM_HANDLERS = "MODEL_LOG - "
 START_SECONDS = 180
 STOP_SECONDS = 20
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
@@ -46,37 +46,37 @@ class ContainerFailed(DogbreedError):
 def running(
     model_archive: Path, *, workers: int = 1, variables: Mapping[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[str]:
-    """Serves a `model.tar.gz` for as long as the context lasts; nothing runs afterwards, whatever happened.
+    """Serve a `model.tar.gz` for as long as the context lasts; nothing runs afterwards, whatever happened.
 
     Args:
         model_archive: As `dogbreed.inference.archive` writes it.
-        workers: Processes that hold the model. The image takes one a core.
-        variables: Of CreateModel's Environment; what concerns this machine's folders and ports goes before them.
-        folder: Where environments lie, see `environments.ready`.
+        workers: Processes that hold the model. The image takes one per core.
+        variables: Of CreateModel's Environment; this machine's folders and ports take precedence.
+        folder: Where environments lie, see `environment.ready`.
 
     Yields:
         The address, http://127.0.0.1:PORT.
 
     Raises:
-        ContainerFailed: No Java, or the handlers could not be loaded; the sentence holds the container's last words.
+        ContainerFailed: No Java, or the handlers could not be loaded; the sentence holds the last line of its log.
     """
     check_java()
     with (
         environment.ready("serving", PACKAGES, folder=folder) as python,
         TemporaryDirectory(prefix="dogbreed-container-") as temporary,
     ):
-        place = Path(temporary)
-        archive.unpack(model_archive, place / "ml" / "model")
+        root = Path(temporary)
+        archive.unpack(model_archive, root / "ml" / "model")
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
-        log = place / "container.log"
-        own = _variables(place, ports, workers)
-        with _process(python, place, {**(variables or {}), **own}, log) as process:
+        log = root / "container.log"
+        own = _variables(root, ports, workers)
+        with _process(python, root, {**(variables or {}), **own}, log) as process:
             _wait_until_ready(process, ports, log)
             yield f"http://127.0.0.1:{ports['inference']}"
 
 
 def check_java() -> None:
-    """Asks the machine's Java for its version.
+    """Check the machine's Java.
 
     Raises:
         ContainerFailed: There is none, or one before 17.
@@ -88,24 +88,24 @@ def check_java() -> None:
             "TorchServe needs Java 17 or later, and there is no java here; install one, for example with "
             "apt-get install default-jre-headless."
         )
-    told = subprocess.run([java, "-version"], capture_output=True, text=True).stderr  # noqa: S603
-    version = told.partition('"')[2].partition('"')[0]
+    output = subprocess.run([java, "-version"], capture_output=True, text=True).stderr  # noqa: S603
+    version = output.partition('"')[2].partition('"')[0]
     if not version.split(".")[0].isdecimal() or int(version.split(".")[0]) < 17:
         raise ContainerFailed(f"TorchServe needs Java 17 or later; {java} is {version or 'of an unknown version'}.")
 
 
 @contextmanager
 def _process(
-    environment: environment.Environment, place: Path, variables: Mapping[str, str], log: Path
+    environment: environment.Environment, root: Path, variables: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
     start = Path(__file__).with_name("serving_start.py")
-    with log.open("wb") as said:
+    with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
-            [environment.python, start, place],
-            cwd=place,  # where it keeps its logs and its model store
+            [environment.python, start, root],
+            cwd=root,  # where it keeps its logs and its model store
             env={**environment.variables(), **variables},
             stdin=subprocess.DEVNULL,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
@@ -115,20 +115,20 @@ def _process(
             _stop(process)
 
 
-def _variables(place: Path, ports: dict[str, int], workers: int) -> dict[str, str]:
-    """What the service sets, and what keeps the server to this machine; TS_... go before its properties file."""
+def _variables(root: Path, ports: dict[str, int], workers: int) -> dict[str, str]:
+    """Return what the service sets, and what keeps the server to this machine (TS_... override its properties file)."""
     addresses = {f"TS_{name.upper()}_ADDRESS": f"http://127.0.0.1:{ports[name]}" for name in PORTS[:3]}
     grpc = {f"TS_{name.upper()}_PORT": str(ports[name]) for name in PORTS[3:]}
     local = {f"TS_{name.upper()}_ADDRESS": "127.0.0.1" for name in PORTS[3:]}
     return {
-        "SAGEMAKER_BASE_DIR": str(place / "ml"),
+        "SAGEMAKER_BASE_DIR": str(root / "ml"),
         "SAGEMAKER_PROGRAM": archive.HANDLERS,
-        "SAGEMAKER_SUBMIT_DIRECTORY": str(place / "ml" / "model" / archive.CODE),
+        "SAGEMAKER_SUBMIT_DIRECTORY": str(root / "ml" / "model" / archive.CODE),
         "SAGEMAKER_MODEL_SERVER_WORKERS": str(workers),
-        "LOG_LOCATION": str(place / "logs"),
-        "METRICS_LOCATION": str(place / "logs"),
-        "TMPDIR": str(place),
-        "TEMP": str(place),
+        "LOG_LOCATION": str(root / "logs"),
+        "METRICS_LOCATION": str(root / "logs"),
+        "TMPDIR": str(root),
+        "TEMP": str(root),
         **addresses,
         **grpc,
         **local,
@@ -136,41 +136,41 @@ def _variables(place: Path, ports: dict[str, int], workers: int) -> dict[str, st
 
 
 def _wait_until_ready(process: subprocess.Popen[bytes], ports: dict[str, int], log: Path) -> None:
-    """Until all workers hold the model: `/ping` answers 200 before that, and even where the model cannot be loaded."""
+    """Wait until all workers hold the model: `/ping` answers 200 before, and even where the model cannot be loaded."""
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise ContainerFailed(f"The container stopped at its start: {_last_words(log)}")
+            raise ContainerFailed(f"The container stopped at its start: {_last_line(log)}")
         workers = _workers(ports["management"])
         if workers and all(worker.get("status") == "READY" for worker in workers):
             return
         if FAILED_TO_LOAD in log.read_text(errors="replace"):
-            raise ContainerFailed(f"The model cannot be loaded in the container: {_last_words(log, of=HANDLERS_SAY)}")
+            raise ContainerFailed(f"The model cannot be loaded in the container: {_last_line(log, of=FROM_HANDLERS)}")
         time.sleep(0.2)
-    raise ContainerFailed(f"The container was not ready within {START_SECONDS} s: {_last_words(log)}")
+    raise ContainerFailed(f"The container was not ready within {START_SECONDS} s: {_last_line(log)}")
 
 
 def _workers(port: int) -> list[dict[str, Any]]:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
     try:
         connection.request("GET", "/models/model")
-        told = json.loads(connection.getresponse().read())
-        return list(told[0]["workers"])
+        models = json.loads(connection.getresponse().read())
+        return list(models[0]["workers"])
     except (OSError, http.client.HTTPException, ValueError, LookupError, TypeError):
         return []  # it is not up yet
     finally:
         connection.close()
 
 
-def _last_words(log: Path, of: str = "") -> str:
-    """The last line that says anything; with `of`, what follows it in the last line that is not indented there."""
+def _last_line(log: Path, of: str = "") -> str:
+    """Return the last line that is not empty; with `of`, what follows it in the last line that is not indented."""
     lines = [line for line in log.read_text(errors="replace").splitlines() if of in line]
-    said = [line.rpartition(of)[2] for line in lines] if of else lines
-    return next((line.strip() for line in reversed(said) if line.strip() and line[0] != " "), "it said nothing")
+    texts = [line.rpartition(of)[2] for line in lines] if of else lines
+    return next((line.strip() for line in reversed(texts) if line.strip() and line[0] != " "), "it printed nothing")
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Ends the container and all that it has started: they share a session."""
+    """End the container and all that it has started: they share a session."""
     for number in (signal.SIGTERM, signal.SIGKILL):
         with suppress(ProcessLookupError):
             os.killpg(process.pid, number)

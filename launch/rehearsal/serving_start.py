@@ -14,18 +14,18 @@ from sagemaker_pytorch_serving_container import serving, torchserve
 
 def _in_this_session() -> list[psutil.Process]:
     mine = os.getsid(0)
-    found = []
+    processes = []
     for pid in psutil.pids():
         try:
             if os.getsid(pid) == mine:
-                found.append(psutil.Process(pid))
+                processes.append(psutil.Process(pid))
         except (OSError, psutil.Error):
             continue
-    return found
+    return processes
 
 
 def main() -> None:
-    """Runs until the model server ends."""
+    """Run until the model server ends."""
     torchserve.TS_CONFIG_FILE = str(Path(sys.argv[1]) / "sagemaker-ts.properties")
     psutil.process_iter = _in_this_session
     serving.main()

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.rehearsal.opt_ml import Request
+from launch.rehearsal.container import Outcome, Request
 
 # Fields of a tuning job's training definition that CreateTrainingJob has under the same name.
 SHARED = (
@@ -25,7 +25,7 @@ SHARED = (
 
 
 def training_requests(request: Request, count: int) -> list[dict[str, Any]]:
-    """The first jobs that a tuning job would start, as CreateTrainingJob requests.
+    """Return the first jobs that a tuning job would start, as CreateTrainingJob requests.
 
     Settings are drawn at random with the scale of their range (a grid is gone through in order). The service's
     Bayesian strategy draws its first ones at random, too; it then learns, which a handful cannot show.
@@ -45,28 +45,58 @@ def training_requests(request: Request, count: int) -> list[dict[str, Any]]:
 
 
 def objective(request: Request) -> tuple[str, bool]:
-    """The metric that a tuning job compares, and whether less of it is better."""
+    """Return the metric that a tuning job compares, and whether less of it is better."""
     config = request["HyperParameterTuningJobConfig"]
-    wanted = config.get("HyperParameterTuningJobObjective") or request["TrainingJobDefinition"]["TuningObjective"]
-    return wanted["MetricName"], wanted["Type"] == "Minimize"
+    goal = config.get("HyperParameterTuningJobObjective") or request["TrainingJobDefinition"]["TuningObjective"]
+    return goal["MetricName"], goal["Type"] == "Minimize"
 
 
 def best(values: Sequence[float | None], *, minimize: bool) -> int | None:
-    """The place of the best value; None where there is none. Trials without a number cannot win, as at the service."""
-    found = [(value, place) for place, value in enumerate(values) if value is not None and math.isfinite(value)]
-    if not found:
-        return None
-    return min(found, key=lambda pair: (pair[0] if minimize else -pair[0], pair[1]))[1]
+    """Return the index of the best value, None where there is none. As at the service, only finite values can win."""
+    finite = [
+        (value if minimize else -value, i)
+        for i, value in enumerate(values)
+        if value is not None and math.isfinite(value)
+    ]
+    return min(finite)[1] if finite else None
 
 
 def tuned(request: Request, training: Request) -> dict[str, str]:
-    """Of a training job's hyperparameters those that the tuning job has chosen."""
+    """Return those of a training job's hyperparameters that the tuning job has chosen."""
     fixed = request["TrainingJobDefinition"].get("StaticHyperParameters", {})
     return {
         name: value
         for name, value in training["HyperParameters"].items()
         if name not in fixed and not name.startswith("_")
     }
+
+
+def table(
+    outcomes: Sequence[Outcome],
+    chosen: Sequence[Mapping[str, str]],
+    values: Sequence[float | None],
+    metric: str,
+    best: int,
+) -> str:
+    """Return the trials of a tuning job as a table, and the best of them.
+
+    Args:
+        outcomes: Of the trials.
+        chosen: Their tuned hyperparameters.
+        values: The objective's last value of each.
+        metric: The objective's name.
+        best: Index of the best trial.
+    """
+    names = list(chosen[0])
+    rows = [["", "trial", *names, metric, "status", "seconds"]]
+    for index, (outcome, settings, value) in enumerate(zip(outcomes, chosen, values, strict=True)):
+        shown = "" if value is None else f"{value:g}"
+        mark = "*" if index == best else ""
+        rows.append([mark, str(index + 1), *settings.values(), shown, outcome.status, f"{outcome.seconds:.0f}"])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    winner = ", ".join(f"{name} {value}" for name, value in chosen[best].items())
+    return "\n".join(["", *lines, "", f"Best by {metric}, as the service chooses: trial {best + 1}, {winner}."])
 
 
 def _training_request(request: Request, number: int, values: Mapping[str, str]) -> dict[str, Any]:
@@ -83,9 +113,9 @@ def _training_request(request: Request, number: int, values: Mapping[str, str]) 
         },
         **{key: definition[key] for key in SHARED if key in definition},
     }
-    if "CheckpointConfig" in definition:  # a folder of its own, else a trial would go on with another one's weights
-        kept = definition["CheckpointConfig"]
-        training["CheckpointConfig"] = {**kept, "S3Uri": f"{kept['S3Uri'].rstrip('/')}/{name}"}
+    if "CheckpointConfig" in definition:  # a folder of its own, else a trial would resume from another one's weights
+        shared = definition["CheckpointConfig"]
+        training["CheckpointConfig"] = {**shared, "S3Uri": f"{shared['S3Uri'].rstrip('/')}/{name}"}
     return training
 
 
@@ -102,8 +132,8 @@ def _random(ranges: Mapping[str, Any], generator: random.Random) -> Iterator[dic
         yield values
 
 
-def _draw(given: Mapping[str, str], generator: random.Random) -> float:
-    low, high, scale = float(given["MinValue"]), float(given["MaxValue"]), given.get("ScalingType", "Auto")
+def _draw(bounds: Mapping[str, str], generator: random.Random) -> float:
+    low, high, scale = float(bounds["MinValue"]), float(bounds["MaxValue"]), bounds.get("ScalingType", "Auto")
     if scale == "Logarithmic":
         value = math.exp(generator.uniform(math.log(low), math.log(high)))
     elif scale == "ReverseLogarithmic":
@@ -111,7 +141,7 @@ def _draw(given: Mapping[str, str], generator: random.Random) -> float:
     elif scale in ("Auto", "Linear"):
         value = generator.uniform(low, high)
     else:
-        raise DogbreedError(f"The range of {given['Name']} has the unknown scale {scale}.")
+        raise DogbreedError(f"The range of {bounds['Name']} has the unknown scale {scale}.")
     return min(max(value, low), high)
 
 

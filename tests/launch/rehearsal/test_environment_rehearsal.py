@@ -11,8 +11,8 @@ from launch.rehearsal import environment
 from launch.rehearsal.environment import Environment, EnvironmentFailed, ready
 
 
-def asked(environment: Environment, code: str) -> str:
-    """What a program says in the environment."""
+def output(environment: Environment, code: str) -> str:
+    """Run a program in the environment; return its output."""
     return subprocess.run(
         [environment.python, "-c", code],
         cwd="/",
@@ -33,9 +33,9 @@ def test_what_is_linked_is_here_and_nothing_else(home: Path) -> None:
     with ready("tool", [], linked=["numpy"], folder=home) as environment:
         import numpy
 
-        assert asked(environment, "import numpy; print(numpy.__version__)") == numpy.__version__
+        assert output(environment, "import numpy; print(numpy.__version__)") == numpy.__version__
         find = "from importlib.util import find_spec; print(*map(find_spec, ('torch', 'hydra', 'dogbreed', 'pytest')))"
-        assert asked(environment, find) == "None None None None"
+        assert output(environment, find) == "None None None None"
         listed = subprocess.run(
             [environment.python, "-m", "pip", "list"], env=environment.variables(), capture_output=True, text=True
         )
@@ -47,7 +47,7 @@ def test_two_who_ask_at_once_get_the_same_which_is_made_once(home: Path) -> None
     program = (
         "import sys; from pathlib import Path; from launch.rehearsal.environment import ready\n"
         "def step(new): print('made'); (new.folder / 'stepped').touch()\n"
-        f"with ready('shared', [], linked=[], also='x', step=step, folder=Path({str(home)!r})) as found:\n"
+        f"with ready('shared', [], linked=[], variant='x', step=step, folder=Path({str(home)!r})) as found:\n"
         "    assert (found.folder / 'stepped').exists(); print(found.folder)"
     )
     both = [
@@ -70,7 +70,7 @@ def test_a_step_that_fails_leaves_nothing_in_use(home: Path) -> None:
             raise EnvironmentFailed("no luck")
 
     def ask() -> Path:
-        with ready("unlucky", [], linked=[], also="y", step=step, folder=home) as environment:
+        with ready("unlucky", [], linked=[], variant="y", step=step, folder=home) as environment:
             return environment.folder
 
     with pytest.raises(EnvironmentFailed, match="no luck"):

@@ -115,8 +115,8 @@ def test_the_container_answers_as_the_contract_says(java, run, tmp_path):
         status, kind, body = post(photo, "image/jpeg", "text/csv; top_k=1")
         assert (status, kind) == (200, "text/csv")
         assert body.startswith("Affenpinscher,0,")
-        told = json.dumps({"images": [base64.b64encode(photo).decode()], "top_k": 1}).encode()
-        status, _, body = post(told, "application/json")
+        request = json.dumps({"images": [base64.b64encode(photo).decode()], "top_k": 1}).encode()
+        status, _, body = post(request, "application/json")
         assert json.loads(body)["results"][0]["predictions"][0]["label"] == "Affenpinscher"
         for data, sent, wanted in (
             (b"x", "image/jpeg", 400),

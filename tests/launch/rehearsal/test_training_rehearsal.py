@@ -168,11 +168,11 @@ def test_an_interrupted_spot_job_ends_as_one_that_was_not(trained: Rehearsed, pl
     assert spot.code == 0, spot.out + spot.err
     assert "SM_HPS" in spot.log
     assert "SM_HPS" not in spot.out, "what the toolkit lists is in the log"
-    before, _, after = spot.log.partition("The machine is taken away")
+    before, _, after = spot.log.partition("Spot interruption")
     assert re.findall(r"^epoch=(\d)", before, re.MULTILINE)[:2] == ["1", "2"]
-    went_on = re.findall(r"^epoch=(\d)", after, re.MULTILINE)
-    assert went_on[-1] == "4"
-    assert went_on[0] in ("2", "3", "4"), "it did not start anew"
+    resumed = re.findall(r"^epoch=(\d)", after, re.MULTILINE)
+    assert resumed[-1] == "4"
+    assert resumed[0] in ("2", "3", "4"), "it did not start from scratch"
     (job,), (uninterrupted,) = spot.record["jobs"], trained.record["jobs"]
     assert job["interruptions"] == 1
     assert job["metrics"] == uninterrupted["metrics"]
@@ -268,7 +268,7 @@ def test_what_a_rehearsal_cannot_do_it_says_at_once(
 
 def test_a_job_with_the_managed_hook_finds_its_configuration(tmp_path):
     """As the platform leaves it: https://github.com/awslabs/sagemaker-debugger, debughookconfig.json."""
-    from launch.rehearsal import opt_ml
+    from launch.rehearsal import container
     from launch.rehearsal.s3 import LocalS3
 
     collections = [{"CollectionName": "loss", "CollectionParameters": {"save_interval": "10"}}]
@@ -278,6 +278,6 @@ def test_a_job_with_the_managed_hook_finds_its_configuration(tmp_path):
         "ResourceConfig": {"InstanceType": "ml.m5.large"},
         "DebugHookConfig": hook,
     }
-    opt_ml.lay_out(request, tmp_path, cast(LocalS3, None))
+    container.lay_out(request, tmp_path, cast(LocalS3, None))
     written = json.loads((tmp_path / "input" / "config" / "debughookconfig.json").read_text())
     assert written == {**hook, "LocalPath": str(tmp_path / "output" / "tensors")}

@@ -166,10 +166,10 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
     photo = tmp_path / "dog.jpg"
     photo.write_bytes(drawn())
     assert sagemaker_invoke.main([NAME, str(photo), "--json", "--region", REGION]) == 0
-    told = json.loads(capsys.readouterr().out)
+    answer = json.loads(capsys.readouterr().out)
     (expected,) = Predictor(model).predict([photo])
-    assert (told["label"], told["index"]) == (expected.label, expected.index)
-    assert told["probability"] == pytest.approx(expected.probability, abs=1e-6)
+    assert (answer["label"], answer["index"]) == (expected.label, expected.index)
+    assert answer["probability"] == pytest.approx(expected.probability, abs=1e-6)
 
     assert run_deploy(model, "max_count=3") == 0, "the same again"
     said = capsys.readouterr().out
