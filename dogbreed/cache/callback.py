@@ -3,8 +3,8 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +12,48 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dogbreed.cache.extract import PRECISIONS, MissingViews, extract, missing_views, row_keys, store_key
-from dogbreed.cache.store import META, Store, amount, cache_folder, evict, existing, locked
+from dogbreed.cache.store import META, Store, cache_folder, evict, existing, format_bytes, locked
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.cut import NoPrefix, cut
+from dogbreed.models.cut import CutNetwork, NoPrefix, cut
 
 MODES = ("auto", "off", "require")
 
 
+class Group:
+    """The processes that share the work on one folder.
+
+    Args:
+        rank: Of this process.
+        world: Number of processes.
+        all_well: Waits for the others, and says whether all is well with all of them.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, all_well: Callable[[bool], bool] = bool) -> None:
+        self.rank, self.world, self._all_well = rank, world, all_well
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Hold a step that all processes take: where one fails, none goes on, and none waits for it."""
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others must not wait for this process
+            problem = error
+        if not self._all_well(problem is None):
+            raise problem or DogbreedError("another process could not compute its part of the features")
+
+
 class FeatureCache(Callback):
-    """Computes the frozen prefix once an image, and lets the run go on with its features.
+    """Compute the frozen prefix once per image, and let the run go on with its features.
 
     Args:
         mode: `auto` (used where it can be), `require` (an error where it cannot be), `off`.
         folder: Where the stores lie; None takes the user's cache folder.
         precision: `float32`, `bfloat16` (computed and kept so) or `float16` (kept so).
-        max_gb: What all stores together may take, in 10^9 bytes; the longest unused go first.
+        max_gb: What all stores together may take, in 10^9 bytes; the longest unused are deleted first.
         quiet: No progress.
 
     Attributes:
@@ -62,16 +86,16 @@ class FeatureCache(Callback):
         self._ready = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fills the store, each device its share, before Lightning asks for the first batch."""
+        """Fill the store, each device its share, before Lightning asks for the first batch."""
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         assert isinstance(pl_module, DogBreedClassifier)
         assert isinstance(data, DogImages)
-        strategy = trainer.strategy
         rank, world = self._share(trainer)
-        self.attach(pl_module, data, strategy.root_device, rank, world, strategy.reduce_boolean_decision)
+        group = Group(rank, world, trainer.strategy.reduce_boolean_decision)
+        self.attach(pl_module, data, trainer.strategy.root_device, group)
 
     def _share(self, trainer: Trainer) -> tuple[int, int]:
-        """Rank and number among the processes that see the same folder: all, or those of this machine alone."""
+        """Return rank and number among the processes that see the same folder: all, or those of this machine alone."""
         if trainer.num_nodes == 1:
             return trainer.global_rank, trainer.world_size
         strategy = trainer.strategy
@@ -86,23 +110,15 @@ class FeatureCache(Callback):
         return (trainer.global_rank, trainer.world_size) if shared else (trainer.local_rank, trainer.num_devices)
 
     def attach(
-        self,
-        model: DogBreedClassifier,
-        data: DogImages,
-        device: torch.device,
-        rank: int = 0,
-        world: int = 1,
-        agree: Callable[[bool], bool] = lambda well: well,
+        self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group | None = None
     ) -> None:
-        """Lets data deliver features and the model take them, computing first what is missing; once.
+        """Let data deliver features and the model take them, computing first what is missing; once.
 
         Args:
             model: Frozen as it will be trained.
             data: Set up.
             device: Where the prefix runs.
-            rank: Of this process among `world` that share the work.
-            world: Number of processes.
-            agree: Waits for the others, and says whether all is well with all of them.
+            group: The processes that share the work; None is this one alone.
 
         Raises:
             DogbreedError: In `require` mode, where the cache cannot be used.
@@ -112,7 +128,7 @@ class FeatureCache(Callback):
         self._ready = True
         was_training = model.training
         try:
-            self._attach(model, data, device, rank, world, agree)
+            self._attach(model, data, device, group or Group())
         except (NoPrefix, DogbreedError) as error:
             self.state, self.reason = "off", str(error).rstrip(".")
             if self.mode == "require":
@@ -122,94 +138,72 @@ class FeatureCache(Callback):
         finally:
             model.train(was_training)
 
-    def _attach(
-        self,
-        model: DogBreedClassifier,
-        data: DogImages,
-        device: torch.device,
-        rank: int,
-        world: int,
-        agree: Callable[[bool], bool],
-    ) -> None:
+    def _attach(self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group) -> None:
         model.to(device).eval()
         parts = cut(model.network, data.preprocessing.size)
         key = store_key(parts.prefix, data.preprocessing, self.precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[self.precision])
-        damaged = store.refresh()
-        missing = missing_views(store, data.samples)
-        agree(True)  # all have to see the same before they share the work
+        with group.step():  # all have to see the same before they share the work
+            damaged = store.refresh()
+            missing = missing_views(store, data.samples)
         with ExitStack() as held:
-            # One whose features another has on a disk of its own has nothing to do, and waits with the rest.
-            def begin() -> None:
+            with group.step():
+                # One whose features another has on a disk of its own has nothing to do, and waits with the rest.
                 if missing:
-                    self._announce(store, missing, damaged, parts.last_node)
-                    held.enter_context(locked(store.folder, leader=rank == 0))
-
-            def prepare() -> None:
-                if missing and rank == 0:
-                    self._prepare(store, model, parts.last_node, missing)
-
-            def compute() -> None:
-                if mine := missing[rank::world]:
-                    extract(store, parts.prefix, mine, data, device=device, precision=self.precision, quiet=self.quiet)
-
-            _together(agree, begin)
+                    self._announce(store, missing, damaged)
+                    held.enter_context(locked(store.folder, leader=group.rank == 0))
             store.refresh()  # another run may have built it while this one waited for the lock
-            if world == 1:  # of several, all have to share the work that all have seen
+            if group.world == 1:  # of several, all have to share the work that all have seen
                 missing = missing_views(store, data.samples)
-            _together(agree, prepare)
-            _together(agree, compute)
+            with group.step():
+                if missing and group.rank == 0:
+                    self._prepare(store, model, parts, missing)
+            with group.step():
+                if share := missing[group.rank :: group.world]:
+                    extract(store, parts.prefix, share, data, device=device, precision=self.precision, quiet=self.quiet)
         store.refresh()
         self.state = "built" if missing else "hit"
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
-        data.use_features({name: store.table(row_keys(samples)) for name, samples in data.samples.items()})
+        data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
         model.use_features(parts)
 
-    def _announce(self, store: Store, missing: list[MissingViews], damaged: int, cut: str) -> None:
-        """Says what is about to be done, and refuses what is too large, before anything is computed."""
-        views = sum(len(entry.keys) for entry in missing)
-        size = views * store.row_bytes
+    def _announce(self, store: Store, missing: list[MissingViews], damaged: int) -> None:
+        """Say what is about to be done, and refuse what is too large, before anything is computed."""
+        count = sum(len(image.keys) for image in missing)
+        size = count * store.row_bytes
         if size > self.max_gb * 1e9:
             raise DogbreedError(
-                f"the features would take {amount(size)}, more than cache.max_gb={self.max_gb:g} allows"
+                f"the features would take {format_bytes(size)}, more than cache.max_gb={self.max_gb:g} allows"
             )
         free = shutil.disk_usage(existing(store.folder)).free
         if size > free:
-            raise DogbreedError(f"the features would take {amount(size)}, and {store.folder} has {amount(free)} left")
-        if not self.quiet:
-            again = f" ({damaged} damaged ones again)" if damaged else ""
-            print(
-                f"Features of {len(missing):,} images up to {cut}, {views:,} views{again}: {amount(size)} in "
-                f"{store.folder}",
-                flush=True,
+            raise DogbreedError(
+                f"the features would take {format_bytes(size)}, and {store.folder} has {format_bytes(free)} left"
             )
+        if self.quiet:
+            return
+        cropped = any(view.box for image in missing for view in image.views)
+        notes = [f"{count:,} with {'crops' if cropped else 'mirrored copies'}"] if count != len(missing) else []
+        notes += [f"{damaged} damaged on disk"] if damaged else []
+        print(
+            f"Computing the frozen part once: {len(missing):,} image{'s' if len(missing) != 1 else ''}"
+            f"{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}, {format_bytes(size)}, kept in {store.folder}",
+            flush=True,
+        )
 
-    def _prepare(self, store: Store, model: DogBreedClassifier, cut: str, missing: list[MissingViews]) -> None:
-        """Notes what the store holds, and makes room for it."""
+    def _prepare(self, store: Store, model: DogBreedClassifier, parts: CutNetwork, missing: list[MissingViews]) -> None:
+        """Describe the store in its folder, clear away what killed runs left, and make room."""
         store.folder.mkdir(parents=True, exist_ok=True)
-        told = {
+        description = {
             "backbone": model.hparams["backbone"],
-            "cut": cut,
+            "cut": parts.last_node,
             "shape": store.shape,
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_dict(),
         }
         with atomic_write(store.folder / META) as file:
-            file.write_text(json.dumps(told, indent=2))
-        for damaged in (*store.folder.glob("*.safetensors"), *store.folder.glob(".*.tmp")):  # of killed runs
-            if damaged.name not in store._blocks:
-                damaged.unlink(missing_ok=True)
-        coming = store.row_bytes * sum(len(entry.keys) for entry in missing)
+            file.write_text(json.dumps(description, indent=2))
+        store.clean()
+        coming = store.row_bytes * sum(len(image.keys) for image in missing)
         evict(self.folder, self.max_gb, keep=store.folder, coming=coming)
-
-
-def _together(agree: Callable[[bool], bool], step: Callable[[], None]) -> None:
-    """A step that all processes take; where one fails, none goes on, and none waits for it."""
-    problem: DogbreedError | None = None
-    try:
-        step()
-    except DogbreedError as error:
-        problem = error
-    if not agree(problem is None):
-        raise problem or DogbreedError("another process could not compute its part of the features")

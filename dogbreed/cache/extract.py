@@ -28,8 +28,8 @@ BLOCK_SECONDS = 15.0
 
 
 def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: torch.device) -> str:
-    """Key of all that turns an image's bytes into features."""
-    told = {
+    """Return the key of all that turns an image's bytes into features."""
+    ingredients = {
         "prefix": fingerprint(prefix),
         "preprocessing": preprocessing.to_dict(),
         "images": REVISION,
@@ -38,11 +38,11 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
         "plan": str(plan(prefix, device)),
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
     }
-    return hashlib.blake2b(json.dumps(told, sort_keys=True).encode(), digest_size=12).hexdigest()
+    return hashlib.blake2b(json.dumps(ingredients, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def row_keys(samples: SplitFiles) -> list[list[bytes]]:
-    """Row keys of a split by view and image."""
+    """Return the row keys of a split by view and image."""
     return [[row_key(digest, view) for digest, view in zip(samples.digests, v, strict=True)] for v in samples.views]
 
 
@@ -55,7 +55,7 @@ class MissingViews(NamedTuple):
 
 
 def missing_views(store: Store, splits: Mapping[str, SplitFiles]) -> list[MissingViews]:
-    """What has to be computed, one entry an image; equal images are computed once."""
+    """Return what has to be computed, one entry per image; equal images are computed once."""
     missing: dict[str, MissingViews] = {}
     for samples in splits.values():
         for views in samples.views:
@@ -93,8 +93,8 @@ class Plan(NamedTuple):
     differently, and a build that goes on should come to the same numbers.
 
     Attributes:
-        images: In one pass. On a CPU few, so that what one layer leaves for the next stays in reach of malloc and of
-            the processor's caches: MobileNetV2 runs twice as fast with 4 as with 32.
+        images: Number in one pass. On a CPU few, so that what one layer leaves for the next stays in reach of malloc
+            and of the processor's caches: MobileNetV2 runs twice as fast with 4 as with 32.
         kernels: `direct`, or the name of those that `dogbreed.models.winograd` puts in their place.
     """
 
@@ -103,7 +103,7 @@ class Plan(NamedTuple):
 
 
 def plan(prefix: fx.GraphModule, device: torch.device) -> Plan:
-    """Chooses how to run a prefix: on a CPU, 3x3 convolutions of stride 1 go through `dogbreed.models.winograd`."""
+    """Choose how to run a prefix: on a CPU, 3x3 convolutions of stride 1 go through `winograd`."""
     if device.type != "cpu":
         return Plan(64, "direct")
     return Plan(16, winograd.NAME) if winograd.pays(prefix) else Plan(4, "direct")
@@ -119,7 +119,7 @@ def extract(
     precision: str,
     quiet: bool = False,
 ) -> None:
-    """Computes what is missing and adds it to the store, block by block.
+    """Compute what is missing and add it to the store, block by block.
 
     Args:
         store: Where the features go.
@@ -146,12 +146,12 @@ def extract(
         written = time.monotonic()
 
     total = sum(len(entry.keys) for entry in missing)
-    way = plan(prefix, device)
+    how = plan(prefix, device)
     with (
         track(total, "Computing features", "views", quiet=quiet) as progress,
-        prepared(prefix, way, device, precision) as network,
+        prepared(prefix, how, device, precision) as network,
     ):
-        for batch_keys, inputs in _passes(missing, data, way.images):
+        for batch_keys, inputs in _passes(missing, data, how.images):
             images = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
             features: Tensor = network(images)[: len(batch_keys)]
             keys.extend(batch_keys)
@@ -164,7 +164,7 @@ def extract(
 
 
 def _passes(missing: list[MissingViews], data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
-    """Batches of one fixed shape, the last filled up with zeros: kernels are chosen by shape, and round differently."""
+    """Yield batches of one shape, the last padded with zeros: kernels are chosen by shape, and round differently."""
     source = _MissingImages(missing, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(missing) // 16)
     loader = DataLoader(source, batch_size=None, num_workers=workers, generator=torch.Generator())
@@ -182,10 +182,10 @@ def _passes(missing: list[MissingViews], data: DogImages, images: int) -> Iterat
 
 
 @contextmanager
-def prepared(prefix: fx.GraphModule, way: Plan, device: torch.device, precision: str) -> Iterator[nn.Module]:
-    """The prefix as planned: images [N, 3, S, S], channels last, to features."""
+def prepared(prefix: fx.GraphModule, how: Plan, device: torch.device, precision: str) -> Iterator[nn.Module]:
+    """Give the prefix as planned: images [N, 3, S, S], channels last, to features."""
     bfloat16 = precision == "bfloat16"
-    if way.kernels != "direct":
+    if how.kernels != "direct":
         network = winograd.accelerate(prefix, torch.bfloat16 if bfloat16 else torch.float32)
         with torch.inference_mode():
             yield network
@@ -197,9 +197,9 @@ def prepared(prefix: fx.GraphModule, way: Plan, device: torch.device, precision:
 
 @contextmanager
 def in_bfloat16(network: nn.Module, device: torch.device) -> Iterator[None]:
-    """Autocast, with the weights of convolutions and linear layers cast once instead of in every pass.
+    """Autocast with the weights of convolutions and linear layers cast once instead of in every pass.
 
-    VGG16 runs 1.3 times as fast for it on a CPU. The values of before come back at the end.
+    VGG16 runs 1.3 times as fast for it on a CPU. Their old values come back at the end.
     """
     layers = [module for module in network.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     kept = [(parameter, parameter.data) for layer in layers for parameter in layer.parameters(recurse=False)]

@@ -34,10 +34,10 @@ from dogbreed.data.images import View
 META = "store.json"
 
 
-def cache_folder(given: str | Path | None = None) -> Path:
-    """`given`, or `dogbreed` in the user's cache folder."""
-    if given:
-        return Path(given).expanduser()
+def cache_folder(folder: str | Path | None = None) -> Path:
+    """Return the folder, or `dogbreed` in the user's cache folder."""
+    if folder:
+        return Path(folder).expanduser()
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
 
 
@@ -45,9 +45,9 @@ class Store:
     """Features of one prefix on disk.
 
     Args:
-        folder: Of this store; made when the first block is written.
-        shape: Of one image's features.
-        dtype: In which they are kept.
+        folder: Folder of this store, made when the first block is written.
+        shape: Shape of one image's features.
+        dtype: What they are kept in.
     """
 
     def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
@@ -60,22 +60,22 @@ class Store:
 
     @property
     def row_bytes(self) -> int:
-        """Size of one row on disk."""
+        """Return the size of one row on disk."""
         return int(np.prod(self.shape)) * self.dtype.itemsize
 
     def refresh(self) -> int:
-        """Takes up blocks that have appeared; rows whose checksum does not fit are left out.
+        """Read blocks that have appeared; rows whose checksum does not fit are left out.
 
         Returns:
-            How many rows are damaged and have no good copy, and how many blocks cannot be read at all.
+            The number of rows that are damaged and have no good copy, plus that of blocks that cannot be read at all.
         """
         unreadable = 0
         for file in sorted(self.folder.glob("*.safetensors")):
             if file.name not in self._blocks:
-                unreadable += not self._take_up(file)
+                unreadable += not self._read_block(file)
         return unreadable + len(self._damaged - self._rows.keys())
 
-    def _take_up(self, file: Path) -> bool:
+    def _read_block(self, file: Path) -> bool:
         try:
             with safe_open(file, framework="pt") as content:
                 index = content.get_tensor("keys").numpy()
@@ -97,10 +97,10 @@ class Store:
         return key in self._rows
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
-        """Writes a block.
+        """Write a block.
 
         Args:
-            keys: Of the rows (`row_key`).
+            keys: The rows' keys (`row_key`).
             features: [N, *shape].
 
         Raises:
@@ -118,25 +118,31 @@ class Store:
         with atomic_write(self.folder / name) as file:
             save_file(content, file, metadata={"index": _seal(index, checksums)})
 
+    def clean(self) -> None:
+        """Delete unreadable blocks and what killed runs left half-written."""
+        for file in (*self.folder.glob("*.safetensors"), *self.folder.glob(".*.tmp")):
+            if file.name not in self._blocks:
+                file.unlink(missing_ok=True)
+
     def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
-        """Rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
+        """Return the rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
         names = sorted({self._rows[key][0] for view in keys for key in view})
         number = {name: position for position, name in enumerate(names)}
-        places = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
-        return Table([self._blocks[name] for name in names], np.array(places, dtype=np.int64), self.shape)
+        positions = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
+        return Table([self._blocks[name] for name in names], np.array(positions, dtype=np.int64), self.shape)
 
 
 class Table:
     """Memory-mapped rows of a store, addressed as the data does: by position in a split and view."""
 
-    def __init__(self, blocks: list[Tensor], places: Indices, shape: tuple[int, ...]) -> None:
+    def __init__(self, blocks: list[Tensor], positions: Indices, shape: tuple[int, ...]) -> None:
         self.blocks = blocks
-        self.places = places  # [views, images, 2]: block and row
+        self.positions = positions  # [views, images, 2]: block and row
         self.shape = shape
 
     def __call__(self, indices: Indices, views: Indices) -> Tensor:
-        """Features [N, *shape] in float32 of images `indices` [N], each looked at as `views` [N] says."""
-        block, row = self.places[views, indices].T
+        """Return features [N, *shape] in float32 of images `indices` [N], each seen as `views` [N] says."""
+        block, row = self.positions[views, indices].T
         result = torch.empty(len(indices), *self.shape)
         for number in np.unique(block):
             here = np.flatnonzero(block == number)
@@ -146,7 +152,7 @@ class Table:
 
 
 def row_key(digest: str, view: View) -> bytes:
-    """Key of an image's bytes, seen in one way."""
+    """Return the key of an image's bytes, seen in one view."""
     return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
 
 
@@ -160,10 +166,10 @@ def _seal(index: np.ndarray[Any, Any], checksums: np.ndarray[Any, Any]) -> str:
 
 
 def evict(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
-    """Deletes the longest unused stores until all together are within the limit; never `keep`, never one in use.
+    """Delete the longest unused stores until all together are within the limit; never `keep`, never one in use.
 
     Args:
-        folder: Of all stores.
+        folder: Folder of all stores.
         max_gb: The limit in 10^9 bytes.
         keep: The store that is being filled.
         coming: Bytes that will be added to it.
@@ -171,10 +177,10 @@ def evict(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path
     Returns:
         The deleted stores.
     """
-    found = stores(folder)
-    total = coming + sum(size for _, size, _ in found)
+    present = stores(folder)
+    total = coming + sum(size for _, size, _ in present)
     deleted = []
-    for store, size, _ in sorted(found, key=lambda entry: entry[2]):
+    for store, size, _ in sorted(present, key=lambda entry: entry[2]):
         if total <= max_gb * 1e9:
             break
         if store != keep and delete(store):
@@ -184,17 +190,17 @@ def evict(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path
 
 
 def stores(folder: Path) -> list[tuple[Path, int, float]]:
-    """Every store with its size in bytes and when it was last used (seconds since 1970)."""
-    found = []
+    """Return every store with its size in bytes and when it was last used (seconds since 1970)."""
+    present = []
     for meta in folder.glob(f"*/{META}"):
         with suppress(FileNotFoundError):  # another process is deleting it
             size = sum(file.stat().st_size for file in meta.parent.glob("*.safetensors"))
-            found.append((meta.parent, size, meta.stat().st_mtime))
-    return found
+            present.append((meta.parent, size, meta.stat().st_mtime))
+    return present
 
 
 def delete(store: Path) -> bool:
-    """Deletes a store unless a build holds it; says whether it did."""
+    """Delete a store unless a build holds it; return whether it was deleted."""
     try:
         lock = (store / ".lock").open("a")
     except FileNotFoundError:  # another process was faster
@@ -210,7 +216,7 @@ def delete(store: Path) -> bool:
 
 @contextmanager
 def locked(folder: Path, leader: bool) -> Iterator[None]:
-    """One build at a time; the others wait and find its result. The lock ends with the process that holds it."""
+    """Let one build at a time in; the others wait and find its result. The lock ends with the process that holds it."""
     if not leader:
         yield
         return
@@ -218,19 +224,21 @@ def locked(folder: Path, leader: bool) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = (folder / ".lock").open("a")
     except OSError as error:
-        raise DogbreedError(f"{folder} cannot be written ({error.strerror}); cache.dir= names another place") from error
+        raise DogbreedError(
+            f"{folder} cannot be written ({error.strerror}); choose another folder with cache.dir="
+        ) from error
     with lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def existing(folder: Path) -> Path:
-    """The folder, or the first above it that is there."""
+    """Return the folder, or the first above it that is there."""
     return folder if folder.exists() else existing(folder.parent)
 
 
-def amount(size: float) -> str:
-    """A size in bytes for people."""
+def format_bytes(size: float) -> str:
+    """Return a size in bytes as people read it."""
     for unit in ("B", "kB", "MB"):
         if size < 1000:
             return f"{size:.3g} {unit}"

@@ -8,7 +8,7 @@ import difflib
 import pickle
 import re
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -52,7 +52,7 @@ _ONE_LAST = ("convnext", "swin")
 
 
 def check_name(backbone: str) -> None:
-    """Refuses a network that torchvision does not have.
+    """Refuse a network that torchvision does not have.
 
     Raises:
         DogbreedError: Names the nearest known network.
@@ -65,7 +65,7 @@ def check_name(backbone: str) -> None:
 
 
 def preprocessing_of(backbone: str, *, resize: str = "squash", size: int | None = None) -> Preprocessing:
-    """What the published weights of a network expect, read from the weights' own record.
+    """Return what the published weights of a network expect, read from the weights' own record.
 
     Args:
         backbone: Name of a torchvision classification network.
@@ -88,7 +88,7 @@ def preprocessing_of(backbone: str, *, resize: str = "squash", size: int | None 
 
 
 def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: int = 0) -> nn.Module:
-    """A network with a head of `num_classes` outputs.
+    """Return a network with a head of `num_classes` outputs.
 
     Args:
         backbone: Name of a torchvision classification network.
@@ -96,7 +96,7 @@ def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: 
         weights: `imagenet` (torchvision's published file, downloaded into the hub's cache folder when missing),
             `none`, or the path of a state_dict (.pth, .pt or .safetensors). A head
             of another size in a file is dropped.
-        seed: Of every random initial value; the global random state is left as it was.
+        seed: Seed of every random initial value; the global random state is left as it was.
 
     Raises:
         DogbreedError: Unknown network, missing or unreadable file, a file that does not fit, no network connection.
@@ -118,7 +118,7 @@ def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: 
 
 
 def skeleton(backbone: str, num_classes: int) -> nn.Module:
-    """The network for a state that is about to be loaded: on the meta device, without values, where it can be."""
+    """Return the network for a state that is loaded next: on the meta device, without values, where it can be."""
     check_name(backbone)
     try:
         with torch.device("meta"):
@@ -137,17 +137,17 @@ def _build(backbone: str, num_classes: int) -> nn.Module:
 
 
 def head_name(network: nn.Module) -> str:
-    """Dotted name of the last layer, whose outputs are the classes: the last linear layer (SqueezeNet: convolution)."""
-    found = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-    if not found:
-        found = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
-    if not found:
+    """Return the dotted name of the last layer, whose outputs are the classes: linear, or SqueezeNet's convolution."""
+    layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+    if not layers:
+        layers = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
+    if not layers:
         raise DogbreedError(f"{type(network).__name__} has no linear layer or convolution that could be its head.")
-    return found[-1]
+    return layers[-1]
 
 
 def last_stage(network: nn.Module, backbone: str) -> list[str]:
-    """Dotted names of the modules that make up the last stage before the head (`trainable=block`)."""
+    """Return the dotted names of the modules of the last stage before the head (`trainable=block`)."""
     for family, modules in _LAST_STAGE.items():
         if backbone.startswith(family):
             return list(modules)
@@ -168,7 +168,7 @@ def last_stage(network: nn.Module, backbone: str) -> list[str]:
 
 
 def freeze(network: nn.Module, backbone: str, trainable: str) -> None:
-    """Leaves only what `trainable` names with requires_grad: `head`, `block` (head and last stage) or `all`.
+    """Leave only what `trainable` names with requires_grad: `head`, `block` (head and last stage) or `all`.
 
     Raises:
         DogbreedError: `trainable` is none of the three.
@@ -206,7 +206,7 @@ def _trains(module: nn.Module, otherwise: nn.Module | None = None) -> bool:
 
 
 def changing_names(network: nn.Module) -> set[str]:
-    """Names in the state_dict whose values training may change: trainable parameters, buffers of unfrozen modules."""
+    """Return the names in the state_dict that training may change: what trains, and buffers of unfrozen modules."""
     names = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
     for prefix, module in network.named_modules():
         buffers = [f"{prefix}.{name}" if prefix else name for name, _ in module.named_buffers(recurse=False)]
@@ -216,7 +216,7 @@ def changing_names(network: nn.Module) -> set[str]:
 
 
 def published_file(backbone: str) -> Path:
-    """Path of torchvision's published ImageNet weights in the hub's cache folder, downloaded when missing.
+    """Return the path of torchvision's published weights in the hub's cache folder, downloaded when missing.
 
     Raises:
         DogbreedError: The download failed; names the ways to go on without it.
@@ -239,7 +239,7 @@ def published_file(backbone: str) -> Path:
 
 
 def read_state(file: Path) -> dict[str, Tensor]:
-    """Reads a state_dict without running code from it.
+    """Read a state_dict without running code from it.
 
     Args:
         file: `.safetensors`, or a torch file that `weights_only=True` accepts. A state_dict inside a checkpoint
@@ -285,40 +285,35 @@ def _reset_head(network: nn.Module) -> None:
 
 
 def _load_backbone(network: nn.Module, backbone: str, state: Mapping[str, Tensor], file: Path) -> None:
-    """Copies everything but a head of another size; all other names and shapes have to agree."""
+    """Copy everything but a head of another size; all other names and shapes have to agree."""
     head = head_name(network)
-    given = {
-        _OLD_DENSENET.sub(r"\1\2", name): value for name, value in state.items() if not name.startswith(_AUXILIARY)
-    }
-    wanted = network.state_dict()
-    if any(given.get(name, value).shape != value.shape for name, value in _under(wanted, head)):
-        for name, _ in _under(wanted, head):
-            given.pop(name, None)
-    optional = {name for name, _ in _under(wanted, head)}
+    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+    expected = network.state_dict()
+    of_head = _under(expected, head)
+    if any(state.get(name, value).shape != value.shape for name, value in of_head.items()):
+        state = {name: value for name, value in state.items() if name not in of_head}
     # Published files older than PyTorch 0.4.1 lack this counter; evaluation never reads it.
-    counters = {name for name in wanted if name.endswith("num_batches_tracked")}
-    missing = [name for name in wanted if name not in given and name not in optional | counters]
-    unknown = [name for name in given if name not in wanted]
-    differ = [name for name, value in given.items() if name in wanted and value.shape != wanted[name].shape]
-    if missing or unknown or differ:
-        parts = []
-        if missing:
-            parts.append(f"{_some(missing)} missing")
-        if unknown:
-            parts.append(f"{_some(unknown)} unknown to it")
-        if differ:
-            parts.append(f"{_some(differ)} of another shape")
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [name for name in expected if name not in state and name not in of_head.keys() | counters],
+        "unknown to it": [name for name in state if name not in expected],
+        "of another shape": [
+            name for name, value in state.items() if name in expected and value.shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
         raise DogbreedError(
-            f"The weights in {file} do not fit {backbone}: {'; '.join(parts)}. Is model.backbone the network that "
-            "these weights were saved from?"
+            f"The weights in {file} do not fit {backbone}: "
+            f"{'; '.join(f'{_some(names)} {problem}' for problem, names in problems.items() if names)}. "
+            "Is model.backbone the network that these weights were saved from?"
         )
-    for name in counters - given.keys():
-        wanted[name].zero_()
-    network.load_state_dict(given, strict=False)
+    for name in counters - state.keys():
+        expected[name].zero_()
+    network.load_state_dict(state, strict=False)
 
 
-def _under(state: Mapping[str, Tensor], module: str) -> Iterable[tuple[str, Tensor]]:
-    return [(name, value) for name, value in state.items() if name.startswith(f"{module}.")]
+def _under(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(f"{module}.")}
 
 
 def _some(names: list[str]) -> str:

@@ -2,7 +2,7 @@
 
 With VGG16 and a trained head 537 of 539 MB never change. They are written to `frozen.safetensors` when the first
 checkpoint of a run is saved, and each checkpoint then takes milliseconds. Reading puts both together again, so that
-everything behind this room sees whole checkpoints.
+everything above this module sees whole checkpoints.
 """
 
 import hashlib
@@ -25,7 +25,7 @@ PREFIX = "network."
 
 
 class RunCheckpointIO(CheckpointIO):
-    """Lightning's way to checkpoint files in a run.
+    """What Lightning writes and reads a run's checkpoint files with.
 
     Args:
         changing: Names in the network's state_dict that training may change.
@@ -64,7 +64,7 @@ class RunCheckpointIO(CheckpointIO):
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A whole checkpoint: the file's content and, where frozen values lie beside it, those too. Never runs code.
+    """Return a whole checkpoint: the file's content and, where frozen values lie beside it, those too. Never runs code.
 
     Raises:
         DogbreedError: Missing, truncated, no checkpoint of this project, or moved away from its frozen values.
@@ -96,7 +96,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def _digest(values: Mapping[str, Tensor]) -> str:
-    """Of the values themselves, so that equal weights are known as such whichever run wrote them."""
+    """Return a digest of the values themselves, so that equal weights are known as such whichever run wrote them."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(values.items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -105,7 +105,7 @@ def _digest(values: Mapping[str, Tensor]) -> str:
 
 
 def _digest_in(file: Path) -> str | None:
-    """The digest noted in a file of frozen weights; None where there is no such file."""
+    """Return the digest noted in a file of frozen weights; None where there is no such file."""
     try:
         with safe_open(file, framework="pt") as content:
             return (content.metadata() or {}).get("digest")
@@ -114,11 +114,11 @@ def _digest_in(file: Path) -> str | None:
 
 
 def changed_state(file: Path) -> dict[str, Tensor]:
-    """Only what a run's checkpoint itself holds of the network: the values that training may change."""
+    """Return only what a run's checkpoint itself holds of the network: the values that training may change."""
     return network_state(torch.load(file, map_location="cpu", weights_only=True))
 
 
 def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The network's state_dict in a whole checkpoint."""
+    """Return the network's state_dict in a whole checkpoint."""
     state: Mapping[str, Tensor] = checkpoint["state_dict"]
     return {name.removeprefix(PREFIX): value for name, value in state.items() if name.startswith(PREFIX)}

@@ -43,7 +43,7 @@ class DogBreedClassifier(LightningModule):
     """A network with a new head, and how it is trained.
 
     Args:
-        num_classes: Outputs of the head. Default: the 133 breeds of dogImages.
+        num_classes: Outputs of the head; the default is the 133 breeds of dogImages.
         backbone: Any classification network of torchvision.
         weights: `imagenet`, `none` (random), or the path of a state_dict; None leaves the values out (meta device)
             for a state that is loaded next.
@@ -54,8 +54,8 @@ class DogBreedClassifier(LightningModule):
         label_smoothing: In the training loss; evaluation is always without.
         optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
         schedule: `constant`, `cosine` (to zero over all steps) or `onecycle`.
-        seed: Of the head's initial values and of dropout.
-        class_names: By index; None numbers them.
+        seed: Seed of the head's initial values and of dropout.
+        class_names: Names by index; None numbers them.
         preprocessing: What the network's input is made with (`Preprocessing.to_dict`); None takes the weights' record.
 
     Raises:
@@ -116,12 +116,12 @@ class DogBreedClassifier(LightningModule):
     def load_from_checkpoint(  # type: ignore[override]
         cls, checkpoint_path: str | Path, map_location: Any = None, **changes: Any
     ) -> "DogBreedClassifier":
-        """The model of a checkpoint, without downloading or running anything.
+        """Return the model of a checkpoint, without downloading or running anything.
 
         Args:
             checkpoint_path: A `.ckpt` of a run.
             map_location: Device for the model.
-            changes: Constructor arguments that shall differ.
+            changes: Constructor arguments that are to differ.
 
         Raises:
             DogbreedError: Missing or damaged file.
@@ -132,18 +132,18 @@ class DogBreedClassifier(LightningModule):
         return model if map_location is None else model.to(map_location)
 
     def load_network(self, state: dict[str, Tensor]) -> None:
-        """Takes the network's values from a state_dict; the names and shapes have to be its own."""
+        """Take the network's values from a state_dict; the names and shapes have to be its own."""
         self.network.load_state_dict(state, assign=self.network_is_empty)
         self.network.to(memory_format=torch.channels_last)
         backbones.freeze(self.network, self.hparams["backbone"], self.hparams["trainable"])
 
     @property
     def network_is_empty(self) -> bool:
-        """Whether the network has no values yet (`weights=None`)."""
+        """Return whether the network has no values yet (`weights=None`)."""
         return any(parameter.is_meta for parameter in self.network.parameters())
 
     def use_features(self, parts: CutNetwork) -> None:
-        """Runs only the tail on batches of features."""
+        """Run only the tail on batches of features."""
         self.parts = parts
 
     def train(self, mode: bool = True) -> "DogBreedClassifier":
@@ -152,12 +152,12 @@ class DogBreedClassifier(LightningModule):
         return self
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits [N, classes] of images [N, 3, S, S]."""
+        """Return logits [N, classes] of images [N, 3, S, S]."""
         logits: Tensor = self.network(images)
         return logits
 
     def logits(self, batch: Batch | FeatureBatch) -> Tensor:
-        """Logits [N, classes] of a batch of images, or of features where the prefix ran beforehand."""
+        """Return logits [N, classes] of a batch of images, or of features where the prefix ran beforehand."""
         if isinstance(batch, FeatureBatch):
             assert self.parts is not None, "batches of features need use_features(parts)"
             return self.parts.tail(batch.inputs, self.training)
@@ -214,7 +214,7 @@ class DogBreedClassifier(LightningModule):
         return logits, self.eval_criterion(logits, batch.labels)
 
     def _gather(self, split: str) -> None:
-        """Brings the predictions of all devices together, in the order of the split."""
+        """Bring the predictions of all devices together, in the order of the split."""
         parts = [torch.cat(column) for column in zip(*self._collected, strict=True)]
         self._collected.clear()
         if self.trainer.world_size > 1:
@@ -256,6 +256,6 @@ class DogBreedClassifier(LightningModule):
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:
-    """Seed of the random numbers that one training step draws."""
+    """Return the seed of the random numbers that one training step draws."""
     key = np.random.SeedSequence([seed, epoch, step, rank])
     return int(key.generate_state(1, np.uint64)[0] >> np.uint64(1))

@@ -1,7 +1,7 @@
-"""Splits a network at the deepest point before which everything is frozen and deterministic.
+"""Cut a network at the deepest point before which everything is frozen and deterministic.
 
 What lies before that point, the prefix, gives the same numbers for the same image in every epoch and every trial, so
-it has to run only once an image. For VGG16 with only its head trained this is everything up to the first ReLU of the
+it has to run only once per image. For VGG16 with only its head trained this is everything up to the first ReLU of the
 classifier: 15.5 of 15.52 GMAC.
 
 Which operations are deterministic is found out by running them, not by a list of names: the network is traced with
@@ -44,11 +44,11 @@ class Tail(nn.Module):
         self._graphs = (evaluation_graph, training_graph)
 
     def graph(self, training: bool) -> fx.GraphModule:
-        """The graph of one mode."""
+        """Return the graph of one mode."""
         return self._graphs[training]
 
     def forward(self, features: Tensor, training: bool) -> Tensor:
-        """Logits [N, classes] of features [N, ...] as the prefix gave them."""
+        """Return logits [N, classes] of features [N, ...] as the prefix gave them."""
         return self._graphs[training](features)
 
 
@@ -72,7 +72,7 @@ class CutNetwork(NamedTuple):
 
 
 def cut(network: nn.Module, size: int) -> CutNetwork:
-    """Finds the cut and builds both parts.
+    """Find the cut and build both parts.
 
     The network's mode, buffers and the global random state are left as they were.
 
@@ -102,7 +102,7 @@ def cut(network: nn.Module, size: int) -> CutNetwork:
 
 
 def fingerprint(prefix: fx.GraphModule) -> str:
-    """Digest of what the prefix computes: its operations with their settings, and every value it uses."""
+    """Return a digest of what the prefix computes: its operations with their settings, and every value it uses."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update(prefix.code.encode())
     for node in prefix.graph.nodes:
@@ -117,10 +117,10 @@ def fingerprint(prefix: fx.GraphModule) -> str:
 
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:
-    """Plain attributes by name; the mode is none, since the prefix computes the same in both."""
+    """Return plain attributes by name; the mode is none, since the prefix computes the same in both."""
     plain = (bool, int, float, str, tuple, NoneType)
-    found = ((name, value) for name, value in vars(module).items() if isinstance(value, plain))
-    return sorted((name, value) for name, value in found if not name.startswith("_") and name != "training")
+    values = ((name, value) for name, value in vars(module).items() if isinstance(value, plain))
+    return sorted((name, value) for name, value in values if not name.startswith("_") and name != "training")
 
 
 class _Tracer(fx.Tracer):
@@ -130,7 +130,7 @@ class _Tracer(fx.Tracer):
 
 
 def _trace(network: nn.Module) -> fx.GraphModule:
-    """The network's graph. What Python code does beside it is lost, and must be nothing that matters."""
+    """Return the network's graph. What Python code does beside it is lost, and must be nothing that matters."""
     buffers, state = _buffers(network), _random_state()
     one, two = _trace_once(network), _trace_once(network)
     quiet = _same_state(state, _random_state()) and _equal(buffers, _buffers(network))
@@ -149,7 +149,7 @@ def _trace_once(network: nn.Module) -> fx.GraphModule:
 
 
 def _constants(traced: fx.GraphModule) -> dict[str, Tensor]:
-    """Tensors that the code made while it was traced."""
+    """Return tensors that the code made while it was traced."""
     return {name: value for name, value in vars(traced).items() if isinstance(value, Tensor)} | _buffers(traced)
 
 
@@ -162,7 +162,7 @@ def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
 
 
 class _Recorder(fx.Interpreter):
-    """Runs a graph node by node and notes which nodes drew random numbers or changed a buffer."""
+    """Run a graph node by node and note which nodes drew random numbers or changed a buffer."""
 
     def __init__(self, graph_module: fx.GraphModule) -> None:
         super().__init__(graph_module)
@@ -193,7 +193,7 @@ class _Recorder(fx.Interpreter):
 
 
 def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
-    """Runs the graph on a fixed image beside another one."""
+    """Run the graph on a fixed image beside another one."""
     generator = torch.Generator().manual_seed(0)
     images = [torch.rand(3, size, size, generator=generator) for _ in range(3)]
     parameter = next(traced.parameters(), images[0])
@@ -209,7 +209,7 @@ def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
 
 
 def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], _Recorder]:
-    """The nodes that are frozen and deterministic, and what was seen of every node in a batch of two."""
+    """Return the nodes that are frozen and deterministic, and a record of every node in a batch of two."""
     one, two = _record(traced, size, neighbour=1), _record(traced, size, neighbour=2)
     fixed = set()
     for node in traced.graph.nodes:
@@ -239,7 +239,7 @@ def _parameters(traced: fx.GraphModule, node: fx.Node) -> list[nn.Parameter]:
 def _check_evaluation(
     evaluation: fx.GraphModule, training: fx.Graph, cut: fx.Node, expected: Tensor, size: int
 ) -> None:
-    """The frozen part has to give in evaluation what it gives in training: then one run of it serves both."""
+    """Check that the frozen part gives in evaluation what it gives in training: then one run of it serves both."""
     index = list(training.nodes).index(cut)
     ours, twins = list(training.nodes)[: index + 1], list(evaluation.graph.nodes)[: index + 1]
     if [_describe(node) for node in ours] == [_describe(node) for node in twins]:
@@ -251,7 +251,7 @@ def _check_evaluation(
 
 
 def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.Node, torch.Size]) -> fx.Node:
-    """The last node up to which all is fixed and behind which only one tensor, with a row an image, is used again."""
+    """Return the last node up to which all is fixed and behind which one tensor, a row per image, is used again."""
     nodes = list(traced.graph.nodes)
     position = {node: index for index, node in enumerate(nodes)}
     best = None
@@ -275,13 +275,15 @@ def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.No
         if crosses and node in shapes and len(shapes[node]) > 1 and shapes[node][0] == 2:
             best = node
     if best is None:
-        where = f" before {_name(obstacle)}, which trains or is random" if obstacle is not None else ""
-        raise NoPrefix(f"no part of it{where} is frozen, deterministic and passes on one tensor")
+        if all(parameter.requires_grad for parameter in traced.parameters()):
+            raise NoPrefix("every layer trains, so nothing can be computed once")
+        where = f" before {_name(obstacle)}, which trains or is random," if obstacle is not None else " in it"
+        raise NoPrefix(f"nothing{where} is frozen, deterministic and passes on a single tensor")
     return best
 
 
 def to_memory_order(features: Tensor, order: tuple[int, ...]) -> Tensor:
-    """The same numbers with their dimensions in the given order in memory, along which dropout draws its mask."""
+    """Return the same numbers with their dimensions in that order in memory, along which dropout draws its mask."""
     back = sorted(range(len(order)), key=order.__getitem__)
     return features.permute(order).contiguous().permute(back)
 
@@ -289,7 +291,7 @@ def to_memory_order(features: Tensor, order: tuple[int, ...]) -> Tensor:
 def _parts(
     network: nn.Module, graph: fx.Graph, index: int, order: tuple[int, ...]
 ) -> tuple[fx.GraphModule, fx.GraphModule]:
-    """Two graphs over the network's own modules: up to and including node `index`, and the rest.
+    """Return two graphs over the network's own modules: up to and including node `index`, and the rest.
 
     The second lays the features out in memory as the network itself would have passed them on.
     """
@@ -305,8 +307,8 @@ def _parts(
     _drop_unused_reads(prefix_graph)
 
     tail_graph = fx.Graph()
-    given = tail_graph.placeholder("features")
-    copies = {nodes[index]: tail_graph.call_function(to_memory_order, (given, order))}
+    features = tail_graph.placeholder("features")
+    copies = {nodes[index]: tail_graph.call_function(to_memory_order, (features, order))}
     for node in attributes:
         copies[node] = tail_graph.node_copy(node, copies.__getitem__)
     for node in second:
@@ -344,7 +346,7 @@ def _same_state(one: tuple[Any, ...], two: tuple[Any, ...]) -> bool:
 
 @contextmanager
 def _restored(network: nn.Module) -> Iterator[None]:
-    """Puts modes, buffers and random states back: the probe runs whatever the network does."""
+    """Put modes, buffers and random states back: the probe runs whatever the network does."""
     modes = [(module, module.training) for module in network.modules()]
     buffers = _buffers(network)
     (cpu, *devices), python, numpy = _random_state()

@@ -18,7 +18,7 @@ _WITHOUT_MAP = ("vit", "swin")
 
 
 def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor) -> Tensor | None:
-    """How much each part of an image spoke for a class.
+    """Return how much each part of an image argued for a class.
 
     Args:
         network: A torchvision network; left in the modes it is in.
@@ -27,7 +27,7 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
         classes: [N], which class is asked about for each image.
 
     Returns:
-        [N, h, w] on the CPU from 0 to 1, the largest value of each map 1 (0 where nothing spoke for it); None for a
+        [N, h, w] on the CPU from 0 to 1, the largest value of each map 1 (0 where nothing argued for it); None for a
         network without a spatial feature map before its head.
     """
     if backbone.startswith(_WITHOUT_MAP):
@@ -42,7 +42,7 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
 
 
 def explain_top_k(network: nn.Module, backbone: str, inputs: Tensor, top_k: int) -> tuple[Tensor, Tensor | None]:
-    """The answer for one image and, in the same pass, where the network looked for each of the likeliest classes.
+    """Return the answer for one image and, in the same pass, where the network looked for each likely class.
 
     Args:
         network: A torchvision network; left in the modes it is in.
@@ -55,17 +55,17 @@ def explain_top_k(network: nn.Module, backbone: str, inputs: Tensor, top_k: int)
     """
     with _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
-        told = logits.detach().float().cpu()
+        answer = logits.detach().float().cpu()
         if not _has_map(kept):
-            return told, None
-        places = told[0].topk(min(top_k, told.shape[1])).indices.tolist()
-        slopes = [torch.autograd.grad(logits[0, place], kept, retain_graph=True)[0] for place in places]
-    return told, _maps(kept[0], torch.cat(slopes))
+            return answer, None
+        classes = answer[0].topk(min(top_k, answer.shape[1])).indices.tolist()
+        slopes = [torch.autograd.grad(logits[0, index], kept, retain_graph=True)[0] for index in classes]
+    return answer, _maps(kept[0], torch.cat(slopes))
 
 
 @contextmanager
 def _mapped(network: nn.Module, backbone: str) -> Iterator[list[Tensor]]:
-    """Within it a pass leaves its last feature map in the list, cut off from what made it; none without such a map."""
+    """Let a pass leave its last feature map in the list, cut off from what made it; none without such a map."""
     kept: list[Tensor] = []
 
     def cut(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:

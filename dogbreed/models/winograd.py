@@ -20,7 +20,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from dogbreed.core.threads import in_threads
 
-NAME = "F(4x4, 3x3) at 3/4, 3/2"  # of these kernels; whatever changes their numbers changes it
+NAME = "F(4x4, 3x3) at 3/4, 3/2"  # names these kernels; whatever changes their numbers changes it
 TILE, REACH = 4, 6  # pixels of a tile's side: of outputs, of the inputs they need
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 CHUNK_BYTES = 4_000_000  # of transformed tiles at a time, to stay in the caches; twice as much or half cost a tenth
@@ -29,7 +29,7 @@ LEAST_SHARE = 0.95  # of the convolution weights: all VGGs. A ResNet gains nothi
 
 
 def _powers(count: int) -> Tensor:
-    """Powers 0 to count - 1 of the points, one row a point; the last row is the point at infinity."""
+    """Return powers 0 to count - 1 of the points, one row per point; the last row is the point at infinity."""
     rows = [[point**power for power in range(count)] for point in POINTS]
     return torch.tensor([*rows, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
 
@@ -44,8 +44,8 @@ class WinogradConv2d(nn.Module):
     """A 3x3 convolution of stride 1 and padding 1, with what follows it.
 
     Args:
-        convolution: Whose weights it takes.
-        dtype: Of the products; inputs are brought to it.
+        convolution: Gives the weights.
+        dtype: What is multiplied in; inputs are converted to it.
         relu: Whether a ReLU follows.
         pool: Whether a maximum over 2x2 follows.
     """
@@ -66,7 +66,7 @@ class WinogradConv2d(nn.Module):
             self.register_buffer(name, value.to(dtype), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, K, H, W], or half of both sides with a pool; channels last in memory."""
+        """Map [N, C, H, W] to [N, K, H, W], or half of both sides with a pool; channels last in memory."""
         count, channels, height, width = images.shape
         kernels = self.kernel.shape[2]
         down, across = -(-height // TILE), -(-width // TILE)
@@ -82,7 +82,7 @@ class WinogradConv2d(nn.Module):
         return outputs[:, : sides[0], : sides[1]].permute(0, 3, 1, 2)
 
     def _tile_rows(self, rows: Tensor, outputs: Tensor, first: int, high: int, across: int) -> None:
-        """Writes the outputs of `high` rows of tiles from the first."""
+        """Write the outputs of `high` rows of tiles from the first."""
         (count, _, _, channels), kernels, side = rows.shape, self.kernel.shape[2], outputs.shape[2] // across
         image, row, column, _ = rows.stride()
         tiles = rows.as_strided(
@@ -94,8 +94,8 @@ class WinogradConv2d(nn.Module):
         products = torch.bmm(at_points.view(REACH**2, -1, channels), self.kernel)
         part = torch.mm(self.from_points, products.view(REACH**2, -1))
         part = self._finish(part.view(TILE, TILE, count, high, across, kernels))
-        place = outputs[:, side * first : side * (first + high)].unflatten(2, (across, side))
-        place.unflatten(1, (high, side)).copy_(part.permute(2, 3, 0, 4, 1, 5))
+        target = outputs[:, side * first : side * (first + high)].unflatten(2, (across, side))
+        target.unflatten(1, (high, side)).copy_(part.permute(2, 3, 0, 4, 1, 5))
 
     def _finish(self, part: Tensor) -> Tensor:
         if self.pool:
@@ -115,7 +115,7 @@ class PackedLinear(nn.Module):
         self.bias = None if linear.bias is None else linear.bias.detach().bfloat16()
 
     def forward(self, inputs: Tensor) -> Tensor:
-        """[N, in] to [N, out]."""
+        """Map [N, in] to [N, out]."""
         outputs: Tensor = torch.ops.mkldnn._linear_pointwise(
             inputs.bfloat16().contiguous(), self.weight, self.bias, "none", [], ""
         )
@@ -123,14 +123,14 @@ class PackedLinear(nn.Module):
 
 
 def pays(network: nn.Module) -> bool:
-    """Whether most of the network's convolution weights belong to 3x3 kernels of stride 1."""
+    """Return whether most of the network's convolution weights belong to 3x3 kernels of stride 1."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
     total = sum(module.weight.numel() for module in convolutions)
     return sum(module.weight.numel() for module in convolutions if _fits(module)) > LEAST_SHARE * total
 
 
 def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Module:
-    """A network that gives the same answers faster on a CPU, if it `pays`.
+    """Return a network that gives the same answers faster on a CPU, if it `pays`.
 
     Args:
         network: In evaluation mode; it is left as it is, and what is not replaced is shared.
@@ -169,17 +169,17 @@ class ImageByImage(nn.Module):
         self.body, self.head = body, head
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W] to [N, classes]."""
+        """Map [N, C, H, W] to [N, classes]."""
         outputs: Tensor = self.head(torch.cat(in_threads(self.body, images.split(1))))
         return outputs
 
 
 def _image_by_image(traced: fx.GraphModule) -> nn.Module:
-    """The network cut before its first linear layer, where one tensor passes there."""
+    """Return the network cut before its first linear layer, where one tensor passes there."""
     nodes = list(traced.graph.nodes)
     linear = [
-        place
-        for place, node in enumerate(nodes)
+        index
+        for index, node in enumerate(nodes)
         if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Linear | PackedLinear)
     ]
     if not linear:
@@ -195,7 +195,7 @@ def _image_by_image(traced: fx.GraphModule) -> nn.Module:
 def _replace_convolution(
     traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d, modules: dict[str, Any], dtype: torch.dtype
 ) -> None:
-    """Puts one module in the place of a convolution and of the batch norm, ReLU and pool behind it."""
+    """Put one module in the place of a convolution and of the batch norm, ReLU and pool behind it."""
     follower = _follower(node, modules)
     if isinstance(follower, nn.BatchNorm2d):
         convolution = fuse_conv_bn_eval(convolution, follower)
@@ -230,16 +230,16 @@ class _Direct(nn.Module):
 
 
 def _follower(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:
-    """The only module that takes this node's output."""
+    """Return the only module that takes this node's output."""
     users = list(node.users)
     if len(users) != 1 or users[0].op != "call_module":
         return None
-    found: nn.Module | None = modules.get(str(users[0].target))
-    return found
+    follower: nn.Module | None = modules.get(str(users[0].target))
+    return follower
 
 
 def _take_over(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Lets a node stand for the one behind it."""
+    """Let a node stand for the one behind it."""
     (behind,) = node.users
     behind.replace_all_uses_with(node)
     traced.graph.erase_node(behind)

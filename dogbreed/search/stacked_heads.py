@@ -1,6 +1,6 @@
 """Many heads in one pass: trials that differ in how the last layer is trained share everything in front of it.
 
-The last layer's input is computed once a batch for all heads, dropout masks included, and the heads are one matrix
+The last layer's input is computed once per batch for all heads, dropout masks included, and the heads are one matrix
 product forth and one back. Each has its own learning rate, weight decay and label smoothing. A head ends where it would
 have ended alone: the batches, views and masks are those that `DogBreedClassifier` would have had with the same seed.
 """
@@ -36,9 +36,9 @@ class Head:
         lr: Learning rate.
         weight_decay: As in `DogBreedClassifier`.
         label_smoothing: As in `DogBreedClassifier`.
-        history: One dict an epoch: `train_loss`, `val_loss`, `val_acc`.
+        history: One dict per epoch: `train_loss`, `val_loss`, `val_acc`.
         weight: [classes, inputs] and `bias` [classes] at the lowest val_loss.
-        stopped: Whether it was stopped early before the last epoch.
+        stopped: Whether it was stopped before the last epoch.
     """
 
     lr: float
@@ -51,7 +51,7 @@ class Head:
 
     @property
     def best(self) -> dict[str, float]:
-        """The row of the lowest val_loss, the first of equals."""
+        """Return the row of the lowest val_loss, the first of equals."""
         return min(self.history, key=lambda row: row["val_loss"])
 
 
@@ -60,7 +60,7 @@ class NotStackable(Exception):
 
 
 class Stem:
-    """What lies between the features and the last layer: frozen, but with dropout, so it runs once a batch.
+    """What lies between the features and the last layer: frozen, but with dropout, so it runs once per batch.
 
     Args:
         model: Uses features (`DogBreedClassifier.use_features`), with only its head trainable.
@@ -85,13 +85,13 @@ class Stem:
         self.row_wise = _is_row_wise(self._graphs[True])
 
     def __call__(self, features: Tensor) -> Tensor:
-        """The last layer's input [N, inputs] in evaluation, from features [N, ...]."""
+        """Return the last layer's input [N, inputs] in evaluation, from features [N, ...]."""
         with torch.no_grad():
             result: Tensor = self._graphs[False](features)
         return result
 
     def steps(self, features: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
-        """The last layer's input [N, inputs] of several training steps, from each one's features [N, ...] and seed."""
+        """Return the last layer's input [N, inputs] of several training steps, from each one's features and seed."""
         graph = self._graphs[True]
         with torch.no_grad():
             if self.row_wise:
@@ -119,7 +119,7 @@ def _without_head(tail: fx.GraphModule, name: str) -> fx.GraphModule:
 
 
 def _is_row_wise(graph: fx.GraphModule) -> bool:
-    """Whether an image comes to the same, but for its dropout, whichever images are beside it."""
+    """Return whether an image comes to the same, but for its dropout, whichever images are beside it."""
     for node in graph.graph.nodes:
         if node.op == "call_module":
             if not isinstance(graph.get_submodule(str(node.target)), ROW_WISE):
@@ -133,7 +133,7 @@ def _is_row_wise(graph: fx.GraphModule) -> bool:
 
 
 class _Joined(fx.Interpreter):
-    """Runs the images of several steps at once; each step draws the dropout masks that it would have drawn alone."""
+    """Run the images of several steps at once; each step draws the dropout masks that it would have drawn alone."""
 
     def __init__(self, graph: fx.GraphModule, sizes: list[int], seeds: Sequence[int]) -> None:
         super().__init__(graph)
@@ -148,11 +148,11 @@ class _Joined(fx.Interpreter):
         (inputs,) = args
         random = torch.cuda if inputs.is_cuda else torch
         outputs, states = torch.empty_like(inputs), []
-        for place, (part, result) in enumerate(zip(inputs.split(self.sizes), outputs.split(self.sizes), strict=True)):
+        for index, (part, result) in enumerate(zip(inputs.split(self.sizes), outputs.split(self.sizes), strict=True)):
             if self._states:
-                random.set_rng_state(self._states[place])
+                random.set_rng_state(self._states[index])
             else:
-                torch.manual_seed(self.seeds[place])
+                torch.manual_seed(self.seeds[index])
             result.copy_(module(part))
             states.append(random.get_rng_state())
         self._states = states
@@ -163,7 +163,7 @@ ShouldStop = Callable[[int, Sequence[Head]], Sequence[bool]]
 
 
 class HeadTrainer:
-    """Trains heads of one model on one set of features.
+    """Train heads of one model on one set of features.
 
     Args:
         model: Uses features; its head's values are where every head starts. Its optimizer and schedule are used.
@@ -194,15 +194,15 @@ class HeadTrainer:
         should_stop: ShouldStop | None = None,
         on_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        """Trains all heads side by side, in as many stacks as memory asks for, and fills in their results.
+        """Train all heads side by side, in as many stacks as memory asks for, and fill in their results.
 
         Args:
             heads: What to train.
-            batch_size: Images a step, the same for all.
-            epochs: How many.
-            should_stop: Asked after each epoch but the last, with the epoch (from 1) and the heads that are still
-                trained; says for each whether to stop it.
-            on_epoch: Told of each epoch that is done, with the number of heads that took part.
+            batch_size: Images per step, the same for all.
+            epochs: Number of epochs.
+            should_stop: Called after each epoch but the last, with the epoch (from 1) and the heads that still train;
+                says for each whether to stop it.
+            on_epoch: Called after each epoch with the number of heads that took part.
         """
         one = 4 * 4 * self.stem.head.weight.numel()
         size = max(1, MEMORY_BYTES // one)
@@ -241,16 +241,16 @@ class HeadTrainer:
                 return
 
     def _note(self, stack: "_Stack", train_losses: Tensor) -> None:
-        """Evaluates every head and keeps the values of those that have become better."""
+        """Evaluate every head and keep the values of those that have become better."""
         losses, accuracies = stack.evaluate(self._valid_inputs, self._valid_labels)
-        for place, head in enumerate(stack.heads):
+        for index, head in enumerate(stack.heads):
             row = {
-                "train_loss": float(train_losses[place]),
-                "val_loss": float(losses[place]),
-                "val_acc": float(accuracies[place]),
+                "train_loss": float(train_losses[index]),
+                "val_loss": float(losses[index]),
+                "val_acc": float(accuracies[index]),
             }
             if not head.history or row["val_loss"] < head.best["val_loss"]:
-                head.weight, head.bias = stack.weight[place].clone(), stack.bias[place].clone()
+                head.weight, head.bias = stack.weight[index].clone(), stack.bias[index].clone()
             head.history.append(row)
 
 
@@ -259,12 +259,12 @@ def _stem_batches(
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Yields the last layer's input and the labels for an epoch, with the random numbers of a run on its own."""
     device, seed = stem.model.device, stem.model.hparams["seed"]
-    steps = [np.asarray(places, dtype=np.int64).T for places in batches]
+    steps = [np.asarray(positions, dtype=np.int64).T for positions in batches]
     together = max(1, JOINED // batches.batch_size)
     for first in range(0, len(steps), together):
         group = steps[first : first + together]
         features = [reader(indices, views).to(device, non_blocking=True) for indices, views in group]
-        seeds = [step_seed(seed, epoch, first + place, 0) for place in range(len(group))]
+        seeds = [step_seed(seed, epoch, first + index, 0) for index in range(len(group))]
         for (indices, _), inputs in zip(group, stem.steps(features, seeds), strict=True):
             yield inputs, labels[torch.from_numpy(indices.copy())].to(device)
 
@@ -280,9 +280,9 @@ class _Stack:
         self.smoothing = self.weight.new_tensor([head.label_smoothing for head in heads])
         self._parameters: list[nn.Parameter] = []
         groups = []
-        for place, head in enumerate(heads):
+        for index, head in enumerate(heads):
             # Views of the stack: the optimizer sees separate parameters, the matrix product one.
-            own = [nn.Parameter(self.weight[place]), nn.Parameter(self.bias[place])]
+            own = [nn.Parameter(self.weight[index]), nn.Parameter(self.bias[index])]
             self._parameters += own
             groups.append({"params": own, "lr": head.lr, "weight_decay": head.weight_decay})
         self.optimizer = make_optimizer(optimizer, groups)
@@ -290,7 +290,7 @@ class _Stack:
         self._gradient = torch.empty_like(self.weight)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """One step of every head; returns the losses [heads] before it."""
+        """Take one step of every head; return the losses [heads] before it."""
         count = len(inputs)
         heads, classes, width = self.weight.shape
         logits = torch.addmm(self.bias.reshape(-1), inputs, self.weight.view(-1, width).T).view(count, heads, classes)
@@ -305,16 +305,16 @@ class _Stack:
         flat = slope.view(count, -1)
         torch.mm(flat.T, inputs, out=self._gradient.view(-1, width))
         bias_gradient = flat.sum(0).view(heads, classes)
-        for place in range(heads):
-            self._parameters[2 * place].grad = self._gradient[place]
-            self._parameters[2 * place + 1].grad = bias_gradient[place]
+        for index in range(heads):
+            self._parameters[2 * index].grad = self._gradient[index]
+            self._parameters[2 * index + 1].grad = bias_gradient[index]
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return losses
 
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean loss in nats and accuracy of every head [heads]."""
+        """Return mean loss in nats and accuracy of every head [heads]."""
         losses, correct = [], []
         for weight, bias in zip(self.weight, self.bias, strict=True):
             logits = torch.addmm(bias, inputs, weight.T)
@@ -323,28 +323,28 @@ class _Stack:
         return torch.stack(losses), torch.stack(correct)
 
     def drop(self, stop: Sequence[bool]) -> None:
-        """Takes heads out of the stack; what they have reached stays with them."""
-        keep = [place for place, stopped in enumerate(stop) if not stopped]
+        """Take heads out of the stack; what they have reached stays with them."""
+        keep = [index for index, stopped in enumerate(stop) if not stopped]
         for head, stopped in zip(self.heads, stop, strict=True):
             head.stopped |= stopped
-        self.heads = [self.heads[place] for place in keep]
+        self.heads = [self.heads[index] for index in keep]
         self.smoothing = self.smoothing[keep]
         old = self._parameters
         self.weight, self.bias = self.weight[keep].clone(), self.bias[keep].clone()
         self._gradient = torch.empty_like(self.weight)
         self._parameters = []
         groups = []
-        for new, place in enumerate(keep):
-            group = self.optimizer.param_groups[place]
-            for before, values in ((old[2 * place], self.weight[new]), (old[2 * place + 1], self.bias[new])):
+        for new, index in enumerate(keep):
+            group = self.optimizer.param_groups[index]
+            for before, values in ((old[2 * index], self.weight[new]), (old[2 * index + 1], self.bias[new])):
                 before.grad = None
                 before.data = values  # the optimizer's state stays with the parameter
                 self._parameters.append(before)
             groups.append(group)
-        for place, stopped in enumerate(stop):
+        for index, stopped in enumerate(stop):
             if stopped:
-                for parameter in old[2 * place : 2 * place + 2]:
+                for parameter in old[2 * index : 2 * index + 2]:
                     self.optimizer.state.pop(parameter, None)
         self.optimizer.param_groups[:] = groups
         if self.scheduler is not None:
-            self.scheduler.base_lrs = [self.scheduler.base_lrs[place] for place in keep]
+            self.scheduler.base_lrs = [self.scheduler.base_lrs[index] for index in keep]

@@ -17,21 +17,24 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import PIL
 import pytest
 import torch
+import torchvision
 from lightning.pytorch import Trainer
 from safetensors import safe_open
 from support import runs
 
 from dogbreed.cache import extract
 from dogbreed.cache.__main__ import main
-from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.callback import FeatureCache, Group
 from dogbreed.cache.store import Store, cache_folder, delete, evict, row_key, stores
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import WHOLE, Preprocessing, View, load
 from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.cut import cut
 
 SMALL = Preprocessing(size=64, resize_size=72)
 CPU = torch.device("cpu")
@@ -120,6 +123,41 @@ def cache(built, tmp_path) -> Path:
 def tree(dog_tree, tmp_path) -> Path:
     """The photographs, to be changed."""
     return shutil.copytree(dog_tree, tmp_path / "dogs")
+
+
+# The key
+
+
+def store_key(device: str = "cpu") -> str:
+    model = classifier()
+    return extract.store_key(cut(model.network, 64).prefix, SMALL, "float32", torch.device(device))
+
+
+@pytest.mark.parametrize("package", [torch, torchvision, PIL], ids=lambda package: package.__name__)
+def test_the_key_changes_with_a_librarys_version(monkeypatch, package):
+    before = store_key()
+    monkeypatch.setattr(package, "__version__", "0.0.1")
+    assert store_key() != before
+
+
+def test_the_key_changes_with_the_revision_of_decoding(monkeypatch):
+    before = store_key()
+    monkeypatch.setattr(extract, "REVISION", extract.REVISION + 1)
+    assert store_key() != before
+
+
+def test_the_key_changes_with_the_plan(monkeypatch):
+    keys = set()
+    for plan in (extract.Plan(4, "direct"), extract.Plan(8, "direct"), extract.Plan(4, "other kernels")):
+        monkeypatch.setattr(extract, "plan", lambda prefix, device, plan=plan: plan)
+        keys.add(store_key())
+    assert len(keys) == 3
+
+
+def test_the_key_changes_with_the_kind_of_device(monkeypatch):
+    monkeypatch.setattr(extract, "plan", lambda prefix, device: extract.Plan(4, "direct"))
+    assert len({store_key("cpu"), store_key("cuda"), store_key("mps")}) == 3
+    assert store_key("cuda:0") == store_key("cuda:1")
 
 
 # What is served
@@ -244,7 +282,9 @@ def test_a_changed_image_is_a_miss_for_itself_alone(tree, cache, capsys):
     path.write_bytes(path.read_bytes() + b"\0")  # behind the end of the picture: it looks the same, who knows
     cached, _, data = attached(tree, cache, quiet=False)
     assert cached.state == "built"
-    assert "Features of 1 images up to cat_7, 2 views: 36.9 kB in " in capsys.readouterr().out
+    assert (
+        "Computing the frozen part once: 1 image (2 with mirrored copies), 36.9 kB, kept in " in capsys.readouterr().out
+    )
     after = rows(cache)
     assert after.keys() == before.keys()
     ((name, old),) = before.items()
@@ -348,7 +388,7 @@ def test_a_flipped_bit_costs_one_row(dog_tree, cache, built, capsys):
     flip_byte(file, offset_of(file, "features") + 40 * row_bytes + 1234)
     cached, _, data = attached(dog_tree, cache, quiet=False)
     assert cached.state == "built"
-    assert "Features of 1 images up to cat_7, 1 views (1 damaged ones again)" in capsys.readouterr().out
+    assert "Computing the frozen part once: 1 image (1 damaged on disk), 18.4 kB, kept in " in capsys.readouterr().out
     assert count(cache) == 73
     _, _, clean = attached(dog_tree, built)
     for split, values in everything(data).items():
@@ -495,6 +535,24 @@ def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
     assert attached(tree, folder)[0].state == "hit"
 
 
+# Processes that share the work
+
+
+def test_where_one_process_fails_none_goes_on():
+    said = []
+
+    def all_well(well: bool) -> bool:  # the other process is well
+        said.append(well)
+        return well
+
+    with pytest.raises(ValueError, match="mine"), Group(0, 2, all_well).step():
+        raise ValueError("mine")
+    assert said == [False], "the other one knows, and does not wait"
+    others = Group(0, 2, lambda well: False)
+    with pytest.raises(DogbreedError, match="another process could not compute its part"), others.step():
+        pass
+
+
 # Where it cannot be used
 
 
@@ -515,7 +573,10 @@ def off(root, folder, model=None, **cache) -> FeatureCache:
 
 
 def test_where_everything_trains(dog_tree, tmp_path):
-    assert "frozen, deterministic" in off(dog_tree, tmp_path, classifier(trainable="all")).reason
+    assert (
+        "every layer trains, so nothing can be computed once"
+        in off(dog_tree, tmp_path, classifier(trainable="all")).reason
+    )
     assert list(tmp_path.iterdir()) == []
 
 

@@ -14,6 +14,7 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing, load
 from dogbreed.models.backbones import skeleton
 from dogbreed.models.classifier import DogBreedClassifier, NonFiniteLoss
+from dogbreed.models.optim import make_optimizer
 
 NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
 SIZE = 64
@@ -147,6 +148,29 @@ def test_train_loss_is_the_mean_over_images(dog_tree, tmp_path):
     assert model.images_seen == 24
 
 
+def test_validation_within_an_epoch(dog_tree, tmp_path):
+    """Each validation stands for itself, and does not cut the training loss in two."""
+
+    class Validations(Callback):
+        def __init__(self) -> None:
+            self.seen: list[tuple[float, float]] = []
+
+        def on_validation_end(self, trainer, pl_module):
+            logits, labels, _ = pl_module.predictions
+            assert len(labels) == 12
+            expected = nn.functional.cross_entropy(logits.double(), labels)
+            self.seen.append((float(trainer.callback_metrics["val_loss"]), float(expected)))
+
+    watch, validations = Watch(), Validations()
+    fit = trainer(tmp_path, val_check_interval=1, max_epochs=2, callbacks=[watch, validations])
+    fit.fit(classifier(lr=0.01), datamodule=dogs(dog_tree))
+    assert len(validations.seen) == len(watch.losses) == 6
+    assert len({loss for loss, _ in validations.seen}) == 6, "the weights had changed in between"
+    for loss, expected in validations.seen:
+        assert loss == pytest.approx(expected, abs=1e-5)
+    assert float(fit.callback_metrics["train_loss"]) == pytest.approx(np.mean(watch.losses[3:]), abs=1e-6)
+
+
 def test_divergence_is_a_sentence(dog_tree, tmp_path):
     model = classifier("shufflenet_v2_x0_5", lr=1e38, optimizer="sgd")
     with pytest.raises(
@@ -174,6 +198,20 @@ def test_the_optimiser_has_what_trains_and_nothing_else(trainable, optimizer, ki
     rates = [group["lr"] for group in made.param_groups]
     assert rates == ([0.02] if trainable == "head" else [0.02, 0.002])
     assert {group["weight_decay"] for group in made.param_groups} == {0.3}
+
+
+def test_sgd_has_nesterov_momentum():
+    """Sutskever et al., 2013, as torch writes it: v = 0.9 v + g; w = w - lr (g + 0.9 v)."""
+    weight = nn.Parameter(torch.tensor([1.0, -2.0]))
+    optimizer = make_optimizer("sgd", [{"params": [weight], "lr": 0.1, "weight_decay": 0.01}])
+    expected, velocity = np.array([1.0, -2.0]), np.zeros(2)
+    for step in range(4):
+        weight.grad = torch.tensor([0.5 * step + 1, -1.0])
+        optimizer.step()
+        slope = np.array([0.5 * step + 1, -1.0]) + 0.01 * expected
+        velocity = 0.9 * velocity + slope
+        expected = expected - 0.1 * (slope + 0.9 * velocity)
+    np.testing.assert_allclose(weight.detach().numpy(), expected, rtol=1e-6)
 
 
 def test_the_backbone_may_have_its_own_rate():
