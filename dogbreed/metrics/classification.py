@@ -1,4 +1,7 @@
-"""What predictions on a split add up to: figures, breeds, mix-ups, mistakes. Plain functions of logits and labels."""
+"""What predictions on a split add up to: accuracy, classes, confusions, errors. Plain functions of logits and labels.
+
+Nothing here has a row and a column for each class, so that ten thousand classes need no more than their logits.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,79 +19,120 @@ PREDICTIONS = ("path", "label", "predicted", "correct", "probability", "top5")
 
 
 def measure(predictions: Predictions, name: str = "test") -> dict[str, Any]:
-    """Figures as in `metrics.json`: loss in nats, shares from 0 to 1, over all images at once in float64."""
+    """Return the figures of `metrics.json`: loss in nats, shares from 0 to 1, over all images at once in float64.
+
+    Args:
+        predictions: Of one split.
+        name: What the keys begin with.
+    """
     logits, labels = predictions.logits.double(), predictions.labels
     correct = int((predictions.predicted == labels).sum())
     top5 = logits.topk(min(5, logits.shape[1])).indices
+    classes = per_class(predictions)
     return {
         f"{name}_loss": float(torch.nn.functional.cross_entropy(logits, labels)),
         f"{name}_acc": correct / len(labels),
         f"{name}_top5": int((top5 == labels[:, None]).any(1).sum()) / len(labels),
         f"{name}_acc_ci95": list(wilson_interval(correct, len(labels))),
+        f"{name}_balanced_acc": sum(one.recall for one in classes) / len(classes),
+        f"{name}_macro_f1": sum(one.f1 for one in classes) / len(classes),
         f"{name}_ece": calibration_error(logits, labels, temperature=predictions.temperature),
         f"{name}_ece_uncalibrated": calibration_error(logits, labels),
     }
 
 
 def prediction_rows(predictions: Predictions, names: Sequence[str], root: Path) -> list[tuple[Any, ...]]:
-    """Rows of `predictions.csv`, with the columns of `PREDICTIONS`; paths are relative to `root`."""
-    probabilities = predictions.probabilities
-    values, places = probabilities.topk(min(5, probabilities.shape[1]))
+    """Return the rows of `predictions.csv`, with the columns of `PREDICTIONS`; paths are relative to `root`."""
+    values, indices = predictions.probabilities.topk(min(5, predictions.num_classes))
     rows = []
-    for path, label, row, found in zip(
-        predictions.paths, predictions.labels.tolist(), values.tolist(), places.tolist(), strict=True
+    for path, label, probabilities, classes in zip(
+        predictions.paths, predictions.labels.tolist(), values.tolist(), indices.tolist(), strict=True
     ):
-        top = " ".join(f"{names[i]}={p:.4f}" for i, p in zip(found, row, strict=True))
-        correct = int(found[0] == label)
-        rows.append((path.relative_to(root).as_posix(), names[label], names[found[0]], correct, f"{row[0]:.6f}", top))
+        top = " ".join(f"{names[i]}={p:.4f}" for i, p in zip(classes, probabilities, strict=True))
+        where = path.relative_to(root).as_posix()
+        rows.append((where, names[label], names[classes[0]], int(classes[0] == label), f"{probabilities[0]:.6f}", top))
     return rows
 
 
 class ClassMetrics(NamedTuple):
-    """How one class fared.
+    """How well one class is recognised.
 
     Attributes:
         label: Its index.
-        correct: Images answered rightly, of `total`.
-        low: Of the Wilson interval of the share.
-        high: Of the same.
-        mistaken_for: The class most often said instead, None where there was no mistake.
+        correct: Images classified correctly, of `total`.
+        total: Images of the class.
+        predicted: Images that were given this class, whatever they show.
+        low: Lower end of the 95 % Wilson interval of the recall.
+        high: Upper end of it.
+        confused_with: The class most often predicted instead, None where there was no error.
     """
 
     label: int
     correct: int
     total: int
+    predicted: int
     low: float
     high: float
-    mistaken_for: int | None
+    confused_with: int | None
+
+    @property
+    def recall(self) -> float:
+        """Share of the class's images that are classified correctly."""
+        return self.correct / self.total
+
+    @property
+    def precision(self) -> float | None:
+        """Share of the images given this class that show it; None where it was never predicted."""
+        return self.correct / self.predicted if self.predicted else None
+
+    @property
+    def f1(self) -> float:
+        return 2 * self.correct / (self.total + self.predicted)
 
 
 def per_class(predictions: Predictions) -> list[ClassMetrics]:
-    """Every class that has images, the worst first; of equals those first of which more images are known."""
-    matrix = confusion(predictions)
-    found = []
-    for label in np.flatnonzero(matrix.sum(1)).tolist():
-        row = matrix[label].copy()
-        correct, total = int(row[label]), int(row.sum())
-        row[label] = 0
-        other = int(row.argmax()) if row.any() else None
-        found.append(ClassMetrics(label, correct, total, *wilson_interval(correct, total), other))
-    return sorted(found, key=lambda breed: (breed.correct / breed.total, -breed.total, breed.label))
+    """Return the metrics of every class that has images, the worst first; of equals those first with more images."""
+    labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
+    classes = predictions.num_classes
+    totals, given = (np.bincount(values, minlength=classes) for values in (labels, predicted))
+    correct = np.bincount(labels[labels == predicted], minlength=classes)
+    confused: dict[int, int] = {}
+    for label, other, _ in errors(predictions):  # the most frequent first
+        confused.setdefault(label, other)
+    metrics = []
+    for label in np.flatnonzero(totals).tolist():
+        counts = int(correct[label]), int(totals[label])
+        interval = wilson_interval(*counts)
+        metrics.append(ClassMetrics(label, *counts, int(given[label]), *interval, confused.get(label)))
+    return sorted(metrics, key=lambda one: (one.recall, -one.total, one.label))
 
 
-def confusion(predictions: Predictions) -> NDArray[np.int64]:
-    """Images by class and by what was said, [classes, classes]."""
-    classes = predictions.logits.shape[1]
-    flat = (predictions.labels * classes + predictions.predicted).numpy()
-    return np.bincount(flat, minlength=classes * classes).reshape(classes, classes)
+def errors(predictions: Predictions) -> list[tuple[int, int, int]]:
+    """Return (class, class predicted instead, images), the most frequent first."""
+    wrong = predictions.predicted != predictions.labels
+    pairs = torch.stack([predictions.labels[wrong], predictions.predicted[wrong]], 1)
+    cells, counts = pairs.unique(dim=0, return_counts=True)
+    rows = zip(*cells.T.tolist(), counts.tolist(), strict=True) if len(cells) else ()
+    return sorted(rows, key=lambda row: (-row[2], row))
+
+
+def confusion(predictions: Predictions, classes: Sequence[int]) -> NDArray[np.int64]:
+    """Count images by class (rows) and predicted class (columns), both in the order of `classes`, others left out."""
+    position = np.full(predictions.num_classes, -1)
+    position[list(classes)] = np.arange(len(classes))
+    rows, columns = position[predictions.labels.numpy()], position[predictions.predicted.numpy()]
+    inside = (rows >= 0) & (columns >= 0)
+    size = len(classes)
+    flat = rows[inside] * size + columns[inside]
+    return np.bincount(flat, minlength=size * size).reshape(size, size)
 
 
 class ConfusedPair(NamedTuple):
-    """Two classes that are taken for one another.
+    """Two classes that are confused with one another.
 
     Attributes:
-        first: The class whose images are mistaken more often, `forth` of `first_total` times.
-        second: The other, mistaken for the first `back` of `second_total` times.
+        first: The class whose images are misclassified more often, `forth` of `first_total` times.
+        second: The other, misclassified as the first `back` of `second_total` times.
     """
 
     first: int
@@ -100,40 +144,74 @@ class ConfusedPair(NamedTuple):
 
 
 def most_confused(predictions: Predictions, most: int = 10) -> list[ConfusedPair]:
-    """The pairs of classes with the most mistakes between them.
+    """Return the pairs of classes with the most errors between them.
 
-    Of pairs with equally many, that one comes first whose wrong class was given the higher probability: with few
-    images a class there are many pairs with one mistake, and most of those say little.
+    Of pairs with equally many, that one comes first whose wrong classes were given the higher probability: with few
+    images per class there are many pairs with one error, and most of those say little.
     """
-    matrix = confusion(predictions)
-    totals = matrix.sum(1)
-    wrong = matrix.copy()
-    np.fill_diagonal(wrong, 0)
-    both = np.triu(wrong + wrong.T)
-    pairs = np.argwhere(both)
-    if not len(pairs):
-        return []
-    soft = _soft_confusion(predictions)
-    soft = soft + soft.T
-    order = sorted(pairs.tolist(), key=lambda pair: (-both[tuple(pair)], -soft[tuple(pair)], pair))
-    found = []
-    for one, other in order[:most]:
-        first, second = (one, other) if wrong[one, other] >= wrong[other, one] else (other, one)
-        counts = (wrong[first, second], wrong[second, first], totals[first], totals[second])
-        found.append(ConfusedPair(first, second, *map(int, counts)))
-    return found
+    totals = predictions.labels.bincount(minlength=predictions.num_classes).tolist()
+    counts = {(label, other): images for label, other, images in errors(predictions)}
+    confidence: dict[tuple[int, int], float] = {}
+    for label, other, given in zip(
+        predictions.labels.tolist(), predictions.predicted.tolist(), predictions.confidence.tolist(), strict=True
+    ):
+        pair = min(label, other), max(label, other)
+        confidence[pair] = confidence.get(pair, 0.0) + given
+    both = {(a, b): counts.get((a, b), 0) + counts.get((b, a), 0) for a, b in confidence if a != b}
+    pairs = []
+    for a, b in sorted(both, key=lambda pair: (-both[pair], -confidence[pair], pair))[:most]:
+        first, second = (a, b) if counts.get((a, b), 0) >= counts.get((b, a), 0) else (b, a)
+        forth, back = counts.get((first, second), 0), counts.get((second, first), 0)
+        pairs.append(ConfusedPair(first, second, forth, back, totals[first], totals[second]))
+    return pairs
 
 
 def most_confident_errors(predictions: Predictions, most: int = 12) -> list[int]:
-    """Positions of the wrongly answered images, those first that were answered with the highest probability."""
-    sure = predictions.probabilities.max(1).values
+    """Return the positions of the misclassified images, those first that were given the highest probability."""
     wrong = torch.nonzero(predictions.predicted != predictions.labels).flatten()
-    order = sure[wrong].argsort(descending=True, stable=True)
+    order = predictions.confidence[wrong].argsort(descending=True, stable=True)
     return wrong[order][:most].tolist()
 
 
+class Chance(NamedTuple):
+    """What can be had without looking at the images.
+
+    Attributes:
+        accuracy: Of predicting the most frequent class every time.
+        loss: Of predicting the classes' frequencies every time, in nats.
+    """
+
+    accuracy: float
+    loss: float
+
+
+def chance(labels: Tensor, known: Tensor, classes: int) -> Chance:
+    """Return the chance level on a split.
+
+    Args:
+        labels: [N] of the split.
+        known: Labels from which the frequencies are taken, those of the training split.
+        classes: How many there are.
+    """
+    counts = known.bincount(minlength=classes).double() + 1e-3  # a class that was not known costs 7 nats or so
+    shares = counts / counts.sum()
+    return Chance(float((labels == shares.argmax()).double().mean()), float(-shares[labels].log().mean()))
+
+
+def expected_extremes(classes: Sequence[ClassMetrics]) -> tuple[float, float]:
+    """Return how many classes would be always and never right by chance alone, if all had the same accuracy."""
+    accuracy = sum(one.correct for one in classes) / sum(one.total for one in classes)
+    return sum(accuracy**one.total for one in classes), sum((1 - accuracy) ** one.total for one in classes)
+
+
 class Bin(NamedTuple):
-    """Images whose answer was given with about the same probability: its mean, the share that was right, how many."""
+    """Images that were predicted with about the same probability.
+
+    Attributes:
+        confidence: The mean of it.
+        accuracy: Share of them that is classified correctly.
+        images: How many there are.
+    """
 
     confidence: float
     accuracy: float
@@ -141,30 +219,31 @@ class Bin(NamedTuple):
 
 
 def reliability(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bins: int = 15) -> list[Bin]:
-    """The bins, of equal width, whose gaps `calibration_error` adds up; empty ones are left out."""
+    """Return the bins, of equal width, whose gaps `calibration_error` adds up; empty ones are left out."""
     confidence, predicted = (logits.double() / temperature).softmax(1).max(1)
     correct = (predicted == labels).double()
     bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
-    found = []
+    filled = []
     for number in range(bins):
         inside = bin_of == number
-        if count := int(inside.sum()):
-            found.append(Bin(float(confidence[inside].mean()), float(correct[inside].mean()), count))
-    return found
+        if images := int(inside.sum()):
+            filled.append(Bin(float(confidence[inside].mean()), float(correct[inside].mean()), images))
+    return filled
 
 
-def similarity_order(predictions: Predictions) -> list[int]:
-    """An order of the classes in which those that the model takes for one another are neighbours.
+def similarity_order(predictions: Predictions, classes: Sequence[int]) -> list[int]:
+    """Return the classes in an order in which those that the model confuses are neighbours.
 
-    Average-linkage clustering of the mean probabilities; two clusters are joined at their most similar ends.
+    Average-linkage clustering of the mean probabilities; two clusters are joined at their most similar ends. The time
+    grows with the cube of the classes: a few hundred at most.
     """
-    soft = _soft_confusion(predictions)
+    soft = _soft_confusion(predictions, classes)
     likeness = soft + soft.T
     np.fill_diagonal(likeness, -1.0)
     ends = likeness.copy()
-    groups: dict[int, list[int]] = {label: [label] for label in range(len(likeness))}
+    groups: dict[int, list[int]] = {index: [index] for index in range(len(likeness))}
     while len(groups) > 1:
-        one, other = (int(place) for place in np.unravel_index(likeness.argmax(), likeness.shape))
+        one, other = (int(index) for index in np.unravel_index(likeness.argmax(), likeness.shape))
         left, right = groups[one], groups.pop(other)
         options = [(a, b) for a in (left, left[::-1]) for b in (right, right[::-1])]
         a, b = max(options, key=lambda option: ends[option[0][-1], option[1][0]])
@@ -174,15 +253,15 @@ def similarity_order(predictions: Predictions) -> list[int]:
         likeness[one, one] = -1.0
         likeness[other, :] = likeness[:, other] = -2.0  # below every other: never chosen again
         groups[one] = a + b
-    return next(iter(groups.values()))
+    return [classes[index] for group in groups.values() for index in group]
 
 
-def _soft_confusion(predictions: Predictions) -> NDArray[np.float64]:
-    """Mean probability of each class over the images of each, [classes, classes]; without images a row is zero."""
-    classes = predictions.logits.shape[1]
-    sums = torch.zeros(classes, classes, dtype=torch.float64).index_add_(
-        0, predictions.labels, predictions.probabilities
-    )
-    totals = torch.bincount(predictions.labels, minlength=classes).clamp(min=1)
-    mean: NDArray[np.float64] = (sums / totals[:, None]).numpy()
-    return mean
+def _soft_confusion(predictions: Predictions, classes: Sequence[int]) -> NDArray[np.float64]:
+    """Return the mean probability of each class over the images of each; without images a row is zero."""
+    means = np.zeros((len(classes), len(classes)))
+    for row, label in enumerate(classes):
+        mine = torch.nonzero(predictions.labels == label).flatten()
+        if len(mine):
+            logits = predictions.logits[mine].double() / predictions.temperature
+            means[row] = logits.softmax(1)[:, list(classes)].mean(0).numpy()
+    return means

@@ -1,15 +1,19 @@
-"""What a model said about a split."""
+"""What a model predicted for a split."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import Tensor
+
+_ROWS = 4096  # whose probabilities are in memory at once
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model said about the images of one split.
+    """What a model predicted for the images of one split.
 
     Attributes:
         split: `test`, `valid` or `train`.
@@ -29,11 +33,31 @@ class Predictions:
         return len(self.labels)
 
     @property
+    def num_classes(self) -> int:
+        return self.logits.shape[1]
+
+    @property
     def probabilities(self) -> Tensor:
         """[N, classes] in float64."""
         return (self.logits.double() / self.temperature).softmax(1)
 
-    @property
+    @cached_property
     def predicted(self) -> Tensor:
         """[N], the most probable class."""
         return self.logits.argmax(1)
+
+    @cached_property
+    def confidence(self) -> Tensor:
+        """[N], the probability of the predicted class."""
+        return self.probability(self.predicted)
+
+    def probability(self, classes: Tensor | int) -> Tensor:
+        """Return the probability of a class for each image, [N] in float64; `classes` is one, or one per image."""
+        chosen = torch.as_tensor(classes).expand(len(self))[:, None]
+        rows = self.logits.gather(1, chosen)[:, 0].double() / self.temperature
+        return (rows - self._normalizer).exp()
+
+    @cached_property
+    def _normalizer(self) -> Tensor:
+        parts = [(rows.double() / self.temperature).logsumexp(1) for rows in self.logits.split(_ROWS)]
+        return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.float64)

@@ -1,7 +1,8 @@
-"""What a report is made of: what a model said about a split, and everything else that is known of a run."""
+"""What a report is made of: what a model predicted for a split, and everything else that is known of a run."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,10 @@ from torch import nn
 
 from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import Preprocessing
+from dogbreed.data.vocabulary import noun_of
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.rules import Finding
-from dogbreed.report.page import shown
+from dogbreed.report.rendering import shown
 
 
 @dataclass(frozen=True)
@@ -23,8 +25,8 @@ class ReportInputs:
         backbone: Name of the network.
         preprocessing: From an image to its input.
         root: The data folder; paths are shown relative to it.
-        photos: The images by split, for examples of breeds and for copies across splits.
-        predictions: What the model said about one of them.
+        photos: The images by split, for examples of classes and for copies across splits.
+        predictions: What the model predicted for one of them.
         metrics: As in `metrics.json`.
         history: As in `metrics.csv`; empty where nothing was trained.
         skipped: Files that were left out.
@@ -47,6 +49,16 @@ class ReportInputs:
     command: str = ""
     network: nn.Module | None = None
     findings: Sequence[Finding] = ()
+
+    @cached_property
+    def noun(self) -> str:
+        """What a class is called: a breed, where the data are dogs."""
+        return noun_of(self.class_names)
+
+    @property
+    def title(self) -> str:
+        data = self.root.resolve().name or str(self.root)
+        return f"{self.backbone} {'trained' if self.history else 'evaluated'} on {data}"
 
     def shown_path(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix() if path.is_relative_to(self.root) else str(path)

@@ -3,53 +3,48 @@
 import math
 from collections.abc import Sequence
 
-import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from dogbreed.monitor.profiler import Profile, Step
-from dogbreed.report.page import Markup
-from dogbreed.report.plots import BLUE, INK, ORANGE, STYLE, as_svg, canvas
+from dogbreed.report.plots import BLUE, DASHED, ORANGE, drawing
 
 
 def step_histogram(seconds: NDArray[np.float64]) -> Markup:
-    """How many steps took how long."""
+    """Draw how many steps took how long."""
     scale, unit = _unit(float(np.median(seconds)))
     values = seconds / scale
     # Outliers are in the drawing beside it; here they would squeeze all others into one bar.
-    shown = values[values <= np.quantile(values, 0.99)] if len(values) >= 100 else values
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas()
-        axes.hist(shown, bins=min(40, max(8, int(math.sqrt(len(shown))))), color=BLUE, alpha=0.85)
-        axes.axvline(float(np.median(values)), color=INK, linewidth=0.8, linestyle=(0, (3, 3)), label="median")
-        axes.set_xlabel(f"time of a step ({unit})")
-        axes.set_title("Steps by their time", loc="left", fontsize=10)
-        axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
-        axes.legend(fontsize=9)
-        return as_svg(figure, "Histogram of step times")
+    near = values[values <= np.quantile(values, 0.99)] if len(values) >= 100 else values
+    with drawing("Steps by their time", "Histogram of step times") as made:
+        made.axes.hist(near, bins=min(40, max(8, int(math.sqrt(len(near))))), color=BLUE, alpha=0.85)
+        made.axes.axvline(float(np.median(values)), label="median", **DASHED)
+        made.axes.set_xlabel(f"time per step ({unit})")
+        made.axes.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=6))
+        made.axes.legend()
+    return made.markup
 
 
 def steps_in_order(steps: Sequence[Step], far: NDArray[np.intp]) -> Markup:
-    """The time of each step; those at the places `far` stand out."""
+    """Draw the time of each step; those at the positions `far` stand out."""
     seconds = np.array([step.seconds for step in steps])
     numbers = np.array([step.number for step in steps])
     scale, unit = _unit(float(np.median(seconds)))
-    keep = _thinned(seconds, 600)
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas()
-        normal = np.setdiff1d(keep, far)
+    normal = np.setdiff1d(_thinned(seconds, 600), far)
+    with drawing("Steps in their order", "Step times in their order") as made:
+        axes = made.axes
         axes.scatter(numbers[normal], seconds[normal] / scale, s=7, color=BLUE, linewidths=0, alpha=0.7)
         if len(far):
             worst = far[np.argsort(-seconds[far])[:100]]
             axes.scatter(numbers[worst], seconds[worst] / scale, s=16, color=ORANGE, linewidths=0, label="stands out")
-            axes.legend(fontsize=9)
-        axes.set(xlabel="step", ylabel=f"time of a step ({unit})")
+            axes.legend()
+        axes.set(xlabel="step", ylabel=f"time per step ({unit})")
         axes.set_ylim(bottom=0)
-        axes.set_title("Steps in their order", loc="left", fontsize=10)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-        return as_svg(figure, "Step times in their order")
+    return made.markup
 
 
 def over_time(
@@ -59,25 +54,23 @@ def over_time(
     title: str,
     percent: bool = False,
 ) -> Markup:
-    """Lines over the run, each a name, its values and a colour; its stages are set apart."""
+    """Draw lines over the run, each a name, its values and a colour; the stages are set apart."""
     scale, unit = (60.0, "min") if times[-1] > 300 else (1.0, "s")
-    with matplotlib.rc_context(STYLE):
-        figure, axes = canvas()
+    with drawing(title, f"{title} over time") as made:
         for name, values, colour in lines:
             keep = _thinned(values, 400)
-            axes.plot(times[keep] / scale, values[keep], color=colour, linewidth=1.3, label=name)
-        axes.set_ylim(bottom=0, top=105 if percent else None)
-        _mark_stages(axes, profile, scale)
-        axes.set_xlabel(f"time ({unit})")
-        axes.set_title(title, loc="left", fontsize=10)
+            made.axes.plot(times[keep] / scale, values[keep], color=colour, linewidth=1.3, label=name)
+        made.axes.set_ylim(bottom=0, top=105 if percent else None)
+        _mark_stages(made.axes, profile, scale)
+        made.axes.set_xlabel(f"time ({unit})")
         if len(lines) > 1:
-            axes.legend(fontsize=9)
-        return as_svg(figure, f"{title} over time")
+            made.axes.legend()
+    return made.markup
 
 
 def _mark_stages(axes: Axes, profile: Profile, scale: float) -> None:
     for begin, name in profile.stages[1:]:
-        axes.axvline(begin / scale, color=INK, linewidth=0.8, linestyle=(0, (3, 3)))
+        axes.axvline(begin / scale, **DASHED)
         if begin < 0.93 * profile.seconds:
             axes.annotate(
                 name, (begin / scale, 1), (3, -2), xycoords=("data", "axes fraction"), textcoords="offset points",
@@ -86,7 +79,7 @@ def _mark_stages(axes: Axes, profile: Profile, scale: float) -> None:
 
 
 def _thinned(values: NDArray[np.float64], most: int) -> NDArray[np.intp]:
-    """Places of at most `most` values or so, the largest of each stretch, so that no peak is lost."""
+    """Return the positions of at most `most` values or so, the largest of each stretch, so that no peak is lost."""
     width = -(-len(values) // most)
     return np.array(
         [

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
-from dogbreed.monitor.rules import Finding
-from dogbreed.report.page import Markup, count, joined, table, tag
+from markupsafe import Markup
 
-# What each rule looks for, as one says it.
+from dogbreed.monitor.rules import Finding
+from dogbreed.report.rendering import count, fragment
+
 LOOKS_FOR = {
     "loss_not_decreasing": "a training loss that no longer falls",
     "overfit": "a validation loss well above the training loss",
@@ -21,40 +22,31 @@ LOOKS_FOR = {
     "gpu_memory_increase": "a GPU whose memory fills up",
     "step_outlier": "steps that take much longer than the others",
 }
+_SPELLING = {"relu": "ReLU", "gpu": "GPU", "cpu": "CPU", "io": "IO"}
 
 
-def verdicts(findings: Sequence[Finding]) -> Markup | None:
-    """What was found, with the advice; then every rule that was asked. None where none was."""
+def rules(findings: Sequence[Finding]) -> Markup | None:
+    """Make the section: the triggered rules with what to do, then all of them. None where there were no rules."""
     if not findings:
         return None
     triggered = [finding for finding in findings if finding.triggered]
-    applied = [finding for finding in findings if finding.applies]
-    text = f"{count(len(applied), 'rule')} watched, {len(triggered) or 'none'} found something."
-    parts = [tag("p", text)]
-    for finding in triggered:
-        parts.append(tag("p", tag("strong", f"{_name(finding)}. "), finding.message, class_="warning"))
+    applied = sum(finding.applies for finding in findings)
+    number = len(triggered)
+    summary = f"{count(applied, 'rule')} applied; {number or 'none'} {'is' if number == 1 else 'are'} triggered."
     rows = [
-        (finding.rule, _state(finding), LOOKS_FOR.get(finding.rule, ""), "" if finding.triggered else finding.message)
+        (
+            finding.rule,
+            "yes" if finding.triggered else "no" if finding.applies else "does not apply",
+            LOOKS_FOR.get(finding.rule, ""),
+            finding.message,
+            ", ".join(f"{name}={value}" for name, value in finding.parameters.items()) if finding.applies else "",
+        )
         for finding in findings
     ]
-    listed = table(("Rule", "Found", "Looks for", "What it saw"), rows, "Rules")
-    parameters = [
-        (finding.rule, ", ".join(f"{name}={value}" for name, value in finding.parameters.items()))
-        for finding in applied
-    ]
-    given = table(("Rule", "Parameters"), parameters, "Parameters of the rules")
-    source = (
-        "Names, definitions and defaults follow the built-in rules of Amazon SageMaker Debugger; data_loading is this "
-        "project's own. A setting is changed as in rules.overfit.ratio_threshold=0.2."
-    )
-    parts.append(tag("details", tag("summary", "All rules"), listed, tag("p", source, class_="muted"), given))
-    return joined(parts)
+    found = [(_title(finding.rule), finding.message) for finding in triggered]
+    return fragment("macros.html.j2", "rules", summary, found, rows)
 
 
-def _name(finding: Finding) -> str:
-    name = finding.rule.replace("_", " ").replace("relu", "ReLU").replace("gpu", "GPU").replace("cpu", "CPU")
-    return name.replace("io b", "IO b")[:1].upper() + name.replace("io b", "IO b")[1:]
-
-
-def _state(finding: Finding) -> str:
-    return "yes" if finding.triggered else "no" if finding.applies else "does not apply"
+def _title(rule: str) -> str:
+    words = [_SPELLING.get(word, word) for word in rule.split("_")]
+    return " ".join([words[0].capitalize() if words[0].islower() else words[0], *words[1:]])

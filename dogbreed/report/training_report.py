@@ -1,169 +1,143 @@
-"""`report.html`: what was reached, what went wrong and why, in one file that needs nothing else.
+"""`report.html`: how well a run does, what goes wrong and why; a single self-contained HTML file.
 
-In the order of reading: the result, the lesson of the curves, the breeds, what is mixed up, the most confident
-mistakes, whether probabilities can be trusted, the photographs themselves, and how to do it again.
+In the order of reading: the result, the diagnosis of the curves, the classes, which are confused, the most confident
+errors, the calibration, the images themselves, and how to repeat the run.
 """
 
 import json
 import math
-import sys
-import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
+from markupsafe import Markup
 
 from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
-from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
 from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
 from dogbreed.metrics.classification import ClassMetrics
 from dogbreed.metrics.predictions import Predictions
-from dogbreed.report import environment, gallery, plots, rules_section
-from dogbreed.report.curve_diagnosis import lesson
+from dogbreed.monitor.curve_diagnosis import diagnose
+from dogbreed.report import environment, photographs, plots, rules_section
 from dogbreed.report.inputs import ReportInputs
-from dogbreed.report.page import Markup, bar, count, document, facts, joined, table, tag
+from dogbreed.report.photographs import SPLIT_NAMES
+from dogbreed.report.plots import BLUE, ORANGE
+from dogbreed.report.rendering import (
+    Section,
+    attempt,
+    count,
+    duration,
+    facts,
+    fragment,
+    percent,
+    without_failing,
+    write_page,
+)
 
-T = TypeVar("T")
-
+TEMPLATE = "training_report.html.j2"
 MOST_CELLS = 100
-OPEN_BREEDS = 20  # more are folded away
-_WHAT = {"test": "test", "valid": "validation", "train": "training"}
+OPEN_CLASSES = 20  # more are folded away
+WHOLE_MATRIX = 30  # classes up to which the whole matrix is shown at once
+MOST_CONFUSED = 24  # classes of the part that is shown first of a larger one
+MOST_LABELS = 160  # classes up to which the whole one can be opened: beyond, names and cells are too small to read
+TOP5_FROM = 10  # classes below which a top-5 accuracy says nothing
 _USE = {"test": "to test", "valid": "to validate", "train": "to train"}
+_TRAINED = {"head": "the head was trained", "block": "head and last stage were trained", "all": "all was trained"}
+_START = {"imagenet": "starting from ImageNet weights", "none": "starting from random weights"}
 
 
 def write_safely(file: Path, run: ReportInputs) -> None:
-    """As `write`, for the end of a run that has succeeded: what goes wrong is said on standard error, not raised."""
-    try:
-        write(file, run)
-    except DogbreedError as error:
-        print(f"The report could not be written: {error}", file=sys.stderr, flush=True)
+    """Write the report at the end of a run that has succeeded: a failure is printed, not raised."""
+    without_failing(lambda: write(file, run), "report")
 
 
 def write(file: Path, run: ReportInputs) -> None:
-    """Writes the report; a section that cannot be made says so in its place.
+    """Write the report; a section that cannot be made says so in its place.
 
     Raises:
         DogbreedError: The file cannot be written.
     """
     none: list[Pair] = []
-    duplicates, gap = _attempt(lambda: find_duplicates(run.photos), none)
-    sections: list[tuple[str, str, Callable[[], Markup | None]]] = [
-        ("curves", "Learning curves", lambda: _curves(run)),
-        ("rules", "What the rules found", lambda: rules_section.verdicts(run.findings)),
-        ("breeds", "ClassMetrics by breed", lambda: _breeds(run)),
-        ("mixed-up", "What is mixed up", lambda: gallery.mixed_up(run)),
-        ("matrix", "Confusion matrix", lambda: _matrix(run)),
-        ("mistakes", "The most confident mistakes", lambda: gallery.mistakes(run)),
-        ("trust", "Can its probabilities be trusted?", lambda: _trust(run)),
-        ("photographs", "The photographs", lambda: gallery.photographs(run, duplicates) if gap is None else gap),
-        ("again", "How it was made, and how to repeat it", lambda: _again(run)),
-    ]
-    made = []
-    for anchor, title, build in sections:
-        content, problem = _attempt(build, None)
-        if problem or content:
-            made.append((anchor, title, problem or content))
-    head, problem = _attempt(lambda: _head(run, duplicates), Markup(""))
-    links = tag("nav", *(tag("a", title, href=f"#{anchor}") for anchor, title, _ in made), aria_label="Sections")
-    body = tag(
-        "main",
-        head if problem is None else problem,
-        links,
-        *(tag("section", tag("h2", title, id=anchor), content) for anchor, title, content in made),
-    )
-    with atomic_write(file) as temporary:
-        temporary.write_text(document(_title(run), body), encoding="utf-8")
+    duplicates, problem = attempt(lambda: find_duplicates(run.photos), none)
+    sections = [
+        Section("curves", "Learning curves", lambda: _curves(run)),
+        Section("rules", "Rules", lambda: rules_section.rules(run.findings)),
+        Section("classes", "Breeds" if run.noun == "breed" else "Classes", lambda: _classes(run)),
+        Section("confused", f"Most confused {'breeds' if run.noun == 'breed' else 'classes'}",
+                lambda: photographs.confused_classes(run)),
+        Section("matrix", "Confusion matrix", lambda: _matrix(run)),
+        Section("errors", "Most confident errors", lambda: photographs.confident_errors(run)),
+        Section("calibration", "Calibration", lambda: _calibration(run)),
+        Section("images", "Images", lambda: problem or photographs.images(run, duplicates)),
+        Section("reproduce", "How to repeat this run", lambda: _reproduce(run)),
+    ]  # fmt: skip
+    write_page(file, run.title, lambda: _header(run, duplicates), sections)
 
 
-def _attempt(build: Callable[[], T], otherwise: T) -> tuple[T, Markup | None]:
-    """Builds a part of the page. Its failure costs this part, neither the page nor the run that it tells about."""
-    try:
-        return build(), None
-    except Exception as error:
-        traceback.print_exc()
-        told = " ".join(str(error).split()) or type(error).__name__
-        return otherwise, tag("p", f"This part could not be made: {told}", class_="warning")
+# The beginning: what, how well, and what to change
 
 
-# The beginning: what, how well, and what to learn from it
-
-
-def _title(run: ReportInputs) -> str:
-    data = run.root.resolve().name or str(run.root)
-    return f"{run.backbone} {'trained' if run.history else 'evaluated'} on {data}"
-
-
-def _head(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
-    counts = ", ".join(f"{len(run.photos[s]):,} {_USE[s]}" for s in SPLITS if s in run.photos)
-    trained = run.config.get("model", {}).get("trainable")
-    said = {"head": "its head was trained", "block": "head and last stage were trained", "all": "all of it was trained"}
-    about = f"{len(run.class_names):,} breeds; photographs: {counts}."
-    if run.history and trained in said:
-        about += f" Of the network {said[trained]}, {_start(str(run.config['model'].get('weights')))}."
-    parts = [tag("h1", _title(run)), tag("p", about, class_="muted")]
+def _header(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
+    counts = ", ".join(f"{len(run.photos[split]):,} {_USE[split]}" for split in SPLITS if split in run.photos)
+    about = f"{count(len(run.class_names), run.noun)}; images: {counts}."
+    model = run.config.get("model", {})
+    if run.history and model.get("trainable") in _TRAINED:
+        weights = str(model.get("weights"))
+        start = _START.get(weights, f"starting from the weights in {Path(weights).name}")
+        about += f" Of the network {_TRAINED[model['trainable']]}, {start}."
+    result = leak = None
     if run.predictions is not None:
-        parts += [_result(run, run.predictions), _leak_warning(run, duplicates)]
-    else:
-        parts.append(tag("p", "No split was evaluated.", class_="warning"))
-    if run.history:
-        kind = lesson(run.history, len(run.class_names))
-        parts.append(tag("p", tag("strong", "The lesson. "), kind.sentence, class_="lesson"))
-    return tag("header", *parts)
+        result, leak = _result(run, run.predictions), _leak(run, run.predictions, duplicates)
+    diagnosis = diagnose(run.history, len(run.class_names), run.config) if run.history else None
+    return fragment(TEMPLATE, "header", run.title, about, leak, result, diagnosis)
 
 
-def _start(weights: str) -> str:
-    named = {"imagenet": "starting from weights that had learnt ImageNet", "none": "starting from random weights"}
-    return named.get(weights, f"starting from the weights in {Path(weights).name}")
-
-
-def _result(run: ReportInputs, predictions: Predictions) -> Markup:
+def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
     measured = classification.measure(predictions, "x")
     low, high = measured["x_acc_ci95"]
-    note = "" if predictions.split == "test" else " The test split was not evaluated; this is not a final figure."
-    big = tag("div", f"{100 * measured['x_acc']:.1f}", tag("small", "%"), class_="big")
-    photographs = count(len(predictions), f"{_WHAT[predictions.split]} photograph")
-    sentence = f"of {photographs} named rightly; 95% interval {low:.1%} to {high:.1%}.{note}"
-    ends = tag("div", tag("span", "0%"), tag("span", "100%"), class_="ends")
-    epoch = run.metrics.get("best_epoch")
-    pairs: list[tuple[object, object]] = [
-        ("Among the first five", f"{measured['x_top5']:.1%}"),
-        ("Loss", f"{measured['x_loss']:.3f} nats"),
-        ("Loss of guessing", f"{math.log(len(run.class_names)):.3f} nats"),
-        ("Calibration error", f"{measured['x_ece']:.3f}"),
-    ]
-    if epoch is not None:
-        pairs.append(("Best epoch", f"{epoch:g} of {run.metrics.get('epochs', len(run.history))}"))
-    if isinstance(run.metrics.get("seconds"), int | float):
-        pairs.append(("Time", _duration(run.metrics["seconds"])))
-    left = tag("div", big, tag("p", sentence), bar(low, measured["x_acc"], high), ends)
-    return tag("div", left, tag("div", facts(pairs)), class_="result")
+    correct = int((predictions.predicted == predictions.labels).sum())
+    sentence = f"{SPLIT_NAMES[predictions.split].capitalize()} accuracy: {correct:,} of "
+    sentence += f"{count(len(predictions), 'image')}, 95 % CI {100 * low:.1f} to {percent(high, 1)}."
+    if predictions.split != "test":
+        sentence += " The test split was not evaluated; this is not a final figure."
+    training = run.photos.get("train")
+    known = predictions.labels if training is None else torch.as_tensor(training.labels)
+    chance = classification.chance(predictions.labels, known, predictions.num_classes)
+    epoch, seconds = run.metrics.get("best_epoch"), run.metrics.get("seconds")
+    values = {
+        "Chance-level accuracy": percent(chance.accuracy, 1),
+        "Top-5 accuracy": percent(measured["x_top5"], 1) if predictions.num_classes >= TOP5_FROM else None,
+        "Balanced accuracy": percent(measured["x_balanced_acc"], 1),
+        "Macro F1": percent(measured["x_macro_f1"], 1),
+        "Loss": f"{measured['x_loss']:.3f} nats",
+        "Chance-level loss": f"{chance.loss:.3f} nats",
+        "Calibration error": f"{measured['x_ece']:.3f}",
+        "Best epoch": None if epoch is None else f"{epoch:g} of {run.metrics.get('epochs', len(run.history))}",
+        "Time": duration(seconds) if isinstance(seconds, int | float) else None,
+    }
+    share = measured["x_acc"]
+    return {"share": share, "low": low, "high": high, "sentence": sentence, "facts": facts(values)}
 
 
-def _leak_warning(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
-    """The plain word on photographs that were measured on and trained on."""
-    predictions = run.predictions
-    assert predictions is not None
-    places = {path: place for place, path in enumerate(predictions.paths)}
+def _leak(run: ReportInputs, predictions: Predictions, duplicates: Sequence[Pair]) -> str:
+    """Return a sentence on images that were both measured on and trained on; empty where there are none."""
+    positions = {path: position for position, path in enumerate(predictions.paths)}
     paths = {run.photos[p.split].paths[p.index] for p in duplicates if p.split == predictions.split}
-    leaked = sorted(places[path] for path in paths if path in places)
+    leaked = sorted(positions[path] for path in paths if path in positions)
     if not leaked:
-        return Markup("")
+        return ""
     kept = torch.ones(len(predictions), dtype=torch.bool)
     kept[leaked] = False
-    told = f"{count(len(leaked), 'photograph')} of the {_WHAT[predictions.split]} split also "
-    told += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, so the result may look better than it is"
-    if kept.any():
-        right = (predictions.predicted == predictions.labels)[kept]
-        told += f"; without {'it' if len(leaked) == 1 else 'them'} it is {float(right.double().mean()):.1%}"
-        told += f" of {len(right):,}"
-    link = tag("a", "See which.", href="#photographs")
-    return tag("p", tag("strong", "A leak. "), told, ". ", link, class_="warning")
+    text = f"{count(len(leaked), 'image')} of the {SPLIT_NAMES[predictions.split]} split also "
+    text += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, so the result may look better than it is"
+    if not kept.any():
+        return f"{text}: no other image is left."
+    correct = (predictions.predicted == predictions.labels)[kept]
+    text += f"; without {'it' if len(leaked) == 1 else 'them'} the accuracy is "
+    return f"{text}{percent(float(correct.double().mean()), 1)} of {len(correct):,}."
 
 
 # Sections
@@ -172,140 +146,144 @@ def _leak_warning(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
 def _curves(run: ReportInputs) -> Markup | None:
     if not run.history:
         return None
-    best = run.metrics.get("best_epoch")
-    note = ""
+    text = "Losses are means per image. The weights of the epoch with the lowest validation loss were kept."
     smoothing = run.config.get("model", {}).get("label_smoothing")
     if smoothing:
-        note = f" Label smoothing ({smoothing:g}) raises the training loss; validation is without."
-    text = f"Losses are means per image. The weights of the epoch with the lowest validation loss were kept.{note}"
-    return joined([tag("p", text), plots.learning_curves(run.history, best)])
+        text += f" Label smoothing ({smoothing:g}) raises the training loss; validation is without."
+    return fragment(TEMPLATE, "plots", text, plots.learning_curves(run.history, run.metrics.get("best_epoch")))
 
 
-def _breeds(run: ReportInputs) -> Markup | None:
+def _classes(run: ReportInputs) -> Markup | None:
     if run.predictions is None:
         return None
-    breeds = classification.per_class(run.predictions)
-    perfect = sum(breed.correct == breed.total for breed in breeds)
-    never = sum(breed.correct == 0 for breed in breeds)
-    width = sorted(breed.high - breed.low for breed in breeds)[len(breeds) // 2]
-    typical = sorted(breed.total for breed in breeds)[len(breeds) // 2]
-    text = f"Of {count(len(breeds), 'breed')}, {perfect} were always named rightly, {never} never."
+    classes = classification.per_class(run.predictions)
+    perfect, never = (sum(one.recall == recall for one in classes) for recall in (1, 0))
+    text = f"Of {count(len(classes), run.noun)}, {perfect} {'was' if perfect == 1 else 'were'} always classified "
+    text += f"correctly, {never} never."
+    if len(classes) > 1:
+        always, none = classification.expected_extremes(classes)
+        text += f" If all had the same accuracy, chance alone would give {always:.0f} and {none:.0f}."
+    width = sorted(one.high - one.low for one in classes)[len(classes) // 2]
     if width > 0.3:
+        typical = sorted(one.total for one in classes)[len(classes) // 2]
         text += (
-            f" With {count(typical, 'photograph')} a breed, a breed's figure is uncertain by {100 * width:.0f} "
-            "percentage points from end to end (the pale band): the order of breeds is a hint, not a ranking."
+            f" With {count(typical, 'image')} per {run.noun}, the accuracy of one is uncertain by {100 * width:.0f} "
+            "percentage points from end to end (the pale band): their order is a hint, not a ranking."
         )
-    missing = len(run.class_names) - len(breeds)
+    missing = len(run.class_names) - len(classes)
     if missing:
-        text += f" {count(missing, 'breed')} had no photograph."
-    parts = [tag("p", text), _breed_table(run, breeds[:OPEN_BREEDS], "Breeds, the worst first")]
-    if len(breeds) > OPEN_BREEDS:
-        rest = _breed_table(run, breeds[OPEN_BREEDS:], "All other breeds")
-        parts.append(tag("details", tag("summary", f"The other {len(breeds) - OPEN_BREEDS:,} breeds"), rest))
-    return joined(parts)
+        text += f" {count(missing, run.noun)} had no image."
+    unpredicted = [run.name(one.label) for one in classes if not one.predicted]
+    names = ", ".join(unpredicted[:OPEN_CLASSES]) + (" ..." if len(unpredicted) > OPEN_CLASSES else "")
+    rows = [_class_row(run, one) for one in classes]
+    return fragment(TEMPLATE, "classes", run.noun.capitalize(), text, names, rows[:OPEN_CLASSES], rows[OPEN_CLASSES:])
 
 
-def _breed_table(run: ReportInputs, breeds: Sequence[ClassMetrics], label: str) -> Markup:
-    rows = [
-        (
-            run.name(breed.label),
-            bar(breed.low, breed.correct / breed.total, breed.high),
-            f"{breed.correct / breed.total:.0%}",
-            f"{breed.correct} of {breed.total}",
-            f"{breed.low:.0%} to {breed.high:.0%}",
-            "" if breed.mistaken_for is None else run.name(breed.mistaken_for),
-        )
-        for breed in breeds
-    ]
-    head = ("ClassMetrics", "0 to 100%", "Right", "Photographs", "95% interval", "Most often taken for")
-    return table(head, rows, label, numeric=(2, 3, 4))
+def _class_row(run: ReportInputs, one: ClassMetrics) -> dict[str, Any]:
+    return {
+        "name": run.name(one.label),
+        "bar": (one.low, one.recall, one.high),
+        "recall": percent(one.recall),
+        "precision": "" if one.precision is None else percent(one.precision),
+        "counts": f"{one.correct} of {one.total}",
+        "interval": f"{100 * one.low:.0f} to {percent(one.high)}",
+        "confused_with": "" if one.confused_with is None else run.name(one.confused_with),
+    }
 
 
 def _matrix(run: ReportInputs) -> Markup | None:
-    if run.predictions is None:
-        return None
-    matrix = classification.confusion(run.predictions)
-    order = classification.similarity_order(run.predictions)
-    present = [label for label in order if matrix[label].any() or matrix[:, label].any()]
-    text = (
-        "A row for each breed, a column for what it was taken for. Breeds that the model finds alike are neighbours, "
-        "so families of breeds show as clusters along the diagonal. Only mistakes are coloured, the stronger the more "
-        "(logarithmic); point at one to read it."
-    )
-    if len(present) < len(order):
-        text += f" {count(len(order) - len(present), 'breed')} without a photograph, and never said, left out."
-    parts = [tag("p", text), plots.confusion_matrix(matrix, present, run.class_names)]
-    np.fill_diagonal(matrix, 0)
-    cells = sorted(np.argwhere(matrix).tolist(), key=lambda cell: -matrix[tuple(cell)])[:MOST_CELLS]
-    if cells:
-        totals = torch.bincount(run.predictions.labels, minlength=len(matrix)).tolist()
-        rows = [(run.name(a), run.name(b), f"{matrix[a, b]} of {totals[a]}") for a, b in cells]
-        listed = table(("ClassMetrics", "Taken for", "Photographs"), rows, "The most frequent mistakes", numeric=(2,))
-        parts.append(tag("details", tag("summary", "The mistakes as a table, the most frequent first"), listed))
-    return joined(parts)
-
-
-def _trust(run: ReportInputs) -> Markup | None:
     predictions = run.predictions
     if predictions is None:
         return None
-    logits, labels = predictions.logits, predictions.labels
-    before = classification.reliability(logits, labels)
-    after = classification.reliability(logits, labels, temperature=predictions.temperature)
-    measured = classification.measure(predictions, "x")
-    mean = float(logits.double().softmax(1).max(1).values.mean())
-    off = mean - measured["x_acc"]
-    way = "over" if off > 0 else "under"
+    errors = classification.errors(predictions)
+    totals = predictions.labels.bincount(minlength=predictions.num_classes).tolist()
+    present = sorted({*predictions.labels.tolist(), *predictions.predicted.tolist()})
+    part = present if len(present) <= WHOLE_MATRIX else _most_confused_part(errors)
     text = (
-        f"Before the temperature the model gave {mean:.1%} on average and was right in {measured['x_acc']:.1%}: "
-        + (f"it is {way}confident by {abs(100 * off):.1f} points. " if abs(off) >= 0.01 else "well balanced. ")
-        + f"The temperature {predictions.temperature:.3f}, fitted on the validation split, brings the calibration "
-        f"error from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}; "
-        "the breeds it says stay the same. "
-        "On the dashed line a probability means what it says; below it the model claims too much. Larger dots hold "
-        "more photographs."
+        "A row for each class, a column for what it was classified as. Classes that the model confuses are neighbours. "
+        "Only errors are coloured, the stronger the more (logarithmic); point at one, or touch it, to read it."
     )
-    errors = (measured["x_ece_uncalibrated"], measured["x_ece"])
-    return joined([tag("p", text), plots.reliability_diagrams(before, after, errors)])
+    if len(part) < len(present):
+        text += f" Shown are the {len(part)} most confused of {len(present):,} classes."
+        if len(present) > MOST_LABELS:
+            text += " The others are left out: their names and cells would be too small to read."
+    elif len(present) < len(run.class_names):
+        text += (
+            f" {count(len(run.class_names) - len(present), 'class')} with neither an image nor a prediction left out."
+        )
+
+    def draw(classes: Sequence[int]) -> Markup:
+        order = classification.similarity_order(predictions, classes)
+        matrix = classification.confusion(predictions, order)
+        return plots.confusion_matrix(matrix, [totals[i] for i in order], [run.class_names[i] for i in order])
+
+    whole = draw(present) if len(part) < len(present) <= MOST_LABELS else None
+    rows = [(run.name(a), run.name(b), f"{images} of {totals[a]}") for a, b, images in errors[:MOST_CELLS]]
+    drawn = draw(part) if part else None
+    return fragment(TEMPLATE, "matrix", text, drawn, whole, rows, len(present))
 
 
-def _again(run: ReportInputs) -> Markup:
-    parts = []
-    command = run.command or (reproduce.command(run.config) if run.config else "")
-    if command:
-        parts += [tag("p", "One click selects all of it:"), tag("pre", tag("code", command), class_="command")]
+def _most_confused_part(errors: Sequence[tuple[int, int, int]]) -> list[int]:
+    classes: dict[int, None] = {}
+    for label, other, _ in errors:
+        if len(classes | {label: None, other: None}) > MOST_CONFUSED:
+            break
+        classes |= {label: None, other: None}
+    return sorted(classes)
+
+
+def _calibration(run: ReportInputs) -> Markup | None:
+    predictions = run.predictions
+    if predictions is None:
+        return None
+    measured = classification.measure(predictions, "x")
+    mean = float(predictions.logits.double().softmax(1).max(1).values.mean())
+    off = mean - measured["x_acc"]
+    text = f"Without the temperature the mean confidence is {percent(mean, 1)} and the accuracy "
+    text += f"{percent(measured['x_acc'], 1)}: the model is "
+    text += (
+        f"{'over' if off > 0 else 'under'}confident by {abs(100 * off):.1f} points. "
+        if abs(off) >= 0.01
+        else "well balanced. "
+    )
+    text += (
+        f"The temperature {predictions.temperature:.3f}, fitted on the validation split, changes the calibration error "
+        f"from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}; the predicted classes stay the same. "
+        "On the dashed line confidence is accuracy; below it the model claims too much. Each dot has its number of "
+        "images and its 95 % interval."
+    )
+    drawings = []
+    for name, key, temperature, colour in (
+        ("Without the temperature", "x_ece_uncalibrated", 1.0, ORANGE),
+        ("As it is served", "x_ece", predictions.temperature, BLUE),
+    ):
+        bins = classification.reliability(predictions.logits, predictions.labels, temperature=temperature)
+        drawings.append(plots.reliability_diagram(f"{name}: calibration error {measured[key]:.3f}", bins, colour))
+    return fragment(TEMPLATE, "plots", text, drawings)
+
+
+def _reproduce(run: ReportInputs) -> Markup:
     metrics = run.metrics
-    told = {
-        "Time": _duration(metrics["seconds"]) if isinstance(metrics.get("seconds"), int | float) else None,
+    seconds = metrics.get("seconds")
+    values = {
+        "Time": duration(seconds) if isinstance(seconds, int | float) else None,
         "Images seen in training": _whole(metrics.get("images_seen")),
-        "Images a second": _whole(metrics.get("images_per_second")),
+        "Images per second": _whole(metrics.get("images_per_second")),
         "Feature cache": metrics.get("cache"),
         "Device": metrics.get("device"),
     }
-    pairs: list[tuple[object, object]] = [(name, value) for name, value in told.items() if value is not None]
-    pairs += [(name.capitalize() if name[0].islower() else name, v) for name, v in environment.machine().items()]
-    parts += [facts(pairs), tag("h3", "Versions", style="margin-top:1.5rem"), facts(environment.versions().items())]
-    if run.config:
-        yaml = tag("pre", tag("code", to_yaml(reproduce.shown(run.config))))
-        parts.append(tag("details", tag("summary", "The whole configuration"), yaml))
-    if metrics:
-        numbers = tag("pre", tag("code", json.dumps(_finite(metrics), indent=2)))
-        parts.append(tag("details", tag("summary", "All figures (metrics.json)"), numbers))
-    return joined(parts)
+    command = run.command or (reproduce.command(run.config) if run.config else "")
+    config = to_yaml(reproduce.shown(run.config)) if run.config else ""
+    figures = json.dumps(_finite(metrics), indent=2) if metrics else ""
+    machine, versions = facts(environment.machine()), list(environment.versions().items())
+    return fragment(TEMPLATE, "reproduce", command, facts(values), machine, versions, config, figures)
 
 
 def _finite(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what JSON has no number for."""
+    """Return the metrics without what JSON has no number for."""
     bad = {name: None for name, value in metrics.items() if isinstance(value, float) and not math.isfinite(value)}
     return {**metrics, **bad}
 
 
 def _whole(value: Any) -> str | None:
     return f"{value:,.0f}" if isinstance(value, int | float) else None
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINT = "entry.py"
 MAX_BYTES = 1_000_000
 # Kinds of files that the package and the configuration consist of; whatever else lies there stays here.
-KINDS = {".py", ".typed", ".yaml", ".html", ".css", ".js", ".svg"}
+KINDS = {".py", ".typed", ".yaml", ".html", ".j2", ".css", ".js", ".svg"}
 
 # The image has these in the builds that fit each other and its GPU.
 IN_THE_IMAGE = ("torch", "torchvision")

@@ -1,5 +1,7 @@
 """Figures, mix-ups and mistakes out of predictions."""
 
+import math
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +10,9 @@ import torch
 
 from dogbreed.metrics.calibration import calibration_error
 from dogbreed.metrics.classification import (
+    chance,
     confusion,
+    expected_extremes,
     measure,
     most_confident_errors,
     most_confused,
@@ -29,11 +33,13 @@ def predictions(pairs: list[tuple[int, int]], classes: int, sure: float = 4.0, t
 
 
 def test_measure():
-    found = measure(predictions([(0, 0), (1, 1), (2, 2), (3, 0)], 10))
-    assert found["test_acc"] == 0.75
-    assert found["test_loss"] == pytest.approx(torch.tensor(4.0).exp().add(9).log().item() - 3)
-    low, high = found["test_acc_ci95"]
+    metrics = measure(predictions([(0, 0), (1, 1), (2, 2), (3, 0)], 10))
+    assert metrics["test_acc"] == 0.75
+    assert metrics["test_loss"] == pytest.approx(torch.tensor(4.0).exp().add(9).log().item() - 3)
+    low, high = metrics["test_acc_ci95"]
     assert low < 0.75 < high
+    assert metrics["test_balanced_acc"] == 0.75  # classes without images do not count
+    assert metrics["test_macro_f1"] == pytest.approx((2 / 3 + 1 + 1 + 0) / 4)
 
 
 def test_the_planted_pair_comes_first():
@@ -51,14 +57,55 @@ def test_of_equal_pairs_the_more_convinced_comes_first():
     assert [(pair.first, pair.second) for pair in most_confused(mixed)] == [(2, 3), (0, 1)]
 
 
-def test_breeds():
+def test_classes():
     found = per_class(predictions([(0, 0), (0, 0), (1, 2), (1, 2), (1, 1), (3, 0)], 5))
-    assert [(breed.label, breed.correct, breed.total, breed.mistaken_for) for breed in found] == [
+    assert [(one.label, one.correct, one.total, one.confused_with) for one in found] == [
         (3, 0, 1, 0),
         (1, 1, 3, 2),
         (0, 2, 2, None),
     ]
-    assert all(0 <= breed.low <= breed.correct / breed.total <= breed.high <= 1 for breed in found)
+    assert all(0 <= one.low <= one.correct / one.total <= one.high <= 1 for one in found)
+
+
+def test_precision_and_the_classes_that_are_never_predicted():
+    metrics = {one.label: one for one in per_class(predictions([(0, 0), (1, 0), (2, 0), (2, 2)], 4))}
+    assert [metrics[label].precision for label in (0, 1, 2)] == [pytest.approx(1 / 3), None, 1.0]
+    assert [metrics[label].f1 for label in (0, 1, 2)] == [0.5, 0.0, pytest.approx(2 / 3)]
+
+
+def test_chance_is_that_of_the_training_frequencies():
+    known, labels = torch.tensor([0] * 3 + [1]), torch.tensor([0, 0, 1, 1])
+    level = chance(labels, known, 2)
+    assert level.accuracy == 0.5
+    assert level.loss == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2, rel=1e-3)
+
+
+def test_extremes_of_equally_good_classes():
+    """Against drawing: 30 classes of three images, each right with the same probability."""
+    pairs = [(label, label if image < 2 else (label + 1) % 30) for label in range(30) for image in range(3)]
+    always, never = expected_extremes(per_class(predictions(pairs, 30)))
+    right = np.random.default_rng(0).random((20_000, 3)) < 2 / 3
+    assert always == pytest.approx(30 * right.all(1).mean(), abs=0.2)
+    assert never == pytest.approx(30 * (~right).all(1).mean(), abs=0.1)
+
+
+def test_probabilities_of_single_classes_are_those_of_the_softmax():
+    made = predictions([(0, 1), (2, 2), (1, 0)], 4, temperature=1.7)
+    assert torch.allclose(made.confidence, made.probabilities.max(1).values)
+    assert torch.allclose(made.probability(3), made.probabilities[:, 3])
+
+
+def test_ten_thousand_classes():
+    """Nothing holds a cell for each pair of classes, which would be 800 MB."""
+    pairs = [(label, label + 1) for label in range(0, 9_998, 500)]
+    made = predictions(pairs, 10_000)
+    tracemalloc.start()
+    assert len(per_class(made)) == len(pairs)
+    assert len(most_confused(made, 5)) == 5
+    assert confusion(made, [0, 1]).tolist() == [[0, 1], [0, 0]]
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20e6
 
 
 def test_confident_mistakes():
@@ -70,7 +117,7 @@ def test_confident_mistakes():
 
 
 def test_confusion_counts_every_image():
-    matrix = confusion(predictions([(0, 1), (0, 1), (2, 2)], 3))
+    matrix = confusion(predictions([(0, 1), (0, 1), (2, 2), (2, 3)], 4), [0, 1, 2])
     assert matrix.tolist() == [[0, 2, 0], [0, 0, 0], [0, 0, 1]]
 
 
@@ -85,7 +132,7 @@ def test_reliability_adds_up_to_the_calibration_error():
 
 def test_look_alikes_become_neighbours():
     pairs = [(label, label) for label in range(12)] + [(0, 9), (9, 0), (3, 7), (7, 3)]
-    order = similarity_order(predictions(pairs, 12))
+    order = similarity_order(predictions(pairs, 12), range(12))
     assert sorted(order) == list(range(12))
     assert abs(order.index(0) - order.index(9)) == 1
     assert abs(order.index(3) - order.index(7)) == 1

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from support import runs
 from support.browser import Browser
-from support.reports import HISTORY, METRICS, NAMES, PAIRS, make_run
+from support.reports import HISTORY, METRICS, NAMES, PAIRS, SECTIONS, make_run
 
 from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import Preprocessing
@@ -82,18 +82,18 @@ def test_a_run_over_120_breeds(dogs120, browser: Browser, tmp_path):
     training_report.write(page, run)
     check(browser, page, WINDOWS)
     sections = browser.run("return [...document.querySelectorAll('h2')].map(title => title.id)")
-    assert sections == ["curves", "rules", "breeds", "mixed-up", "matrix", "mistakes", "trust", "photographs", "again"]
+    assert sections == ["curves", "rules", *SECTIONS[1:]]
     assert browser.run("return [...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
     one, other = (run.name(label) for label in (0, 1))
-    top = browser.run("return document.querySelector('section:has(#mixed-up) .card').innerText")
+    top = browser.run("return document.querySelector('section:has(#confused) .card').innerText")
     assert top.startswith(f"{one} and {other}")
-    assert f"3 of 3 photographs of {one} taken for {other}" in top
-    assert browser.run("return document.querySelectorAll('section:has(#mixed-up) .card:first-child img').length") == 2
-    photographs = browser.run("return document.querySelector('section:has(#photographs)').innerText")
-    assert "1 photograph found in two splits: 0 as the very same file, 1 as the same picture saved again" in photographs
+    assert f"3 of 3 images of {one} classified as {other}" in top
+    assert browser.run("return document.querySelectorAll('section:has(#confused) .card:first-child img').length") == 2
+    photographs = browser.run("return document.querySelector('section:has(#images)').innerText")
+    assert "1 image found in two splits: 0 as the very same file, 1 as the same picture saved again" in photographs
     assert "planted.jpg" in photographs
     assert "broken.jpg" in photographs
-    assert "1 photograph of the test split also lies in another split" in browser.run(
+    assert "1 image of the test split also lies in another split" in browser.run(
         "return document.querySelector('header').innerText"
     )
 

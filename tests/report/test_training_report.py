@@ -15,7 +15,7 @@ from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
-from dogbreed.report.page import Markup, document, tag
+from dogbreed.report.rendering import fragment
 
 
 def page_of(run: ReportInputs, folder: Path) -> str:
@@ -42,9 +42,9 @@ def test_a_whole_page(tmp_path, network):
     assert headings(page) == SECTIONS
     assert "<h1>squeezenet1_1 trained on" in page
     assert "62.5" in page
-    assert "8 test photographs named rightly; 95% interval 30.6% to 86.3%" in page
+    assert "Test accuracy: 5 of 8 images, 95 % CI 30.6 to 86.3 %." in page
     assert "Overfitting from epoch 3" in page
-    assert "2 of 3 photographs of Blue spitz taken for Green-eyed setter" in page
+    assert "2 of 3 images of Blue spitz classified as Green-eyed setter" in page
     assert "Grad-CAM" in page
     assert "train/broken.jpg" in page
     assert "truncated" in page
@@ -58,7 +58,7 @@ def test_a_whole_page(tmp_path, network):
 def test_the_planted_pair_is_on_top(tmp_path):
     pairs = [(label, label) for label in range(4) for _ in range(5)] + [(2, 3)] * 3 + [(0, 1)]
     page = page_of(make_run(tmp_path, pairs, NAMES), tmp_path)
-    section = page[page.index('id="mixed-up"') : page.index('id="matrix"')]
+    section = page[page.index('id="confused"') : page.index('id="matrix"')]
     assert re.findall(r"<h3>([^<]+)</h3>", section)[0] == "Green-eyed setter and Red terrier"
 
 
@@ -76,10 +76,10 @@ def test_names_are_escaped(tmp_path):
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [
-        ([(0, 0)], "1 test photograph named rightly"),
-        ([(0, 1)], "0 were always named rightly, 1 never"),
-        ([(0, 0), (1, 1)], "Nothing: every photograph was named rightly."),
-        ([(0, 0), (1, 0), (2, 0)], "3 breeds"),
+        ([(0, 0)], "Test accuracy: 1 of 1 image, "),
+        ([(0, 1)], "0 were always classified correctly, 1 never"),
+        ([(0, 0), (1, 1)], "None: every image was classified correctly."),
+        ([(0, 0), (1, 0), (2, 0)], "3 classes"),
     ],
 )
 def test_degenerate_results(pairs, said, tmp_path):
@@ -90,7 +90,7 @@ def test_degenerate_results(pairs, said, tmp_path):
 
 def test_without_a_test_split(tmp_path):
     page = page_of(make_run(tmp_path, PAIRS, NAMES, split="valid"), tmp_path)
-    assert "8 validation photographs named rightly" in page
+    assert "Validation accuracy: 5 of 8 images" in page
     assert "The test split was not evaluated" in page
 
 
@@ -98,13 +98,13 @@ def test_an_evaluation_has_no_curves(tmp_path):
     run = make_run(tmp_path, PAIRS, NAMES, history=(), config={}, command="python -m dogbreed.evaluate 'my model'")
     page = page_of(run, tmp_path)
     assert headings(page) == SECTIONS[1:]
-    assert "python -m dogbreed.evaluate &#x27;my model&#x27;" in page
+    assert "python -m dogbreed.evaluate &#39;my model&#39;" in page
     assert "evaluated on" in page
 
 
 def test_nothing_but_names(tmp_path):
     page = page_of(ReportInputs(NAMES, "vit_b_16", Preprocessing(), tmp_path, {}), tmp_path)
-    assert headings(page) == ["photographs", "again"]
+    assert headings(page) == ["images", "reproduce"]
     assert "No split was evaluated" in page
 
 
@@ -117,7 +117,7 @@ def test_losses_that_are_no_numbers(tmp_path):
 
 def test_photographs_that_have_gone(tmp_path, network):
     page = page_of(make_run(tmp_path, PAIRS, NAMES, files=False, network=network), tmp_path)
-    assert "The photograph cannot be read any more." in page
+    assert "The image cannot be read any more." in page
 
 
 def test_networks_without_heat_maps_say_so(tmp_path):
@@ -132,7 +132,7 @@ def test_a_thousand_breeds(tmp_path):
     pairs = [(label, label if rng.random() < 0.8 else int(rng.integers(1000))) for label in range(1000) for _ in "ab"]
     page = page_of(make_run(tmp_path, pairs, names, files=False), tmp_path)
     assert len(page) < 5_000_000
-    assert "The other 980 breeds" in page
+    assert "The other 980 classes" in page
 
 
 def test_a_leak_is_told_at_the_top(tmp_path):
@@ -140,9 +140,9 @@ def test_a_leak_is_told_at_the_top(tmp_path):
     run.photos["test"].paths[3].write_bytes(run.photos["train"].paths[1].read_bytes())
     page = page_of(run, tmp_path)
     top = page[: page.index("<nav")]
-    assert "1 photograph of the test split also lies in another split" in top
-    assert "without it it is 71.4% of 7" in top
-    assert "test/3.jpg" in page[page.index('id="photographs"') :]
+    assert "1 image of the test split also lies in another split" in top
+    assert "without it the accuracy is 71.4 % of 7." in top
+    assert "test/3.jpg" in page[page.index('id="images"') :]
 
 
 def test_a_section_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
@@ -166,10 +166,11 @@ def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path, capsys)
     assert capsys.readouterr().err.startswith("The report could not be written: ")
 
 
-def test_markup_and_text():
-    assert tag("p", "a<b", Markup("<i></i>"), class_='x"y') == '<p class="x&quot;y">a&lt;b<i></i></p>'
-    assert tag("meta", name="viewport") == '<meta name="viewport">'
-    assert "caf?" in document("caf\udce9", "")
+def test_names_that_are_not_utf8_can_be_written():
+    assert (
+        fragment("macros.html.j2", "failed", "caf\udce9 <b>")
+        == '<p class="alarm">This part could not be made: caf? &lt;b&gt;</p>\n'
+    )
 
 
 def test_real_photographs(dogs120, tmp_path, network):

@@ -24,7 +24,7 @@ HISTORY = [
 METRICS = {"best_epoch": 2, "epochs": 3, "seconds": 12.3, "images_seen": 120, "cache": "hit", "device": "cpu"}
 NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
 PAIRS = [(0, 0), (0, 0), (1, 1), (1, 2), (1, 2), (2, 2), (3, 3), (3, 0)]
-SECTIONS = ["curves", "breeds", "mixed-up", "matrix", "mistakes", "trust", "photographs", "again"]
+SECTIONS = ["curves", "classes", "confused", "matrix", "errors", "calibration", "images", "reproduce"]
 
 
 def make_run(
