@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dogbreed.core.text import join
+
 LEARNT = 0.95  # of the chance-level loss; a best val_loss above it that does not fall shows that nothing was learnt
 RUNAWAY = 1.2  # times its lowest that each loss has risen to when training runs away
 JUMP = 1.1  # times the epoch before: val_loss has jumped
@@ -178,7 +180,7 @@ class _Advice:
         options = [f"a smaller learning rate, such as model.lr={rate / 3:.2g}" if rate else "a smaller model.lr"]
         if not self._get("trainer", "gradient_clip_val"):
             options.append("trainer.gradient_clip_val=1.0")
-        return f"Try {_either(options)}."
+        return f"Try {join(options, 'or')}."
 
     def longer(self, epochs: int) -> str:
         stop = "" if self._get("early_stopping") else " and early_stopping=3"
@@ -188,7 +190,7 @@ class _Advice:
         options = ["the images and their folders", f"model.lr={self.rate:g}" if self.rate else "model.lr"]
         if self._get("model", "weights") != "imagenet":
             options.append("model.weights=imagenet")
-        return f"Look at {_either(options, 'and')}."
+        return f"Look at {join(options)}."
 
     def regularise(self, *, stop: bool) -> str:
         options = []
@@ -198,7 +200,7 @@ class _Advice:
             options.append("model.label_smoothing=0.1")
         if not self._get("model", "weight_decay"):
             options.append("model.weight_decay=1e-4")
-        text = f"What may help: {_either([*options, 'more images'])}."
+        text = f"What may help: {join([*options, 'more images'], 'or')}."
         if stop and not self._get("early_stopping"):
             text += " early_stopping=2 would have ended the run sooner."
         return text
@@ -206,7 +208,9 @@ class _Advice:
     def stronger(self) -> str:
         trainable = self._get("model", "trainable")
         larger = {"head": "model.trainable=block", "block": "model.trainable=all"}.get(str(trainable))
-        return f"What may help: {_either([*([larger] if larger else []), 'a stronger model.backbone', 'more images'])}."
+        return (
+            f"What may help: {join([*([larger] if larger else []), 'a stronger model.backbone', 'more images'], 'or')}."
+        )
 
     def of_this_schedule(self) -> str:
         falls = (self._get("model", "schedule") or "constant") != "constant"
@@ -217,9 +221,3 @@ class _Advice:
         for key in keys:
             value = value.get(key) if isinstance(value, Mapping) else None
         return value
-
-
-def _either(options: Sequence[str], word: str = "or") -> str:
-    if len(options) < 3:
-        return f" {word} ".join(options)
-    return f"{', '.join(options[:-1])} {word} {options[-1]}"

@@ -10,11 +10,12 @@ import lightning
 import torch
 import torchvision
 
+from dogbreed.core.machine import cpu_count
 from dogbreed.core.version import __version__
 
 
 def versions() -> dict[str, str]:
-    """Of what a result depends on."""
+    """Return the versions that a result depends on."""
     commit = _commit()
     return {
         "dogbreed": f"{__version__}, commit {commit}" if commit else __version__,
@@ -26,7 +27,7 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Of the checkout that this code lies in, and whether it has been changed since; empty for an installed package."""
+    """Return the commit of the checkout, and whether it has been changed since; empty for an installed package."""
     house = Path(__file__).resolve().parents[1]
     if not (house.parent / ".git").exists():
         return ""
@@ -50,16 +51,15 @@ def _commit() -> str:
 
 
 def machine() -> dict[str, str]:
-    """Processor, cores, memory, graphics card and operating system; what cannot be found out is left out."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    found = {"processor": _processor(), "cores": str(cores), "memory": _memory()}
+    """Return processor, cores, memory, graphics card and operating system; what cannot be found out is left out."""
+    facts = {"processor": _processor(), "cores": str(cpu_count()), "memory": _memory()}
     if torch.cuda.is_available():
         cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
-        found["GPU"] = f"{len(cards)} x {cards[0].name}, {cards[0].total_memory / 2**30:.0f} GiB"
+        facts["GPU"] = f"{len(cards)} x {cards[0].name}, {cards[0].total_memory / 2**30:.0f} GiB"
     else:
-        found["GPU"] = "Apple (MPS)" if torch.backends.mps.is_available() else "none"
-    found["system"] = f"{platform.system()} {platform.machine()}"
-    return {name: value for name, value in found.items() if value}
+        facts["GPU"] = "Apple (MPS)" if torch.backends.mps.is_available() else "none"
+    facts["system"] = f"{platform.system()} {platform.machine()}"
+    return {name: value for name, value in facts.items() if value}
 
 
 def _processor() -> str:

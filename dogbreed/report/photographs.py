@@ -10,6 +10,7 @@ from markupsafe import Markup
 from matplotlib import colormaps
 from PIL import Image
 
+from dogbreed.core.text import count
 from dogbreed.data.duplicates import MOST_IMAGES, Pair
 from dogbreed.data.images import BadImage, load
 from dogbreed.data.layout import SPLITS
@@ -18,7 +19,7 @@ from dogbreed.metrics.classification import ConfusedPair
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.models.gradcam import heat_maps
 from dogbreed.report.inputs import ReportInputs
-from dogbreed.report.rendering import count, fragment, percent, thumbnail
+from dogbreed.report.rendering import fragment, percent, thumbnail
 
 TEMPLATE = "photographs.html.j2"
 MOST_PAIRS = 9

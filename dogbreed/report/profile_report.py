@@ -13,13 +13,14 @@ from markupsafe import Markup
 from numpy.typing import NDArray
 
 from dogbreed.config import reproduce
+from dogbreed.core.text import count, duration
 from dogbreed.monitor.profiler import PHASES, TRACE, TRACED_STEPS, Profile, Step, write_tables
 from dogbreed.monitor.system_metrics import INTERVAL
 from dogbreed.monitor.system_rules import outliers
 from dogbreed.report import environment, rules_section
 from dogbreed.report.plots import BLUE, ORANGE
 from dogbreed.report.profile_plots import over_time, step_histogram, steps_in_order
-from dogbreed.report.rendering import Section, count, duration, facts, fragment, percent, without_failing, write_page
+from dogbreed.report.rendering import Section, facts, fragment, percent, without_failing, write_page
 
 TEMPLATE = "profile_report.html.j2"
 # Told apart on white and on black; orange is what waits.

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as F
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
+from dogbreed.core.text import count
 from dogbreed.data.images import BadImage, decode
 
 T = TypeVar("T")
@@ -99,22 +100,6 @@ def facts(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
 def shown(name: str) -> str:
     """Return a class name as one reads it."""
     return name.replace("_", " ")
-
-
-def count(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 class, 1,000 classes."""
-    plural = f"{noun}es" if noun.endswith(("s", "h")) else f"{noun}s"
-    return f"{number:,} {noun if number == 1 else plural}"
-
-
-def duration(seconds: float) -> str:
-    """Return seconds as one reads them, from milliseconds to hours."""
-    if seconds < 1:
-        return f"{1000 * seconds:.2g} ms" if seconds < 0.01 else f"{1000 * seconds:.0f} ms"
-    if seconds < 100:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 def percent(share: float, digits: int = 0) -> str:

@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
+from dogbreed.core.text import count
 from dogbreed.monitor.rules import Finding
-from dogbreed.report.rendering import count, fragment
+from dogbreed.report.rendering import fragment
 
 LOOKS_FOR = {
     "loss_not_decreasing": "a training loss that no longer falls",

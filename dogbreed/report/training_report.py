@@ -15,6 +15,7 @@ from markupsafe import Markup
 
 from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
+from dogbreed.core.text import count, duration
 from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
@@ -25,17 +26,7 @@ from dogbreed.report import environment, photographs, plots, rules_section
 from dogbreed.report.inputs import ReportInputs
 from dogbreed.report.photographs import SPLIT_NAMES
 from dogbreed.report.plots import BLUE, ORANGE
-from dogbreed.report.rendering import (
-    Section,
-    attempt,
-    count,
-    duration,
-    facts,
-    fragment,
-    percent,
-    without_failing,
-    write_page,
-)
+from dogbreed.report.rendering import Section, attempt, facts, fragment, percent, without_failing, write_page
 
 TEMPLATE = "training_report.html.j2"
 MOST_CELLS = 100
