@@ -14,7 +14,7 @@ from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from launch.aws.account import Account
 from launch.aws.pricing import Prices
-from launch.aws.settings import check_kinds
+from launch.aws.validate import check_kinds
 from launch.serving.delete import choose, table
 from launch.serving.request import split_arguments
 from launch.serving.resources import LABELS, delete_resource, list_resources

@@ -16,11 +16,11 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from launch import render
-from launch.aws.account import Account, environment_region
+from launch.aws.account import Account, offline_target
 from launch.aws.errors import explained
-from launch.aws.naming import place, split_s3
+from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import Prices
-from launch.aws.settings import check_kinds
+from launch.aws.validate import check_kinds
 from launch.serving import certificates, deploy
 from launch.serving.request import split_arguments
 
@@ -87,7 +87,7 @@ def _model(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[Path]:
     address = job.get("ModelArtifacts", {}).get("S3ModelArtifacts")
     if not address:
         raise DogbreedError(f"The training job {config['job']} has left no model; it is {job['TrainingJobStatus']}.")
-    bucket, key = split_s3(address, "job")
+    bucket, key = parse_s3_uri(address, "job")
     with TemporaryDirectory(prefix="dogbreed-deploy-") as folder:
         file = Path(folder) / "model.tar.gz"
         with explained(f"fetching {address}"):
@@ -96,7 +96,7 @@ def _model(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[Path]:
 
 
 def _plan(config: Mapping[str, Any], model: Path, packed: Archive) -> None:
-    deployment = deploy.describe_model(config, packed, place(config, environment_region(), None, None))
+    deployment = deploy.describe_model(config, packed, offline_target(config))
     certificate = certificates.describe(certificates.path_of(model, packed), packed)
     print(render.describe_deployment(config, deployment, Prices(config), certificate))
 

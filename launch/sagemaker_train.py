@@ -6,8 +6,34 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from launch.commands import main
-from launch.help import TRAIN_HELP
+from launch import commands
+
+HELP = f"""
+Trains on SageMaker with the settings of python -m dogbreed.train.
+{commands.MODES_HELP}
+What people change most, with the defaults:
+  sagemaker.role=null                      execution role, name or ARN
+  sagemaker.instance_type=ml.g4dn.xlarge   ml.m5.xlarge needs no quota for GPUs
+  sagemaker.bucket=null                    null: the account's default bucket
+  sagemaker.spot=false                     true: cheaper, may be interrupted, resumes from its last epoch
+  sagemaker.max_run=3600                   seconds after which it is stopped
+  sagemaker.max_cost=null                  US dollars; what could cost more is not sent
+  job=NAME                                 follow a job that runs already
+
+Examples:
+  python launch/sagemaker_train.py mode=plan experiment=published
+  python launch/sagemaker_train.py mode=rehearse data=sample model.weights=none
+  python launch/sagemaker_train.py sagemaker.role=DogbreedExecution data.root=dogImages --lr 0.001 --batch-size 64
+
+conf/sagemaker/default.yaml says what each key means. The images are sent by launch/sagemaker_upload.py.
+Ctrl-C leaves the job running, and says how to follow and how to stop it.
+"""
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code."""
+    return commands.main("train", "python launch/sagemaker_train.py", HELP, sys.argv[1:] if argv is None else argv)
+
 
 if __name__ == "__main__":
-    sys.exit(main("train", "python launch/sagemaker_train.py", TRAIN_HELP, sys.argv[1:]))
+    sys.exit(main())

@@ -7,11 +7,75 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 
-_EXPIRED = ("ExpiredToken", "ExpiredTokenException", "RequestExpired", "InvalidToken")
-_UNKNOWN_KEY = ("InvalidClientTokenId", "UnrecognizedClientException", "InvalidAccessKeyId", "SignatureDoesNotMatch")
-_DENIED = ("AccessDenied", "AccessDeniedException", "UnauthorizedOperation", "403", "Forbidden")
-_BUSY = ("ThrottlingException", "Throttling", "TooManyRequestsException", "RequestLimitExceeded", "SlowDown")
-_NO_CAPACITY = ("InsufficientCapacity", "CapacityError", "InsufficientInstanceCapacity")
+_EXPIRED = "The AWS credentials have expired while {doing}; renew them (aws sso login, or a new session token)."
+# What is looked for in "CODE message", and the sentence; the first that matches counts.
+_REFUSALS = (
+    (r"^(ExpiredToken|ExpiredTokenException|RequestExpired|InvalidToken) ", _EXPIRED),
+    (
+        r"^(InvalidClientTokenId|UnrecognizedClientException|InvalidAccessKeyId|SignatureDoesNotMatch) ",
+        "AWS does not know these credentials ({code}); check AWS_PROFILE, or aws configure.",
+    ),
+    (
+        r"^(ResourceLimitExceeded|ServiceQuotaExceededException|LimitExceededException) ",
+        "The account's quota does not allow this: {said}. Ask for more under Service Quotas, SageMaker, or use another "
+        "sagemaker.instance_type, or a smaller search.parallel.",
+    ),
+    (
+        r"InsufficientCapacity|CapacityError|InsufficientInstanceCapacity",
+        "AWS has no machine of this type to spare now: {said}. Try later, another instance type or region.",
+    ),
+    (
+        r"^(ResourceInUse|ConflictException) |already exists",
+        "The name is taken while {doing}: {said}. Give another sagemaker.job_name, or leave it out.",
+    ),
+    (
+        r"^(ThrottlingException|Throttling|TooManyRequestsException|RequestLimitExceeded|SlowDown) ",
+        "AWS asks to slow down while {doing}, and did so after every retry; try again in a few minutes.",
+    ),
+    (
+        r"^(AccessDenied|AccessDeniedException|UnauthorizedOperation|403|Forbidden) .*iam:PassRole",
+        "You may not hand this role to SageMaker: {said}. Your user needs iam:PassRole for it "
+        "(python launch/policies.py train).",
+    ),
+    (
+        r"^(AccessDenied|AccessDeniedException|UnauthorizedOperation|403|Forbidden) ",
+        "The credentials may not do this while {doing}: {said}. python launch/policies.py shows what is needed.",
+    ),
+    (
+        r"(?i)assume.*role|RoleArn|role.*(invalid|does not exist|not exist)",
+        "SageMaker cannot use the execution role: {said}. Check sagemaker.role and its trust policy "
+        "(python launch/policies.py trust).",
+    ),
+    (
+        r"^NoSuchBucket ",
+        "The bucket does not exist while {doing}: {said}. Create it, or give another sagemaker.bucket.",
+    ),
+    (
+        r"^(PermanentRedirect|AuthorizationHeaderMalformed|301) ",
+        "The bucket is in another region while {doing}: {said}. Give sagemaker.region, or another bucket.",
+    ),
+    (
+        r"^(ResourceNotFound|404|NoSuchKey) |(?i:could not find)",
+        "This account and region have no such resource while {doing}: {said}.",
+    ),
+)
+# The same for botocore's own errors, by the name of their class.
+_FAILURES = (
+    (
+        r"^(NoCredentials|PartialCredentials|CredentialRetrieval)Error$",
+        "There are no AWS credentials; give them with aws configure, aws sso login, or AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY. mode=plan needs none.",
+    ),
+    (r"Token|SSO", _EXPIRED),
+    (r"^NoRegionError$", "No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_DEFAULT_REGION."),
+    (r"^ProfileNotFound$", "{said}; check AWS_PROFILE, or aws configure list-profiles."),
+    (
+        r"Timeout|Connection|Endpoint|Proxy",
+        "AWS could not be reached while {doing} ({said}); check the network, and run the same command again: what is "
+        "there already is not sent twice.",
+    ),
+    (r"", "AWS's client failed while {doing}: {said}."),
+)
 
 
 class AwsError(DogbreedError):
@@ -28,7 +92,7 @@ class AwsError(DogbreedError):
 
 @contextmanager
 def explained(doing: str) -> Iterator[None]:
-    """Turns what botocore raises into a sentence.
+    """Turn what botocore raises into a sentence.
 
     Args:
         doing: What is going on, such as "creating the training job", for the sentence.
@@ -46,7 +110,7 @@ def explained(doing: str) -> Iterator[None]:
 
 
 def translated(error: Exception, doing: str) -> AwsError:
-    """The sentence for an error of botocore's or boto3's.
+    """Return the sentence for an error of botocore's or boto3's.
 
     Args:
         error: To explain.
@@ -54,72 +118,23 @@ def translated(error: Exception, doing: str) -> AwsError:
     """
     response = getattr(error, "response", None)
     if isinstance(response, dict) and "Error" in response:
-        code = str(response["Error"].get("Code", ""))
-        message = " ".join(str(response["Error"].get("Message", "")).split())
-        return AwsError(_refused(code, message, doing, response), code)
+        return _refused(response, doing)
     inner = error.__cause__ or error.__context__
     if type(error).__module__.startswith("boto3") and isinstance(inner, Exception):
         return translated(inner, doing)
-    return AwsError(_unreachable(error, doing), type(error).__name__)
+    name, message = type(error).__name__, " ".join(str(error).split())
+    sentence = next(text for pattern, text in _FAILURES if re.search(pattern, name))
+    return AwsError(sentence.format(doing=doing, said=message), name)
 
 
-def _refused(code: str, message: str, doing: str, response: dict[str, Any]) -> str:
-    said = f"AWS says {message or code!r}"
-    if code in _EXPIRED:
-        return f"The AWS credentials have expired while {doing}; renew them (aws sso login, or a new session token)."
-    if code in _UNKNOWN_KEY:
-        return f"AWS does not know these credentials ({code}); check AWS_PROFILE, or aws configure."
-    if code in ("ResourceLimitExceeded", "ServiceQuotaExceededException", "LimitExceededException"):
-        return (
-            f"The account's quota does not allow this: {said}. Ask for more under Service Quotas, SageMaker, or use "
-            "another sagemaker.instance_type, or a smaller search.parallel."
-        )
-    if any(word in code or word in message for word in _NO_CAPACITY):
-        return f"AWS has no machine of this type to spare now: {said}. Try later, another instance type or region."
-    if code in ("ResourceInUse", "ConflictException") or "already exists" in message:
-        return f"The name is taken while {doing}: {said}. Give another sagemaker.job_name, or leave it out."
-    if code in _BUSY:
-        return f"AWS asks to slow down while {doing}, and did so after every retry; try again in a few minutes."
-    if re.search(r"assume.*role|RoleArn|role.*(invalid|does not exist|not exist)", message, re.IGNORECASE):
-        return (
-            f"SageMaker cannot use the execution role: {said}. Check sagemaker.role and its trust policy "
-            "(python launch/policies.py trust)."
-        )
-    if code in _DENIED and "iam:PassRole" in message:
-        return (
-            f"You may not hand this role to SageMaker: {said}. Your user needs iam:PassRole for it "
-            "(python launch/policies.py train)."
-        )
-    if code in _DENIED:
-        return f"The credentials may not do this while {doing}: {said}. python launch/policies.py shows what is needed."
-    if code in ("NoSuchBucket",):
-        return f"The bucket does not exist while {doing}: {said}. Create it, or give another sagemaker.bucket."
-    if code in ("PermanentRedirect", "AuthorizationHeaderMalformed", "301"):
-        return f"The bucket is in another region while {doing}: {said}. Give sagemaker.region, or another bucket."
-    if code in ("ResourceNotFound", "404", "NoSuchKey") or "could not find" in message.lower():
-        return f"There is no such thing in this account and region while {doing}: {said}."
-    status = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    if status >= 500:
-        return f"AWS failed while {doing}, after every retry: {said}. Try again in a few minutes."
-    return f"AWS refused while {doing}: {said} ({code})."
-
-
-def _unreachable(error: Exception, doing: str) -> str:
-    name = type(error).__name__
-    if name in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError"):
-        return (
-            "There are no AWS credentials; give them with aws configure, aws sso login, or AWS_ACCESS_KEY_ID and "
-            "AWS_SECRET_ACCESS_KEY. mode=plan needs none."
-        )
-    if "Token" in name or "SSO" in name:
-        return f"The AWS credentials have expired while {doing}; renew them (aws sso login, or a new session token)."
-    if name == "NoRegionError":
-        return "No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_DEFAULT_REGION."
-    if name == "ProfileNotFound":
-        return f"{error}; check AWS_PROFILE, or aws configure list-profiles."
-    if "Timeout" in name or "Connection" in name or "Endpoint" in name or "Proxy" in name:
-        return (
-            f"AWS could not be reached while {doing} ({' '.join(str(error).split())}); check the network, and run the "
-            "same command again: what is there already is not sent twice."
-        )
-    return f"AWS's client failed while {doing}: {' '.join(str(error).split())}."
+def _refused(response: dict[str, Any], doing: str) -> AwsError:
+    code = str(response["Error"].get("Code", ""))
+    message = " ".join(str(response["Error"].get("Message", "")).split())
+    said = f"AWS says {message or repr(code)}"
+    failed = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
+    other = "AWS failed while {doing}, after every retry: {said}. Try again in a few minutes."
+    if not failed:
+        other = "AWS refused while {doing}: {said} ({code})."
+    text = f"{code} {message}"
+    sentence = next((sentence for pattern, sentence in _REFUSALS if re.search(pattern, text)), other)
+    return AwsError(sentence.format(doing=doing, said=said, code=code), code)

@@ -11,9 +11,9 @@ import yaml
 
 from dogbreed.core.errors import DogbreedError
 
-TABLE = Path(__file__).with_name("prices.yaml")
+TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
-HOURS_A_MONTH = 730
+HOURS_PER_MONTH = 730
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Prices:
 
     Args:
         config: A composed configuration.
-        listed: US dollars an hour by instance type as AWS's price list has them; they go before the table's.
+        listed: US dollars per hour by instance type as AWS's price list has them; they go before the table's.
 
     Raises:
         DogbreedError: The person's file cannot be read.
@@ -49,29 +49,29 @@ class Prices:
     def __init__(self, config: Mapping[str, Any], listed: Mapping[str, float] | None = None) -> None:
         self.table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
         if config["sagemaker"]["prices"]:
-            self._lay_over(Path(config["sagemaker"]["prices"]))
+            self._overlay(Path(config["sagemaker"]["prices"]))
         self.listed = dict(listed or {})
         self.config = config
 
-    def _lay_over(self, file: Path) -> None:
+    def _overlay(self, file: Path) -> None:
         try:
             own = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise DogbreedError(f"sagemaker.prices={file} is no YAML file that can be read.") from error
         if not isinstance(own, dict) or own.keys() - self.table.keys():
-            strange = ", ".join(own.keys() - self.table.keys()) if isinstance(own, dict) else repr(own)
-            raise DogbreedError(f"sagemaker.prices={file} has {strange}; it may have {', '.join(self.table)}.")
+            unknown = ", ".join(own.keys() - self.table.keys()) if isinstance(own, dict) else repr(own)
+            raise DogbreedError(f"sagemaker.prices={file} has {unknown}; it may have {', '.join(self.table)}.")
         for key, value in own.items():
             both = isinstance(value, dict) and isinstance(self.table[key], dict)
             self.table[key] = self.table[key] | value if both else value
 
     def hour(self, instance_type: str) -> float | None:
-        """US dollars an hour on demand; None where nobody says."""
-        found = self.listed.get(instance_type, self.table["hour"].get(instance_type))
-        return None if found is None else float(found)
+        """Return US dollars per hour on demand; None where nobody says."""
+        price = self.listed.get(instance_type, self.table["hour"].get(instance_type))
+        return None if price is None else float(price)
 
-    def told(self, instance_type: str) -> str:
-        """Where the price of an instance type is from, or how to give one."""
+    def source(self, instance_type: str) -> str:
+        """Return where the price of an instance type is from, or how to give one."""
         if self.hour(instance_type) is None:
             return f"put 'hour: {{{instance_type}: DOLLARS}}' into a YAML file and give sagemaker.prices=FILE"
         if instance_type in self.listed:
@@ -79,59 +79,62 @@ class Prices:
         return f"table of {self.table['as_of']}"
 
     def speed(self, instance_type: str) -> tuple[float | None, str]:
-        """Images per second through the whole network, and where the figure is from."""
-        given = self.config["sagemaker"]["images_per_second"]
-        if given:
-            return float(given), "sagemaker.images_per_second"
+        """Return images per second through the whole network, and where the figure is from."""
+        if own := self.config["sagemaker"]["images_per_second"]:
+            return float(own), "sagemaker.images_per_second"
         backbone = self.config["model"]["backbone"]
         if receipt := _last_receipt(instance_type, backbone):
             return receipt["images_per_second"], f"the receipt of {receipt['job']}"
-        found = self.table["images_per_second"].get(instance_type, {}).get(backbone)
-        if found:
-            return float(found), f"table of {self.table['as_of']}"
+        if listed := self.table["images_per_second"].get(instance_type, {}).get(backbone):
+            return float(listed), f"table of {self.table['as_of']}"
         return None, f"no figure for {backbone} on {instance_type}; give sagemaker.images_per_second=N"
 
     def training(self, counts: Mapping[str, int] | None, *, trials: int = 1, one_job: bool = False) -> Estimate:
-        """A training job, a search of several, or a search in one job.
+        """Estimate a training job, a search of several, or a search in one job.
 
         Args:
             counts: Images by split; None where they are not known.
             trials: How many trainings.
             one_job: All trials in one job, on features that are computed once.
         """
-        wanted = self.config["sagemaker"]
-        machines = wanted["instance_count"]
-        hour = self.hour(wanted["instance_type"])
-        disk = wanted["volume_gb"] * self.table["volume_gb_month"] / HOURS_A_MONTH
-        share = self.table["spot_share"] if wanted["spot"] else 1.0
-        jobs = 1 if one_job else trials
-        kept = wanted["keep_alive"]
-        longest = (wanted["max_run"] + kept) / 3600
+        cloud = self.config["sagemaker"]
+        hour = self.hour(cloud["instance_type"])
+        disk = cloud["volume_gb"] * self.table["volume_gb_month"] / HOURS_PER_MONTH
+        share = self.table["spot_share"] if cloud["spot"] else 1.0
+        jobs, machines, kept = 1 if one_job else trials, cloud["instance_count"], cloud["keep_alive"]
+        longest = (cloud["max_run"] + kept) / 3600
         most = None if hour is None else jobs * machines * longest * (hour + disk)
         price = "of unknown price" if hour is None else f"{hour:.3f} $/h on demand"
-        because = [f"{wanted['instance_type']} {price} ({self.told(wanted['instance_type'])})"]
-        if wanted["spot"]:
+        because = [f"{cloud['instance_type']} {price} ({self.source(cloud['instance_type'])})"]
+        if cloud["spot"]:
             because.append(f"spot taken as {share:.0%} of that; at most the price on demand")
-        speed, source = self.speed(wanted["instance_type"])
-        if speed is None or counts is None:
-            because.append(source if speed is None else "the number of photographs is not known")
+        seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
+        because.append(explanation)
+        if seconds is None:
             return Estimate(None, None, None, most, tuple(because))
-        whole, head = self.passes(counts)
-        start = self.table["start_seconds"]
-        trainings = trials + 1 if one_job else 1  # and the winner's, whose features are there
-        seconds = start + whole / speed / machines + trainings * head / self.table["head_images_per_second"]
-        because.append(
-            f"{whole:,} images through the network at {speed:,.0f} a second ({source}), {start} s to start (assumed)"
-        )
         parallel = min(self.config["search"]["parallel"], trials)
         total = seconds * (1 if one_job else math.ceil(trials / parallel))
-        seconds = min(seconds, wanted["max_run"])
-        billed = jobs * machines * (seconds + kept)
+        billed = jobs * machines * (min(seconds, cloud["max_run"]) + kept)
         cost = None if hour is None else billed / 3600 * (hour * share + disk)
         return Estimate(total, billed, cost, most, tuple(because))
 
+    def _seconds(self, counts: Mapping[str, int] | None, trainings: int) -> tuple[float | None, str]:
+        """Return how long a job works, and why; trainings share the features, the winner's of a search included."""
+        speed, source = self.speed(self.config["sagemaker"]["instance_type"])
+        if speed is None:
+            return None, source
+        if counts is None:
+            return None, "the number of images is not known"
+        whole, head = self.passes(counts)
+        start = self.table["start_seconds"]
+        machines = self.config["sagemaker"]["instance_count"]
+        seconds = start + whole / speed / machines + trainings * head / self.table["head_images_per_second"]
+        return seconds, (
+            f"{whole:,} images through the network at {speed:,.0f} per second ({source}), {start} s to start (assumed)"
+        )
+
     def passes(self, counts: Mapping[str, int]) -> tuple[int, int]:
-        """Images through the whole network, and through the last layer alone, in one training."""
+        """Return images through the whole network, and through the last layer alone, in one training."""
         config = self.config
         epochs = config["trainer"]["max_epochs"]
         train, others = counts["train"], counts["valid"] + counts["test"]
@@ -141,38 +144,39 @@ class Prices:
         return epochs * (train + counts["valid"]) + others, 0
 
     def storage(self, size: int) -> float:
-        """US dollars a month for bytes in S3."""
+        """Return US dollars per month for bytes in S3."""
         return float(size / 1e9 * self.table["s3_gb_month"])
 
     def endpoint_month(self, instance_type: str, count: int = 1) -> float | None:
-        """US dollars a month for an endpoint that nobody uses; None where the price is not known."""
+        """Return US dollars per month for an endpoint that nobody uses; None where the price is not known."""
         hour = self.hour(instance_type)
-        return None if hour is None else hour * count * HOURS_A_MONTH
+        return None if hour is None else hour * count * HOURS_PER_MONTH
 
 
 def check_cost(config: Mapping[str, Any], estimate: Estimate) -> None:
-    """Refuses what may cost more than `sagemaker.max_cost`; it counts what the request could cost at its limits.
+    """Refuse what may cost more than `sagemaker.max_cost`; it counts what the request could cost at its limits.
 
     Raises:
         DogbreedError: Names the cost and what lowers it.
     """
-    most = config["sagemaker"]["max_cost"]
-    if most is None:
+    cloud = config["sagemaker"]
+    limit, machine = cloud["max_cost"], cloud["instance_type"]
+    if limit is None:
         return
     if estimate.most is None:
         raise DogbreedError(
-            f"The price of {config['sagemaker']['instance_type']} is not known, so sagemaker.max_cost={most} cannot be "
-            f"kept; {Prices(config).told(config['sagemaker']['instance_type'])}."
+            f"The price of {machine} is not known, so sagemaker.max_cost={limit} cannot be kept; "
+            f"{Prices(config).source(machine)}."
         )
-    if estimate.most > most:
+    if estimate.most > limit:
         raise DogbreedError(
-            f"This could cost ${estimate.most:.2f}, more than sagemaker.max_cost={most}; lower sagemaker.max_run "
-            f"({config['sagemaker']['max_run']} s), search.trials or the instance, or raise the limit."
+            f"This could cost ${estimate.most:.2f}, more than sagemaker.max_cost={limit}; lower sagemaker.max_run "
+            f"({cloud['max_run']} s), search.trials or the instance, or raise the limit."
         )
 
 
 def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:
-    """The newest receipt of such a job that measured its speed."""
+    """Return the newest receipt of such a job that measured its speed."""
     files = sorted(RECEIPTS.glob("*/receipt.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         try:
@@ -186,7 +190,7 @@ def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:
 
 
 def listed_price(client: Any, instance_type: str, region: str, component: str = "Training") -> float | None:
-    """US dollars an hour from AWS's Price List API.
+    """Return US dollars per hour from AWS's Price List API.
 
     Args:
         client: boto3's `pricing` client.
@@ -197,10 +201,10 @@ def listed_price(client: Any, instance_type: str, region: str, component: str = 
     Returns:
         None where the list has no such price.
     """
-    wanted = {"instanceName": instance_type, "regionCode": region, "component": component}
-    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in wanted.items()]
-    found = client.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
-    for text in found["PriceList"]:
+    fields = {"instanceName": instance_type, "regionCode": region, "component": component}
+    filters = [{"Type": "TERM_MATCH", "Field": name, "Value": value} for name, value in fields.items()]
+    page = client.get_products(ServiceCode="AmazonSageMaker", Filters=filters, MaxResults=10)
+    for text in page["PriceList"]:
         for term in json.loads(text).get("terms", {}).get("OnDemand", {}).values():
             for dimension in term["priceDimensions"].values():
                 dollars = float(dimension["pricePerUnit"].get("USD", 0))

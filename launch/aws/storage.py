@@ -1,6 +1,8 @@
 """Files to S3: in parallel, with progress, encrypted, and only what is not there yet."""
 
+import base64
 import hashlib
+import posixpath
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,13 +25,13 @@ class Sent:
         files: How many were sent.
         bytes: In them.
         kept: How many were there already.
-        strange: Keys that are there, and not here.
+        unexpected: Keys that are there, and not here.
     """
 
     files: int
     bytes: int
     kept: int
-    strange: tuple[str, ...]
+    unexpected: tuple[str, ...]
 
 
 class Bucket:
@@ -51,7 +53,7 @@ class Bucket:
             self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
 
     def check(self, *, may_lack: bool = False) -> bool:
-        """Makes sure that the bucket is ours, is in the region, and is not public.
+        """Make sure that the bucket is ours, is in the region, and is not public.
 
         Args:
             may_lack: Whether it is no error that it does not exist.
@@ -66,13 +68,13 @@ class Bucket:
 
         try:
             with explained(f"looking for the bucket {self.name}"):
-                found = self.client.head_bucket(Bucket=self.name, **self.owner)
+                head = self.client.head_bucket(Bucket=self.name, **self.owner)
         except AwsError as error:
             if error.code in ("404", "NoSuchBucket") and may_lack:
                 return False
             raise self._refused(error) from error
-        headers = found["ResponseMetadata"]["HTTPHeaders"]
-        region = found.get("BucketRegion") or headers.get("x-amz-bucket-region") or self.region
+        headers = head["ResponseMetadata"]["HTTPHeaders"]
+        region = head.get("BucketRegion") or headers.get("x-amz-bucket-region") or self.region
         if region != self.region:
             raise self._elsewhere(region)
         try:
@@ -81,7 +83,7 @@ class Bucket:
             public = False
         if public:
             raise DogbreedError(
-                f"The bucket {self.name} is public, by its policy; photographs and models do not belong there. Take "
+                f"The bucket {self.name} is public, by its policy; images and models do not belong there. Take "
                 "the policy back (aws s3api put-public-access-block), or give another sagemaker.bucket."
             )
         return True
@@ -110,7 +112,7 @@ class Bucket:
         )
 
     def make(self) -> None:
-        """Creates the bucket: nothing in it can be made public.
+        """Create the bucket: nothing in it can be made public.
 
         Raises:
             DogbreedError: AWS refused.
@@ -126,29 +128,28 @@ class Bucket:
             )
 
     def put(self, key: str, content: bytes) -> bool:
-        """Stores bytes unless they are there; returns whether they had to be sent."""
+        """Store bytes unless they are there; return whether they had to be sent."""
         with explained(f"sending {key}"):
-            if key in self.listed(key) and self._same(key, content, {}):
+            if key in (there := self.listed(key)) and self._same(key, content, there):
                 return False
-            digest = hashlib.sha256(content).hexdigest()
             self.client.put_object(
-                Bucket=self.name, Key=key, Body=content, Metadata={"sha256": digest}, **self.encryption, **self.owner
+                Bucket=self.name, Key=key, Body=content, ChecksumAlgorithm="SHA256", **self.encryption, **self.owner
             )
         return True
 
     def listed(self, prefix: str) -> dict[str, tuple[int, str]]:
-        """Size and ETag by key of all below a prefix."""
-        found = {}
+        """Return size and ETag by key of everything below a prefix."""
+        objects = {}
         pages = self.client.get_paginator("list_objects_v2")
         for page in pages.paginate(Bucket=self.name, Prefix=prefix, **self.owner):
             for entry in page.get("Contents", []):
-                found[entry["Key"]] = (entry["Size"], entry["ETag"].strip('"'))
-        return found
+                objects[entry["Key"]] = (entry["Size"], entry["ETag"].strip('"'))
+        return objects
 
     def send(self, files: Mapping[str, Path], *, below: str | None = None, quiet: bool = False) -> Sent:
-        """Uploads files by key, those that are not there yet.
+        """Upload files by key, those that are not there yet.
 
-        Files that arrived stay when it is interrupted; the next call goes on after them. A file that is sent in
+        Files that arrived stay when it is interrupted; the next call sends the rest. A file that is sent in
         parts is there whole or not at all.
 
         Args:
@@ -159,7 +160,7 @@ class Bucket:
         Raises:
             DogbreedError: AWS refused, or could not be reached.
         """
-        prefix = below if below is not None else _common(list(files))
+        prefix = below if below is not None else posixpath.commonpath(list(files))
         with explained(f"listing s3://{self.name}/{prefix}"):
             there = self.listed(prefix)
         with ThreadPoolExecutor(PARALLEL) as pool, explained("comparing with what is in S3"):
@@ -170,23 +171,18 @@ class Bucket:
             what = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
             with track(size, f"Sending {what}", unit="bytes", quiet=quiet) as tracker:
                 self._send({key: files[key] for key in missing}, tracker)
-        strange = tuple(sorted(there.keys() - files.keys())) if below is not None else ()
-        return Sent(len(missing), size, len(files) - len(missing), strange)
+        unexpected = tuple(sorted(there.keys() - files.keys())) if below is not None else ()
+        return Sent(len(missing), size, len(files) - len(missing), unexpected)
 
     def _same(self, key: str, local: Path | bytes, there: Mapping[str, tuple[int, str]]) -> bool:
-        """Whether S3 holds this content: by size and MD5 where its ETag is one, else by the digest that we noted."""
-        content = local if isinstance(local, bytes) else None
-        size = len(content) if content is not None else Path(str(local)).stat().st_size
-        if key in there:
-            size_there, etag = there[key]
-            if size_there != size:
-                return False
-            if etag == _digest(local, "md5"):
-                return True
-        found = self.client.head_object(Bucket=self.name, Key=key, **self.owner)
-        return bool(
-            found["ContentLength"] == size and found.get("Metadata", {}).get("sha256") == _digest(local, "sha256")
-        )
+        """Return whether S3 holds this content: by MD5 where the ETag is one, else by S3's own SHA-256."""
+        size, etag = there[key]
+        if size != (len(local) if isinstance(local, bytes) else local.stat().st_size):
+            return False
+        if etag == _digest(local, "md5").hex():
+            return True
+        head = self.client.head_object(Bucket=self.name, Key=key, ChecksumMode="ENABLED", **self.owner)
+        return str(head.get("ChecksumSHA256", "")).partition("-")[0] == _checksum(local)
 
     def _send(self, files: Mapping[str, Path], tracker: Tracker) -> None:
         from boto3.s3.transfer import TransferConfig, create_transfer_manager
@@ -203,7 +199,7 @@ class Bucket:
             with create_transfer_manager(self.client, config) as manager:
                 futures = []
                 for key, file in files.items():
-                    extra = {**self.encryption, **self.owner, "Metadata": {"sha256": _digest(file, "sha256")}}
+                    extra = {**self.encryption, **self.owner, "ChecksumAlgorithm": "SHA256"}
                     futures.append(manager.upload(str(file), self.name, key, extra, subscribers=[Progress()]))
                 for future in futures:
                     future.result()  # raises in here, so that leaving cancels the rest, parts included
@@ -213,14 +209,14 @@ class Bucket:
             raise translated(error, "sending files to S3") from error
 
     def has(self, prefix: str) -> bool:
-        """Whether anything lies below a prefix."""
+        """Return whether anything lies below a prefix."""
         with explained(f"looking into s3://{self.name}/{prefix}"):
-            found = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=1, **self.owner)
-        return bool(found.get("Contents"))
+            page = self.client.list_objects_v2(Bucket=self.name, Prefix=prefix, MaxKeys=1, **self.owner)
+        return bool(page.get("Contents"))
 
 
-def photographs(root: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """The files of a folder of splits by their path in it; hidden ones are left out.
+def image_files(root: Path, splits: Sequence[str]) -> dict[str, Path]:
+    """Return the files of a folder of splits by their path in it; hidden ones are left out.
 
     Raises:
         DogbreedError: A split is missing, or there is no file.
@@ -228,10 +224,10 @@ def photographs(root: Path, splits: Sequence[str]) -> dict[str, Path]:
     missing = [split for split in splits if not (root / split).is_dir()]
     if missing:
         raise DogbreedError(f"{root} has no folder {missing[0]}/; give data.root=FOLDER with train/, valid/ and test/.")
-    found = dict(sorted(_walk(root, splits)))
-    if not found:
-        raise DogbreedError(f"{root} holds no files; train/, valid/ and test/ should hold one folder a class.")
-    return found
+    files = dict(sorted(_walk(root, splits)))
+    if not files:
+        raise DogbreedError(f"{root} holds no files; train/, valid/ and test/ should hold one folder per class.")
+    return files
 
 
 def _walk(root: Path, splits: Sequence[str]) -> Iterator[tuple[str, Path]]:
@@ -242,16 +238,17 @@ def _walk(root: Path, splits: Sequence[str]) -> Iterator[tuple[str, Path]]:
                 yield inside.as_posix(), file
 
 
-def _digest(content: Path | bytes, name: str) -> str:
-    """Hexadecimal digest of bytes or of a file's."""
+def _digest(content: Path | bytes, name: str) -> bytes:
     if isinstance(content, bytes):
-        return hashlib.new(name, content, usedforsecurity=False).hexdigest()
+        return hashlib.new(name, content, usedforsecurity=False).digest()
     with content.open("rb") as stream:
-        return hashlib.file_digest(stream, lambda: hashlib.new(name, usedforsecurity=False)).hexdigest()
+        return hashlib.file_digest(stream, lambda: hashlib.new(name, usedforsecurity=False)).digest()
 
 
-def _common(keys: Sequence[str]) -> str:
-    """The longest common beginning."""
-    first, last = min(keys), max(keys)
-    length = next((n for n, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:length]
+def _checksum(content: Path | bytes) -> str:
+    """Return S3's ChecksumSHA256: of what is sent in parts, the digest of the parts' digests."""
+    if isinstance(content, bytes) or content.stat().st_size < PART_BYTES:
+        return base64.b64encode(_digest(content, "sha256")).decode()
+    with content.open("rb") as stream:
+        parts = [hashlib.sha256(part).digest() for part in iter(lambda: stream.read(PART_BYTES), b"")]
+    return base64.b64encode(hashlib.sha256(b"".join(parts)).digest()).decode()

@@ -1,12 +1,142 @@
-"""Checks a request against botocore's model of the service, before anything is sent: no account and no network."""
+"""Checks before anything is sent: of the settings, and of requests against botocore's model of the service.
+
+Neither needs an account or a network.
+"""
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from launch.aws.naming import MARK
+
+# Keys that are null until somebody gives them, so that their kind cannot be told from the default.
+_TEXTS = (
+    *("region", "role", "bucket", "job_name", "image", "data", "weights", "packages", "kms_key", "volume_kms_key"),
+    *("warm_start", "prices", "instance_type", "prefix"),
+)
+_ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output")
+_LISTS = ("subnets", "security_groups")
+_POSITIVE = ("max_cost", "images_per_second")
+_AT_LEAST = {"instance_count": 1, "volume_gb": 1, "max_run": 1, "keep_alive": 0}
+# What the training code would refuse once the machine is there and billed; it has torch, and this has not.
+WORDS = {
+    "data.augment": ("none", "flip", "crop"),
+    "data.resize": ("squash", "crop"),
+    "data.on_bad_image": ("skip", "error"),
+    "model.trainable": ("head", "block", "all"),
+    "model.optimizer": ("adam", "adamw", "sgd"),
+    "model.schedule": ("constant", "cosine", "onecycle"),
+    "cache.mode": ("auto", "off", "require"),
+    "cache.precision": ("float32", "bfloat16", "float16"),
+}
+
+
+def check_kinds(config: Mapping[str, Any]) -> None:
+    """Refuse values of the group sagemaker that are of another kind than their key's, or no use to any command.
+
+    Args:
+        config: A composed configuration.
+
+    Raises:
+        DogbreedError: Says which, and what it should be.
+    """
+    cloud = config["sagemaker"]
+    texts = {f"sagemaker.{key}": cloud[key] for key in _TEXTS}
+    texts |= {f"sagemaker.endpoint.{key}": cloud["endpoint"][key] for key in _ENDPOINT_TEXTS}
+    for key, value in {**texts, "job": config["job"]}.items():
+        if value is not None and not isinstance(value, str):
+            raise DogbreedError(f"{key}={value} is no text; where it is meant as one, give it as \"{key}='{value}'\".")
+    for key in _LISTS:
+        value = cloud[key]
+        if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
+            raise DogbreedError(f"sagemaker.{key}={value} is no list of names; it looks like sagemaker.{key}=[a,b].")
+    if bool(cloud["subnets"]) != bool(cloud["security_groups"]):
+        raise DogbreedError("sagemaker.subnets and sagemaker.security_groups go together; give both, as lists.")
+    for key in map(str, cloud["tags"] or {}):
+        if key == MARK["Key"] or key.lower().startswith("aws:"):
+            raise DogbreedError(f"sagemaker.tags may not have {key}: that name is taken; choose another.")
+    for key in _POSITIVE:
+        value = cloud[key]
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if value is not None and not (number and value > 0):
+            raise DogbreedError(f"sagemaker.{key}={value} is out of range; it is a number above 0.")
+
+
+def check_settings(config: Mapping[str, Any]) -> None:
+    """Refuse settings that could not work.
+
+    Args:
+        config: A composed configuration.
+
+    Raises:
+        DogbreedError: Says which, and the way out.
+    """
+    _check_training(config)
+    cloud = config["sagemaker"]
+    for key, least in _AT_LEAST.items():
+        if cloud[key] < least:
+            raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")
+    if cloud["channels"] not in ("splits", "root"):
+        raise DogbreedError(f"sagemaker.channels={cloud['channels']} is unknown; it is splits or root.")
+    if cloud["max_wait"] is not None:
+        _check_wait(cloud)
+    if cloud["spot"] and cloud["keep_alive"]:
+        raise DogbreedError(
+            "sagemaker.keep_alive cannot go with sagemaker.spot=true: spot machines are not kept. Choose one."
+        )
+    if cloud["isolate"]:
+        _check_isolated(config)
+
+
+def _check_training(config: Mapping[str, Any]) -> None:
+    """Refuse what the job itself would refuse."""
+    for key, words in WORDS.items():
+        group, _, name = key.partition(".")
+        if config[group][name] not in words:
+            raise DogbreedError(f"{key}={config[group][name]} is unknown; it is one of {', '.join(words)}.")
+    for key in ("data.batch_size", "trainer.max_epochs"):
+        group, _, name = key.partition(".")
+        value = config[group][name]
+        if value is None or value < 1:
+            raise DogbreedError(f"{key}={value} is out of range; for a job it is a whole number from 1.")
+    lr = config["model"]["lr"]
+    if not (math.isfinite(lr) and lr > 0):
+        raise DogbreedError(f"model.lr={lr} is out of range; it is more than 0.")
+
+
+def _check_wait(cloud: Mapping[str, Any]) -> None:
+    wait = cloud["max_wait"]
+    if not isinstance(wait, int) or wait is True:
+        raise DogbreedError(f"sagemaker.max_wait={wait} is out of range; it is a whole number of seconds.")
+    if not cloud["spot"]:
+        raise DogbreedError("sagemaker.max_wait is for spot jobs; give sagemaker.spot=true too, or leave it out.")
+    if wait < cloud["max_run"]:
+        raise DogbreedError(
+            f"sagemaker.max_wait={wait} is less than sagemaker.max_run={cloud['max_run']}; the waiting counts the work "
+            "too, so it must be at least as long."
+        )
+
+
+def _check_isolated(config: Mapping[str, Any]) -> None:
+    cloud = config["sagemaker"]
+    if config["model"]["weights"] == "imagenet" and not cloud["weights"]:
+        raise DogbreedError(
+            "sagemaker.isolate=true leaves the job without network, so it cannot fetch the ImageNet weights; give "
+            "model.weights=PATH (it is sent along) or sagemaker.weights=s3://bucket/file."
+        )
+    if not (cloud["packages"] or cloud["image"]):
+        raise DogbreedError(
+            "sagemaker.isolate=true leaves the job without network, so it cannot install packages; put wheels into "
+            "sagemaker.packages=s3://bucket/folder (pip download -d wheels -r requirements.txt --only-binary=:all: "
+            "--python-version 3.12 --platform manylinux_2_28_x86_64), or give a sagemaker.image that has all of them."
+        )
+
+
+# Requests
 
 MAX_RANGES = 30  # of a tuning job; the model does not say
 
@@ -34,15 +164,15 @@ _KEYS = {
 
 
 @cache
-def model(service: str = "sagemaker") -> Any:
-    """botocore's model of a service, from its own files."""
+def service_model(service: str = "sagemaker") -> Any:
+    """Return botocore's model of a service, from its own files."""
     import botocore.session
 
     return botocore.session.get_session().get_service_model(service)
 
 
 def check_request(operation: str, request: Mapping[str, Any], service: str = "sagemaker") -> None:
-    """Refuses a request that the service would refuse.
+    """Refuse a request that the service would refuse.
 
     Args:
         operation: Such as `CreateTrainingJob`.
@@ -54,55 +184,57 @@ def check_request(operation: str, request: Mapping[str, Any], service: str = "sa
     """
     from botocore.validate import ParamValidator
 
-    shape = model(service).operation_model(operation).input_shape
+    shape = service_model(service).operation_model(operation).input_shape
     report = ParamValidator().validate(request, shape)
     if report.has_errors():
         lines = " ".join(report.generate_report().split("\n"))
         raise DogbreedError(f"The request is not one that {operation} takes: {lines}.")
-    for fault in _faults(shape, request, ()):
-        raise DogbreedError(fault)
+    for violation in _violations(shape, request, ()):
+        raise DogbreedError(violation)
     ranges = request.get("HyperParameterTuningJobConfig", {}).get("ParameterRanges", {})
     if (count := sum(map(len, ranges.values()))) > MAX_RANGES:
         raise DogbreedError(f"search.space has {count} ranges, and a tuning job may have {MAX_RANGES}; take some out.")
 
 
-def _faults(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
-    """What the model says beyond types and required members: patterns, lengths, ranges, words."""
+def _violations(shape: Any, value: Any, path: tuple[str, ...]) -> Iterator[str]:
+    """Yield what the model forbids beyond types and required members: patterns, lengths, ranges, words."""
     if shape.type_name == "structure":
         for name, inner in value.items():
-            yield from _faults(shape.members[name], inner, (*path, name))
+            yield from _violations(shape.members[name], inner, (*path, name))
         return
     limits = shape.metadata
     size = len(value) if shape.type_name in ("string", "list", "map") else value
     most = limits.get("max")
     if most is not None and not isinstance(value, bool) and size > most:
-        what = {"string": "characters", "list": "entries", "map": "entries"}.get(shape.type_name)
-        told = f"has {size} {what}, and may have {most}" if what else f"is {size}, and may be {most} at most"
-        yield f"{_told(path, value)} {told}."
+        unit = {"string": "characters", "list": "entries", "map": "entries"}.get(shape.type_name)
+        excess = f"has {size} {unit}, and may have {most}" if unit else f"is {size}, and may be {most} at most"
+        yield f"{_label(path, value)} {excess}."
     if shape.type_name == "list":
         for number, inner in enumerate(value):
-            yield from _faults(shape.member, inner, (*path, str(number)))
+            yield from _violations(shape.member, inner, (*path, str(number)))
     elif shape.type_name == "map":
         for name, inner in value.items():
-            yield from _faults(shape.key, name, (*path, name))
-            yield from _faults(shape.value, inner, (*path, name))
+            yield from _violations(shape.key, name, (*path, name))
+            yield from _violations(shape.value, inner, (*path, name))
     elif shape.type_name == "string":
         if shape.enum and value not in shape.enum:
             near = difflib.get_close_matches(value, shape.enum, 1, 0.3)
-            yield f"{_told(path, value)} is not one that SageMaker knows{f'; did you mean {near[0]}?' if near else '.'}"
+            hint = f"; did you mean {near[0]}?" if near else "."
+            yield f"{_label(path, value)} is not one that SageMaker knows{hint}"
         pattern = limits.get("pattern")
         if pattern and not re.fullmatch(_python(pattern), value, re.ASCII):
-            yield f"{_told(path, value)} does not have the form that SageMaker wants, {pattern}."
+            yield f"{_label(path, value)} does not have the form that SageMaker wants, {pattern}."
 
 
 def _python(pattern: str) -> str:
-    r"""The model's patterns are Java's: `\p{L}` and the like are not known here."""
+    r"""Translate the model's patterns, which are Java's: `\p{L}` and the like are not known here."""
     pattern = pattern.replace(r"\uD800\uDC00-\uDBFF\uDFFF", r"\U00010000-\U0010FFFF")  # written in UTF-16 there
     pattern = pattern.replace(r"\p{Print}", r"[\x20-\x7E]")
-    return re.sub(r"\\p\{(\w)\w*\}", lambda found: {"L": r"a-zA-Z", "N": "0-9", "Z": " "}.get(found[1], ""), pattern)
+    return re.sub(r"\\p\{(\w)\w*\}", lambda match: {"L": r"a-zA-Z", "N": "0-9", "Z": " "}.get(match[1], ""), pattern)
 
 
-def _told(path: tuple[str, ...], value: Any) -> str:
+def _label(path: tuple[str, ...], value: Any) -> str:
+    """Name a field by the key of the configuration that it comes from."""
     names = [name for name in path if not name.isdigit()]
     key = next((_KEYS[name] for name in reversed(names) if name in _KEYS), None)
     field = ".".join(path)

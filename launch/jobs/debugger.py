@@ -45,7 +45,7 @@ PROFILER_RULES: dict[str, dict[str, str]] = {
     },
     "ProfilerReport": {},
 }
-SYSTEM_MONITOR_MILLISECONDS = 500  # DisableProfiler stays out: it is false by itself, and the SDK drops what is false
+SYSTEM_MONITOR_MILLISECONDS = 500  # DisableProfiler stays out: it is false by default
 # FrameworkProfile(num_steps=10). The commas before the brackets are the SDK's own, and what the service reads.
 FRAMEWORK_PROFILE = {
     "LocalPath": "/opt/ml/output/profiler",
@@ -62,7 +62,7 @@ FRAMEWORK_PROFILE = {
 
 
 def debugger(config: Mapping[str, Any], folder: str, rules_image: str | None) -> dict[str, Any]:
-    """The Debugger's part of CreateTrainingJob; empty unless `sagemaker.debugger.enabled`.
+    """Return the Debugger's part of CreateTrainingJob; empty unless `sagemaker.debugger.enabled`.
 
     Args:
         config: A composed configuration.
@@ -72,7 +72,7 @@ def debugger(config: Mapping[str, Any], folder: str, rules_image: str | None) ->
     if not config["sagemaker"]["debugger"]["enabled"]:
         return {}
     # The rules' own collections are saved too, or the rules would have nothing to read: so does the SDK.
-    collections = [LOSS, *(collection for wanted in RULES.values() for collection in wanted)]
+    collections = [LOSS, *(collection for read in RULES.values() for collection in read)]
     return {
         "DebugHookConfig": {
             "S3OutputPath": folder,
@@ -84,7 +84,7 @@ def debugger(config: Mapping[str, Any], folder: str, rules_image: str | None) ->
 
 
 def profiler(config: Mapping[str, Any], folder: str, rules_image: str | None) -> dict[str, Any]:
-    """The profiler's part of CreateTrainingJob; empty unless `sagemaker.profiler.enabled`.
+    """Return the profiler's part of CreateTrainingJob; empty unless `sagemaker.profiler.enabled`.
 
     Args:
         config: A composed configuration.

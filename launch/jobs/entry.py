@@ -2,7 +2,7 @@
 
 It lies at the root of the staged archive. It gives the package its paths, trains (or searches, and trains with the
 winner), and leaves the model in SM_MODEL_DIR, which becomes the job's artefact, and everything else in
-SM_OUTPUT_DATA_DIR. The run itself lies in the folder of the checkpoints, which a spot job keeps: `resume=auto` goes on
+SM_OUTPUT_DATA_DIR. The run itself lies in the folder of the checkpoints, which a spot job keeps: `resume=auto` resumes
 from the last epoch.
 """
 
@@ -24,7 +24,7 @@ SPLITS = ("train", "valid", "test")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The whole job; returns the exit code."""
+    """Run the whole job; return the exit code."""
 
     def task() -> None:
         try:
@@ -38,37 +38,37 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str]) -> None:
-    """Trains as the hyperparameters say and puts the results where SageMaker looks for them.
+    """Train as the hyperparameters say and put the results where SageMaker looks for them.
 
     Raises:
-        DogbreedError: Something a person can put right.
+        DogbreedError: Something a person can correct.
     """
     show_channels()
     folder = Path(os.environ["DOGBREED_CHECKPOINTS"]) / os.environ.get("TRAINING_JOB_NAME", "job")
-    _, given = split(argv)
-    ours = [*weights(), f"output_dir={folder}", "resume=auto", "progress=plain"]
-    if compose(given)["search"]["where"] == "one_job":
-        given = [*given, *search([*given, *weights()], folder)]
+    _, overrides = split(argv)
+    own = [*weights(), f"output_dir={folder}", "resume=auto", "progress=plain"]
+    if compose(overrides)["search"]["where"] == "one_job":
+        overrides = [*overrides, *search([*overrides, *weights()], folder)]
     from dogbreed.training.run import train
 
-    result = train(overrides=[*given, *ours])
-    if result.metrics:  # only where the others' work comes together
+    result = train(overrides=[*overrides, *own])
+    if result.metrics:  # on the first of several processes
         hand_over(result.output_dir, result.metrics)
 
 
 def show_channels() -> None:
-    """Three channels lie side by side, as the splits of one folder do; the configuration asks for that folder."""
-    places = {os.environ.get(f"SM_CHANNEL_{split.upper()}") for split in SPLITS}
-    if "SM_CHANNEL_TRAINING" in os.environ or places == {None}:
+    """Point to the folder of three channels, which lie side by side as the splits of one folder do."""
+    folders = {os.environ.get(f"SM_CHANNEL_{split.upper()}") for split in SPLITS}
+    if "SM_CHANNEL_TRAINING" in os.environ or folders == {None}:
         return
-    if None in places:
+    if None in folders:
         raise DogbreedError("The channels are train, valid and test, all three, or a single one named training.")
-    (root,) = {Path(place).parent for place in places if place}
+    (root,) = {Path(folder).parent for folder in folders if folder}
     os.environ["SM_CHANNEL_TRAINING"] = str(root)
 
 
 def weights() -> list[str]:
-    """The channel of weights holds one file, which goes before what the configuration names."""
+    """Return the override for the weights' channel, whose one file goes before what the configuration names."""
     channel = os.environ.get("SM_CHANNEL_WEIGHTS")
     if channel is None:
         return []
@@ -78,19 +78,19 @@ def weights() -> list[str]:
     return [f"model.weights={quote(str(files[0]))}"]
 
 
-def search(given: Sequence[str], folder: Path) -> list[str]:
-    """Tries all trials of the search group here; returns the winner's settings as overrides."""
+def search(overrides: Sequence[str], folder: Path) -> list[str]:
+    """Try all trials of the search group here; return the winner's settings as overrides."""
     from dogbreed.search.run import tune
 
-    done = tune(overrides=[*given, f"output_dir={folder / 'search'}", "progress=plain"])
+    done = tune(overrides=[*overrides, f"output_dir={folder / 'search'}", "progress=plain"])
     best = done.best()
     if best is None:
-        raise DogbreedError("No trial of the search came to an end with a finite loss; try smaller learning rates.")
+        raise DogbreedError("No trial of the search finished with a finite loss; try smaller learning rates.")
     return [f"{key}={value}" for key, value in best.params.items()]
 
 
 def hand_over(folder: Path, metrics: dict[str, Any]) -> None:
-    """The model becomes the artefact; metrics, report and the like are kept beside it, checkpoints are not."""
+    """Make the model the artefact; metrics, report and the like are kept beside it, checkpoints are not."""
     model, output = Path(os.environ["SM_MODEL_DIR"]), Path(os.environ["SM_OUTPUT_DATA_DIR"])
     shutil.copytree(folder / "model", model, dirs_exist_ok=True)
     shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "model"))

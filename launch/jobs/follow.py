@@ -1,72 +1,110 @@
 """Following a job to its end: its log, its state, what it left, what it cost."""
 
+import sys
 import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError, Interrupted
 from launch.aws.account import Account, elsewhere
 from launch.aws.errors import AwsError, explained
-from launch.aws.naming import split_s3
+from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import RECEIPTS, Prices
+from launch.jobs import trials
 from launch.jobs.receipt import receipt
 
 POLL_SECONDS = 5.0
 LOG_GROUP = "/aws/sagemaker/TrainingJobs"
 LAST_LINES = 15  # of the log of a job that failed
+ENDED = ("Completed", "Failed", "Stopped", "DeleteFailed")
 
 
 def follow_training(config: Mapping[str, Any], name: str, account: Account, prices: Prices) -> None:
-    """Streams a training job's log until it ends, and says what came out.
+    """Stream a training job's log until it ends, and print the results.
 
     Raises:
         DogbreedError: There is no such job, it failed, or it was stopped.
-        Interrupted: Ctrl-C; the job goes on.
+        Interrupted: Ctrl-C; the job continues.
     """
     client = account.client("sagemaker")
-    with leaving(name, "train", "stop-training-job --training-job-name", account.place.region):
-        done = watch(account, client, name, Log(account, name, print_line))
-    status = done["TrainingJobStatus"]
-    if status == "Failed":
-        raise DogbreedError(failure(account, done))
-    if status == "Stopped":
-        raise DogbreedError(_stopped(done))
-    artefact = done.get("ModelArtifacts", {}).get("S3ModelArtifacts", "none")
+    with leaving(name, "train", "stop-training-job --training-job-name", account.target.region):
+        job = _watch_training(client, name, Log(account, name, print_line))
+    if job["TrainingJobStatus"] == "Failed":
+        raise DogbreedError(_failure(account, job))
+    if job["TrainingJobStatus"] == "Stopped":
+        raise DogbreedError(_stopped(job))
+    artefact = job.get("ModelArtifacts", {}).get("S3ModelArtifacts", "none")
     print(f"\n{name} is done.\n  model    {artefact}")
-    for metric in done.get("FinalMetricDataList", []):
+    for metric in job.get("FinalMetricDataList", []):
         print(f"  {metric['MetricName']:<18} {metric['Value']:.6g}")
     folder = RECEIPTS / name
-    if fetch_output(account, done, folder):
+    if fetch_output(account, job, folder):
         print(f"  results  {folder}/ (metrics.json, report.html, predictions.csv)")
-    said = receipt(config, done, prices, folder)
-    print("\n".join(f"  {line}" for line in said))
-    job = f"job={name}{_where(account.place.region)}"
-    print(f"\nDeploy it: python launch/sagemaker_deploy.py mode=plan {job}", flush=True)
+    print("\n".join(f"  {line}" for line in receipt(config, job, prices, folder)))
+    words = f"job={name}{_region_setting(account.target.region)}"
+    print(f"\nDeploy it: python launch/sagemaker_deploy.py mode=plan {words}", flush=True)
 
 
-def watch(account: Account, client: Any, name: str, log: "Log") -> dict[str, Any]:
-    """Waits for a training job's end; tells its states and streams its log on the way."""
-    told = ""
+def follow_tuning(config: Mapping[str, Any], name: str, account: Account, prices: Prices) -> None:
+    """Show a tuning job's trials until it ends, and print which was best.
+
+    Raises:
+        DogbreedError: There is no such job, it failed, or none of its trials finished.
+        Interrupted: Ctrl-C; the job continues.
+    """
+    client = account.client("sagemaker")
+    stop = "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name"
+    with leaving(name, "tune", stop, account.target.region):
+        job = _watch_tuning(client, name)
+    listed = trials.list_trials(client, name)
+    if not any(trial.value is not None for trial in listed):
+        raise DogbreedError(_no_trial(account, client, job, listed))
+    folder = RECEIPTS / name
+    trials.write(config, job, listed, folder)
+    print("\n".join(trials.summary(config, job, listed, folder, prices)), flush=True)
+
+
+def _watch_training(client: Any, name: str, log: "Log") -> dict[str, Any]:
+    """Wait for a training job's end; print its states and stream its log meanwhile."""
+    printed = ""
     while True:
         with explained(f"looking at {name}"):
             job: dict[str, Any] = client.describe_training_job(TrainingJobName=name)
         state = job.get("SecondaryStatus", job["TrainingJobStatus"])
-        if state != told:
+        if state != printed:
             print_line(f"[{name}: {state}]")
-            told = state
-        ended = job["TrainingJobStatus"] in ("Completed", "Failed", "Stopped")
+            printed = state
         log.read()
-        if ended:
+        if job["TrainingJobStatus"] in ENDED:
             return job
         time.sleep(POLL_SECONDS)
 
 
+def _watch_tuning(client: Any, name: str) -> dict[str, Any]:
+    """Show the trials until the tuning job ends: as a table on a terminal, else one line per change."""
+    live = trials.live_table() if sys.stdout.isatty() else None
+    printed = ""
+    with live or nullcontext():
+        while True:
+            with explained(f"looking at {name}"):
+                job: dict[str, Any] = client.describe_hyper_parameter_tuning_job(HyperParameterTuningJobName=name)
+            line = trials.progress(job)
+            if live is not None:
+                live.update(trials.table(trials.list_trials(client, name), trials.minimizes(job)), refresh=True)
+            elif line != printed:
+                print_line(line)
+                printed = line
+            if job["HyperParameterTuningJobStatus"] in ENDED:
+                return job
+            time.sleep(POLL_SECONDS)
+
+
 class Log:
-    """The log of a training job, read on from where it was read to.
+    """The log of a training job, read in pieces.
 
     Args:
         account: That the job is in.
@@ -80,46 +118,58 @@ class Log:
         self.last: list[str] = []
 
     def read(self) -> None:
-        """Passes on what is new. Nothing yet, or no permission to read it, is no fault of the job's."""
+        """Pass on what is new. Nothing yet, or no permission to read it, is no error of the job's."""
         with suppress(AwsError), explained("reading the log"):
-            found = self.client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self.name}/")
-            for stream in found["logStreams"]:
+            page = self.client.describe_log_streams(logGroupName=LOG_GROUP, logStreamNamePrefix=f"{self.name}/")
+            for stream in page["logStreams"]:
                 self._read(stream["logStreamName"])
 
     def _read(self, stream: str) -> None:
         while True:
             token = self.tokens.get(stream)
-            found = self.client.get_log_events(
+            page = self.client.get_log_events(
                 logGroupName=LOG_GROUP,
                 logStreamName=stream,
                 startFromHead=True,
                 **({"nextToken": token} if token else {}),
             )
-            self.tokens[stream] = found["nextForwardToken"]
-            for event in found["events"]:
+            self.tokens[stream] = page["nextForwardToken"]
+            for event in page["events"]:
                 self.last = [*self.last, event["message"]][-LAST_LINES:]
                 self.say(event["message"])
-            if not found["events"]:  # the end is where a token leads to nothing more
+            if not page["events"]:  # the end is where a token leads to nothing more
                 return
 
 
 def print_line(line: str) -> None:
-    """A line of the job's, as it comes."""
+    """Print a line of the job's, as it comes."""
     print(line.rstrip("\r\n"), flush=True)
 
 
-def failure(account: Account, job: Mapping[str, Any]) -> str:
-    """The sentence for a training job that failed, with the last lines of its log."""
+def _failure(account: Account, job: Mapping[str, Any]) -> str:
+    """Return the sentence for a training job that failed, with the last lines of its log."""
     name = job["TrainingJobName"]
     log = Log(account, name, lambda line: None)
     log.read()
     reason = " ".join(str(job.get("FailureReason", "it gave no reason")).split())
-    told = f"{name} failed: {reason}"
+    message = f"{name} failed: {reason}"
     if any(word in reason for word in ("CapacityError", "InsufficientCapacity")):
-        told += " Try later, another sagemaker.instance_type, or another region."
+        message += " Try later, another sagemaker.instance_type, or another region."
     if log.last:
-        told += "\nThe last lines of its log:\n" + "\n".join(f"  {line.rstrip()}" for line in log.last)
-    return told
+        message += "\nThe last lines of its log:\n" + "\n".join(f"  {line.rstrip()}" for line in log.last)
+    return message
+
+
+def _no_trial(account: Account, client: Any, job: Mapping[str, Any], listed: list[trials.Trial]) -> str:
+    """Return the sentence for a tuning job without a result."""
+    message = f"None of the {len(listed)} trials of {job['HyperParameterTuningJobName']} finished"
+    failed = next((trial for trial in listed if trial.status == "Failed"), None)
+    if failed is None:
+        reason = job.get("FailureReason") or f"its state is {job['HyperParameterTuningJobStatus']}"
+        return f"{message}: {reason}."
+    with explained(f"looking at {failed.name}"):
+        first = client.describe_training_job(TrainingJobName=failed.name)
+    return f"{message}. The first that failed: {_failure(account, first)}"
 
 
 def _stopped(job: Mapping[str, Any]) -> str:
@@ -130,12 +180,12 @@ def _stopped(job: Mapping[str, Any]) -> str:
         return f"{name} waited for spot machines until its limit; give a larger sagemaker.max_wait, or spot=false."
     artefact = job.get("ModelArtifacts", {}).get("S3ModelArtifacts")
     left = f"; what it had by then is in {artefact}" if artefact else ""
-    return f"{name} was stopped from elsewhere{left}. Nothing of it runs any more; the same command starts anew."
+    return f"{name} was stopped from elsewhere{left}. Nothing of it runs any more; the same command starts a new job."
 
 
 @contextmanager
 def leaving(name: str, command: str, stop: str, region: str) -> Iterator[None]:
-    """Ctrl-C, or an account out of reach, leaves the job alone and says how to follow and how to stop it.
+    """Leave the job alone at Ctrl-C or where AWS is out of reach; say how to follow and how to stop it.
 
     Args:
         name: Of the job.
@@ -147,30 +197,30 @@ def leaving(name: str, command: str, stop: str, region: str) -> Iterator[None]:
         Interrupted: At Ctrl-C.
         AwsError: AWS refused to tell about the job, or could not be reached.
     """
-    follow = f"python launch/sagemaker_{command}.py job={name}{_where(region)}"
+    follow = f"python launch/sagemaker_{command}.py job={name}{_region_setting(region)}"
     try:
         yield
     except KeyboardInterrupt:
         raise Interrupted(
-            f"\n{name} goes on, and is billed until it ends.\n"
+            f"\n{name} continues, and is billed until it ends.\n"
             f"Follow it: {follow}\n"
             f"Stop it:   aws sagemaker {stop} {name}" + (f" --region {region}" if elsewhere(region) else "")
         ) from None
     except AwsError as error:
         if error.code in ("ValidationException", "ResourceNotFound"):  # there is none
             raise
-        raise AwsError(f"{error} {name} goes on; follow it with {follow}", error.code) from error
+        raise AwsError(f"{error} {name} continues; follow it with {follow}", error.code) from error
 
 
-def _where(region: str) -> str:
-    """The region as a setting, for a command to copy, where it would not be found without."""
+def _region_setting(region: str) -> str:
+    """Return the region as a setting, for a command to copy, where it would not be found without."""
     return f" sagemaker.region={region}" if elsewhere(region) else ""
 
 
 def fetch_output(account: Account, job: Mapping[str, Any], folder: Path) -> bool:
-    """Metrics, report and predictions of a job, unpacked into a folder; whether there were any."""
+    """Unpack metrics, report and predictions of a job into a folder; return whether there were any."""
     address = f"{job['OutputDataConfig']['S3OutputPath']}/{job['TrainingJobName']}/output/output.tar.gz"
-    bucket, key = split_s3(address, "OutputDataConfig")
+    bucket, key = parse_s3_uri(address, "OutputDataConfig")
     with tempfile.NamedTemporaryFile(suffix=".tar.gz") as packed:
         try:
             with explained("fetching the results"):
@@ -181,33 +231,3 @@ def fetch_output(account: Account, job: Mapping[str, Any], folder: Path) -> bool
         with tarfile.open(fileobj=packed, mode="r:gz") as archive:
             archive.extractall(folder, filter="data")
     return True
-
-
-def follow_tuning(config: Mapping[str, Any], name: str, account: Account, prices: Prices) -> None:
-    """Shows a tuning job's trials until it ends, and says which was best.
-
-    Raises:
-        DogbreedError: There is no such job, it failed, or none of its trials came to an end.
-        Interrupted: Ctrl-C; the job goes on.
-    """
-    from launch.jobs import tuner
-
-    client = account.client("sagemaker")
-    stop = "stop-hyper-parameter-tuning-job --hyper-parameter-tuning-job-name"
-    with leaving(name, "tune", stop, account.place.region):
-        job = tuner.watch(client, name)
-    found = tuner.listed(client, name)
-    folder = RECEIPTS / name
-    if not any(trial.value is not None for trial in found):
-        failed = next((trial for trial in found if trial.status == "Failed"), None)
-        told = f"None of the {len(found)} trials of {name} came to an end"
-        if failed is None:
-            reason = job.get("FailureReason")
-            raise DogbreedError(
-                f"{told}{f': {reason}' if reason else '; its state is '}{job['HyperParameterTuningJobStatus']}."
-            )
-        with explained(f"looking at {failed.name}"):
-            first = client.describe_training_job(TrainingJobName=failed.name)
-        raise DogbreedError(f"{told}. The first that failed: {failure(account, first)}")
-    tuner.leave(config, job, found, folder)
-    print("\n".join(tuner.summary(config, job, found, folder, prices)), flush=True)

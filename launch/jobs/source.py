@@ -20,7 +20,7 @@ from dogbreed.core.errors import DogbreedError
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINT = "entry.py"
 MAX_BYTES = 1_000_000
-# Kinds of files that the package and the configuration consist of; whatever else lies there stays here.
+# Kinds of files that the package and the configuration consist of; other files are not sent.
 KINDS = {".py", ".typed", ".yaml", ".html", ".j2", ".css", ".js", ".svg"}
 
 # The image has these in the builds that fit each other and its GPU.
@@ -53,7 +53,7 @@ class Source:
 
 
 def stage(config: Mapping[str, Any], *, search: bool = False) -> Source:
-    """Makes the archive.
+    """Make the archive.
 
     Args:
         config: A composed configuration.
@@ -64,7 +64,7 @@ def stage(config: Mapping[str, Any], *, search: bool = False) -> Source:
     """
     conf = conf_dir()
     files = {
-        **_folder(ROOT / "dogbreed", "dogbreed", but="conf"),
+        **_folder(ROOT / "dogbreed", "dogbreed", leave_out="conf"),
         **_folder(conf, "conf"),
         ENTRY_POINT: (ROOT / "launch" / "jobs" / ENTRY_POINT).read_bytes(),
         "requirements.txt": requirements(config, search=search).encode(),
@@ -83,14 +83,14 @@ def stage(config: Mapping[str, Any], *, search: bool = False) -> Source:
     return Source(f"dogbreed-{digest.hexdigest()[:12]}.tar.gz", archive, files)
 
 
-def _folder(folder: Path, name: str, but: str = "") -> dict[str, bytes]:
-    found = {}
+def _folder(folder: Path, name: str, leave_out: str = "") -> dict[str, bytes]:
+    files = {}
     for file in folder.rglob("*"):
         inside = file.relative_to(folder)
         hidden = any(part.startswith((".", "__pycache__")) for part in inside.parts)
-        if not hidden and inside.parts[0] != but and file.suffix in KINDS and file.is_file():
-            found[f"{name}/{inside.as_posix()}"] = file.read_bytes()
-    return found
+        if not hidden and inside.parts[0] != leave_out and file.suffix in KINDS and file.is_file():
+            files[f"{name}/{inside.as_posix()}"] = file.read_bytes()
+    return files
 
 
 def _pack(files: Mapping[str, bytes]) -> bytes:
@@ -107,19 +107,17 @@ def _pack(files: Mapping[str, bytes]) -> bytes:
 
 
 def requirements(config: Mapping[str, Any], *, search: bool = False) -> str:
-    """requirements.txt of the job: what pyproject.toml names, without what must come from the image."""
+    """Return requirements.txt of the job: what pyproject.toml names, without what must come from the image."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    wanted = list(project["dependencies"])
-    extras = [
-        name for name, use in (("search", search), ("debugger", config["sagemaker"]["debugger"]["enabled"])) if use
-    ]
-    for extra in extras:
-        wanted += project["optional-dependencies"][extra]
+    dependencies = list(project["dependencies"])
+    extras = {"search": search, "debugger": config["sagemaker"]["debugger"]["enabled"]}
+    for extra in (name for name, used in extras.items() if used):
+        dependencies += project["optional-dependencies"][extra]
     lines = []
-    for requirement in wanted:
-        found = re.match(r"[A-Za-z0-9_.-]+", requirement)
-        assert found, requirement
-        name = found[0].lower().replace("_", "-")
+    for requirement in dependencies:
+        match = re.match(r"[A-Za-z0-9_.-]+", requirement)
+        assert match, requirement
+        name = match[0].lower().replace("_", "-")
         if name not in IN_THE_IMAGE:
             lines.append(f"{name}{PINS[name]}" if name in PINS else requirement)
     return "\n".join(sorted(lines)) + "\n"

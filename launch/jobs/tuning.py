@@ -13,13 +13,13 @@ OBJECTIVES = ("val_loss", "val_acc", "average test loss")
 LOCAL_OBJECTIVES = ("val_loss", "val_acc")  # of a search in one job, which is the local one
 
 
-def spans_of(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
-    """The search's space as the tuner's ranges, by their kind.
+def parameter_ranges(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the search's space as the tuner's ranges, by their kind.
 
     Raises:
         DogbreedError: A range is impossible, or a choice cannot travel as a hyperparameter.
     """
-    found: dict[str, list[dict[str, Any]]] = {
+    kinds: dict[str, list[dict[str, Any]]] = {
         "ContinuousParameterRanges": [],
         "IntegerParameterRanges": [],
         "CategoricalParameterRanges": [],
@@ -28,23 +28,19 @@ def spans_of(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
         (name,) = to_wire({key: 0})
         if "choices" in bounds:
             values = [to_wire({key: choice})[name] for choice in bounds["choices"]]
-            found["CategoricalParameterRanges"].append({"Name": name, "Values": values})
+            kinds["CategoricalParameterRanges"].append({"Name": name, "Values": values})
             continue
         low, high = bounds["low"], bounds["high"]
         whole = isinstance(low, int) and isinstance(high, int)
-        found["IntegerParameterRanges" if whole else "ContinuousParameterRanges"].append(
-            {
-                "Name": name,
-                "MinValue": str(low),
-                "MaxValue": str(high),
-                "ScalingType": "Logarithmic" if bounds["log"] else "Linear",
-            }
+        scaling = "Logarithmic" if bounds["log"] else "Linear"
+        kinds["IntegerParameterRanges" if whole else "ContinuousParameterRanges"].append(
+            {"Name": name, "MinValue": str(low), "MaxValue": str(high), "ScalingType": scaling}
         )
-    return {kind: spans for kind, spans in found.items() if spans}
+    return {kind: parameters for kind, parameters in kinds.items() if parameters}
 
 
 def check_search(config: Mapping[str, Any], objectives: Sequence[str] = OBJECTIVES) -> None:
-    """Refuses a search that would fail once it runs.
+    """Refuse a search that would fail once it runs.
 
     Args:
         config: A composed configuration.
@@ -71,22 +67,22 @@ def check_search(config: Mapping[str, Any], objectives: Sequence[str] = OBJECTIV
         )
 
 
-def jobs(config: Mapping[str, Any], spans: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
-    """How many training jobs a tuning job starts: `search.trials`, but of a grid every combination.
+def job_count(config: Mapping[str, Any], parameters: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
+    """Return how many training jobs a tuning job starts: `search.trials`, but of a grid every combination.
 
     SageMaker refuses a grid with another number, smaller or larger.
     """
     if config["sagemaker"]["strategy"] != "grid":
         return int(config["search"]["trials"])
-    return math.prod(len(span["Values"]) for span in spans.get("CategoricalParameterRanges", ()))
+    return math.prod(len(parameter["Values"]) for parameter in parameters.get("CategoricalParameterRanges", ()))
 
 
-def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """HyperParameterTuningJobConfig.
+def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Return HyperParameterTuningJobConfig.
 
     Args:
         config: A composed configuration.
-        spans: The ranges.
+        parameters: The ranges, by their kind.
 
     Raises:
         DogbreedError: The strategy is unknown, or does not fit the ranges.
@@ -95,20 +91,7 @@ def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any
     search, strategy = config["search"], config["sagemaker"]["strategy"]
     if strategy not in STRATEGIES:
         raise DogbreedError(f"sagemaker.strategy={strategy} is unknown; it is one of {', '.join(STRATEGIES)}.")
-    trials = jobs(config, spans)
-    limits = {"MaxNumberOfTrainingJobs": trials, "MaxParallelTrainingJobs": min(search["parallel"], trials)}
-    found: dict[str, Any] = {
-        "Strategy": STRATEGIES[strategy],
-        "HyperParameterTuningJobObjective": {
-            "Type": search["direction"].capitalize(),
-            "MetricName": search["objective"],
-        },
-        "ResourceLimits": limits,
-        "ParameterRanges": spans,
-        "TrainingJobEarlyStoppingType": "Auto" if search["prune"] and strategy != "hyperband" else "Off",
-        "RandomSeed": config["seed"] + 1,  # the SDK drops what is 0 or false within a request
-    }
-    if strategy == "grid" and set(spans) != {"CategoricalParameterRanges"}:
+    if strategy == "grid" and set(parameters) != {"CategoricalParameterRanges"}:
         raise DogbreedError(
             "sagemaker.strategy=grid tries every combination, so it takes choices only; give "
             "'search.space={model: {lr: {choices: [0.001,0.01,0.1]}}}', or another strategy."
@@ -118,8 +101,23 @@ def tuning_config(config: Mapping[str, Any], spans: dict[str, list[dict[str, Any
             f"sagemaker.warm_start cannot go with sagemaker.strategy={strategy}: SageMaker learns from an earlier "
             "search with bayesian and random alone."
         )
+    count = job_count(config, parameters)
+    fields: dict[str, Any] = {
+        "Strategy": STRATEGIES[strategy],
+        "HyperParameterTuningJobObjective": {
+            "Type": search["direction"].capitalize(),
+            "MetricName": search["objective"],
+        },
+        "ResourceLimits": {
+            "MaxNumberOfTrainingJobs": count,
+            "MaxParallelTrainingJobs": min(search["parallel"], count),
+        },
+        "ParameterRanges": parameters,
+        "TrainingJobEarlyStoppingType": "Auto" if search["prune"] and strategy != "hyperband" else "Off",
+        "RandomSeed": config["seed"] + 1,  # above 0, so that no client takes it for one that was not given
+    }
     if strategy == "hyperband":
         # It decides itself when to stop a trial, from the value of each epoch.
         epochs = {"MinResource": 1, "MaxResource": config["trainer"]["max_epochs"]}
-        found["StrategyConfig"] = {"HyperbandStrategyConfig": epochs}
-    return found
+        fields["StrategyConfig"] = {"HyperbandStrategyConfig": epochs}
+    return fields

@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.aws.naming import split_s3
+from launch.aws.naming import parse_s3_uri
 from launch.aws.storage import Bucket
 
 ACCOUNT = "123456789012"  # moto's
@@ -57,7 +57,7 @@ class LocalS3:
 
     def put(self, file: Path, uri: str) -> None:
         """Upload a file, as the service does with what a job leaves; the bucket is there."""
-        bucket, key = split_s3(uri, "address")
+        bucket, key = parse_s3_uri(uri, "address")
         self.client.upload_file(str(file), bucket, key)
 
     def get(self, uri: str, folder: Path) -> int:
@@ -66,7 +66,7 @@ class LocalS3:
         Returns:
             How many objects.
         """
-        bucket, key = split_s3(uri, "address")
+        bucket, key = parse_s3_uri(uri, "address")
         count = 0
         for name in self.names(uri):
             relative = Path(name).name if name == key else name[len(key) :].lstrip("/")
@@ -81,7 +81,7 @@ class LocalS3:
 
     def names(self, uri: str) -> list[str]:
         """Return the keys of the object of this address and of those below it."""
-        bucket, key = split_s3(uri, "address")
+        bucket, key = parse_s3_uri(uri, "address")
         keys: list[str] = []
         with suppress(self.client.exceptions.NoSuchBucket):
             for page in self.client.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=key):

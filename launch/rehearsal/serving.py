@@ -44,7 +44,7 @@ def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
     here = {**config, "sagemaker": {**config["sagemaker"], **LOCAL, "region": region}}
     with s3.serve(region) as store, _environment(store.variables()):
         account = Account(here)
-        store.make_bucket(account.place.bucket)
+        store.make_bucket(account.target.bucket)
         deployment = deploy.describe_model(here, archive, account.with_role())
         probe = RehearsalProbe(here, account, deployment, images, certificate, store)
         deploy.carry_out(here, deployment, account, probe)

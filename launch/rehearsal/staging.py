@@ -12,7 +12,7 @@ from types import FrameType
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.aws.naming import split_s3
+from launch.aws.naming import parse_s3_uri
 from launch.jobs.request import Job
 from launch.rehearsal.container import Request
 from launch.rehearsal.environment import Environment, requirements_of, toolkit
@@ -119,9 +119,11 @@ def _upload(request: Request, sources: Mapping[str, Path | bytes], s3: LocalS3, 
         most = f"at most {images} per class and split" if images else "all there are"
         count = len(files) - len(sources) + len(folders)
         print(f"Data:     {count:,} images ({most}), links to them in {folder / DATA}", flush=True)
-    uploads: dict[str, dict[str, Path]] = {split_s3(request["OutputDataConfig"]["S3OutputPath"], "S3OutputPath")[0]: {}}
+    uploads: dict[str, dict[str, Path]] = {
+        parse_s3_uri(request["OutputDataConfig"]["S3OutputPath"], "S3OutputPath")[0]: {}
+    }
     for uri, content in files.items():
-        bucket, key = split_s3(uri, "address")
+        bucket, key = parse_s3_uri(uri, "address")
         s3.make_bucket(bucket)
         if isinstance(content, bytes):
             s3.bucket(bucket).put(key, content)

@@ -43,7 +43,7 @@ def check_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices
     if hour is None:
         raise DogbreedError(
             f"sagemaker.max_cost={limit} is set, and the price of {endpoint['instance_type']} is not known: "
-            f"{prices.told(endpoint['instance_type'])}."
+            f"{prices.source(endpoint['instance_type'])}."
         )
     hours = parse_span(endpoint["expires"]) / timedelta(hours=1)
     cost = hour * (endpoint["max_count"] or endpoint["instance_count"]) * hours

@@ -11,9 +11,10 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.manifest import read_manifest
-from launch.aws.account import Account, inference_image
+from launch.aws.account import Account, Target
 from launch.aws.errors import explained
-from launch.aws.naming import MARK, Place, split_s3
+from launch.aws.images import inference_image
+from launch.aws.naming import MARK, parse_s3_uri
 from launch.aws.pricing import Prices
 from launch.aws.storage import Bucket
 from launch.serving import certificates
@@ -50,10 +51,10 @@ def submit(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
     carry_out(config, deployment, account, EndpointProbe(config, account, deployment, images, certificate))
 
 
-def describe_model(config: Mapping[str, Any], archive: Archive, place: Place) -> Deployment:
-    """Describe the deployment of a model at a place, from now on."""
+def describe_model(config: Mapping[str, Any], archive: Archive, target: Target) -> Deployment:
+    """Describe the deployment of a model for a target, from now on."""
     backbone = str(read_manifest(archive.folder)["backbone"])
-    return describe(config, archive, backbone, place, inference_image(config, place.region), datetime.now(UTC))
+    return describe(config, archive, backbone, target, inference_image(config, target.region), datetime.now(UTC))
 
 
 def carry_out(config: Mapping[str, Any], deployment: Deployment, account: Account, probe: EndpointProbe) -> None:
@@ -175,7 +176,7 @@ class Deployer:
 
     def upload(self, deployment: Deployment) -> None:
         """Put the model's archive where the requests look for it, unless it is there, and the images of a batch."""
-        name, key = split_s3(deployment.model_uri, "sagemaker.bucket")
+        name, key = parse_s3_uri(deployment.model_uri, "sagemaker.bucket")
         bucket = self._bucket(deployment, name)
         if not bucket.check(may_lack=True):
             bucket.make()
@@ -186,7 +187,7 @@ class Deployer:
                 bucket.send({key: deployment.archive.write(Path(folder) / "model.tar.gz")})
         if root := deployment.images:
             source = deployment.request("CreateTransformJob")["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"]
-            name, key = split_s3(source, "input")
+            name, key = parse_s3_uri(source, "input")
             files = sorted(file for file in root.rglob("*") if file.suffix.lower() in IMAGES)
             if not files:
                 raise DogbreedError(f"{root} holds no image.")
@@ -194,7 +195,7 @@ class Deployer:
             self._bucket(deployment, name).send(keys)
 
     def _bucket(self, deployment: Deployment, name: str) -> Bucket:
-        return Bucket(self.s3, name, deployment.place.account, deployment.place.region, self.kms_key)
+        return Bucket(self.s3, name, deployment.target.account, deployment.target.region, self.kms_key)
 
     def _create_once(self, kind: str, request: Mapping[str, Any]) -> bool:
         """Create a resource whose name says what is in it; return False where it is there."""

@@ -9,7 +9,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.serving.client import Endpoint, PredictionError, is_address
 from launch.aws.account import environment_region
 from launch.aws.errors import explained
-from launch.aws.naming import split_s3
+from launch.aws.naming import parse_s3_uri
 from launch.serving.request import LARGE
 
 ANSWER_SECONDS = 900  # for a queue; an endpoint that is scaled to nothing has to start first
@@ -62,7 +62,7 @@ class Queue:
     def _read(self, address: str | None) -> bytes | None:
         if not address:
             return None
-        bucket, key = split_s3(address, "OutputLocation")
+        bucket, key = parse_s3_uri(address, "OutputLocation")
         try:
             return bytes(self.s3.get_object(Bucket=bucket, Key=key)["Body"].read())
         except self.s3.exceptions.NoSuchKey:
@@ -93,6 +93,6 @@ def connect(
             raise DogbreedError("No AWS region is set; give --region us-east-1 (or another), or AWS_REGION.")
         runtime = session.client("sagemaker-runtime", endpoint_url=endpoint_url)
         if queue:
-            bucket, folder = split_s3(queue, "--queue")
+            bucket, folder = parse_s3_uri(queue, "--queue")
             runtime = Queue(runtime, session.client("s3"), bucket, folder.strip("/") or "queue")
     return Endpoint(name, runtime)

@@ -19,7 +19,8 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
 from dogbreed.inference.manifest import WEIGHTS
-from launch.aws.naming import Place, prefix, split_s3, tags
+from launch.aws.account import Target
+from launch.aws.naming import parse_s3_uri, prefix, tags
 from launch.aws.validate import check_request
 
 KINDS = ("realtime", "serverless", "async", "batch")
@@ -58,7 +59,7 @@ class Deployment:
         archive: Is uploaded to `model_uri`.
         model_uri: Address of the model's archive.
         steps: The calls, in their order; an update sends UpdateEndpoint in place of CreateEndpoint.
-        place: Where it runs.
+        target: Where it runs.
         images: Local folder that is uploaded as the input of a batch; None where it is in S3 already.
     """
 
@@ -67,7 +68,7 @@ class Deployment:
     archive: Archive
     model_uri: str
     steps: tuple[Step, ...]
-    place: Place
+    target: Target
     images: Path | None = None
 
     def request(self, operation: str) -> dict[str, Any]:
@@ -76,7 +77,7 @@ class Deployment:
 
 
 def describe(
-    config: Mapping[str, Any], archive: Archive, backbone: str, place: Place, image: str, now: datetime
+    config: Mapping[str, Any], archive: Archive, backbone: str, target: Target, image: str, now: datetime
 ) -> Deployment:
     """Describe the deployment that a configuration asks for, checked against the service's own model.
 
@@ -84,7 +85,7 @@ def describe(
         config: A composed configuration.
         archive: Of the model.
         backbone: Of the model, for the name.
-        place: Where it runs.
+        target: Where it runs.
         image: Address of the inference image.
         now: In UTC; what expires counts from it.
 
@@ -94,11 +95,11 @@ def describe(
     kind = config["sagemaker"]["endpoint"]["kind"]
     if kind not in KINDS:
         raise DogbreedError(f"kind={kind} is unknown; it is one of {', '.join(KINDS)}.")
-    builder = _Builder(config, archive, backbone, place, image, now)
+    builder = _Builder(config, archive, backbone, target, image, now)
     steps = builder.batch() if kind == "batch" else builder.endpoint()
     for step in steps:
         check_request(step.operation, step.request, step.service)
-    return Deployment(kind, builder.name, archive, builder.model_uri, steps, place, builder.images)
+    return Deployment(kind, builder.name, archive, builder.model_uri, steps, target, builder.images)
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -114,12 +115,12 @@ class _Builder:
     """Puts the requests together."""
 
     def __init__(
-        self, config: Mapping[str, Any], archive: Archive, backbone: str, place: Place, image: str, now: datetime
+        self, config: Mapping[str, Any], archive: Archive, backbone: str, target: Target, image: str, now: datetime
     ) -> None:
         self.cloud = config["sagemaker"]
         self.options = self.cloud["endpoint"]
-        self.archive, self.place, self.image, self.now = archive, place, image, now
-        self.folder = f"s3://{place.bucket}/{prefix(config)}"
+        self.archive, self.target, self.image, self.now = archive, target, image, now
+        self.folder = f"s3://{target.bucket}/{prefix(config)}"
         self.model_uri = f"{self.folder}/models/{archive.digest[:16]}/model.tar.gz"
         self.base = self.options["name"] or re.sub(r"[^a-zA-Z0-9]+", "-", f"{prefix(config)}-{backbone}").strip("-")
         # A batch is a job, whose name has to be new.
@@ -152,12 +153,12 @@ class _Builder:
                 "SAGEMAKER_PROGRAM": HANDLERS,
                 "SAGEMAKER_SUBMIT_DIRECTORY": f"/opt/ml/model/{CODE}",
                 "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
-                "SAGEMAKER_REGION": self.place.region,
+                "SAGEMAKER_REGION": self.target.region,
                 "SAGEMAKER_MODEL_SERVER_WORKERS": str(_whole("workers", self.options["workers"], 1, 64)),
                 **(LARGE if self.options["kind"] in ("async", "batch") else {}),
             },
         }
-        request: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self.place.role}
+        request: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self.target.role}
         if self.cloud["isolate"] and not self.options["image"]:
             raise DogbreedError(
                 f"sagemaker.isolate: AWS's inference image may lack {', '.join(REQUIREMENTS)}, which the container "
@@ -261,7 +262,7 @@ class _Builder:
             if not self.images.is_dir():
                 raise DogbreedError(f"input={source} is no folder; give one with images, here or s3://.")
             source = f"{self.folder}/batches/{self.name}/images"
-        split_s3(source, "input")
+        parse_s3_uri(source, "input")
         parallel = _whole("concurrency", options["concurrency"], 1, 100)
         output: dict[str, Any] = {
             "S3OutputPath": options["output"] or f"{self.folder}/batches/{self.name}/answers",

@@ -51,7 +51,7 @@ class EndpointProbe:
             return
         runtime = self.account.client("sagemaker-runtime")
         if self.deployment.kind == "async":
-            bucket = self.account.place.bucket
+            bucket = self.account.target.bucket
             runtime = Queue(runtime, self.account.client("s3"), bucket, f"{prefix(self.config)}/queue")
         check_answer(Endpoint(name, runtime), self.image, self.expected(self.image))
 
@@ -71,7 +71,7 @@ class EndpointProbe:
         answer, name = self.expected(self.image), self.deployment.name
         result = f"is {answer['label']} ({answer['probability']:.1%})" if "label" in answer else "cannot be read"
         print(f"It answers as certified: {answer['file']} {result}.")
-        region = self.account.place.region
+        region = self.account.target.region
         flag, key = (f" --region {region}", f" sagemaker.region={region}") if elsewhere(region) else ("", "")
         hour = hourly(self.config, self.deployment.kind, Prices(self.config))
         cost = "" if hour is None else f"   (${hour:.3f} per hour until then)"

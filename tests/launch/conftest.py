@@ -6,8 +6,7 @@ from typing import NamedTuple
 import pytest
 from support.cloud import Cloud
 
-from launch import commands, sagemaker_upload
-from launch.help import TRAIN_HELP
+from launch import sagemaker_train, sagemaker_tune, sagemaker_upload
 from launch.jobs import follow
 
 
@@ -59,11 +58,9 @@ def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., Said]:
 
     def command(kind: str, *words: str) -> Said:
         capsys.readouterr()
-        if kind == "upload":
-            code = sagemaker_upload.main(words)
-        else:
-            code = commands.main(kind, f"sagemaker_{kind}", TRAIN_HELP, words)
-        said = capsys.readouterr()
-        return Said(code, said.out, said.err)
+        scripts = {"upload": sagemaker_upload, "train": sagemaker_train, "tune": sagemaker_tune}
+        code = scripts[kind].main(list(words))
+        printed = capsys.readouterr()
+        return Said(code, printed.out, printed.err)
 
     return command

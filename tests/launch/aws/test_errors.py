@@ -191,11 +191,11 @@ def test_throttling_is_waited_out(run, cloud, words):
 def test_throttling_without_end(run, cloud, words, monkeypatch):
     """The job is there by then: that is said too."""
     monkeypatch.setattr(account, "ATTEMPTS", 2)
-    cloud.answer("DescribeTrainingJob", None, refused(BUSY, "Rate exceeded"))
+    cloud.answer("DescribeTrainingJob", refused(BUSY, "Rate exceeded"))
     done = run("train", *words, "sagemaker.job_name=one")
     assert done.code == 2
     assert "AWS asks to slow down while looking at one" in done.err
-    assert "one goes on; follow it with python launch/sagemaker_train.py job=one" in done.err
+    assert "one continues; follow it with python launch/sagemaker_train.py job=one" in done.err
 
 
 def test_aws_is_out_of_reach(run, cloud, words, monkeypatch):
@@ -241,7 +241,7 @@ def test_a_job_that_fails(run, cloud, words):
     def failed(body, ask):
         return said(**{**ask(), "TrainingJobStatus": "Failed", "SecondaryStatus": "Failed", "FailureReason": reason})
 
-    cloud.answer("DescribeTrainingJob", None, failed)
+    cloud.answer("DescribeTrainingJob", failed)
     done = run("train", *words, "sagemaker.job_name=one")
     assert done.code == 2
     assert f"error: one failed: {reason}" in done.err
@@ -297,14 +297,11 @@ def test_a_search_of_which_all_trials_failed(run, cloud, words):
     cloud.answer("DescribeTrainingJob", described)
     done = run("tune", *words, "sagemaker.job_name=one")
     assert done.code == 2
-    assert (
-        "None of the 2 trials of one came to an end. The first that failed: one-001 failed: RuntimeError: no"
-        in done.err
-    )
+    assert "None of the 2 trials of one finished. The first that failed: one-001 failed: RuntimeError: no" in done.err
 
 
 def test_a_job_that_does_not_exist(run, cloud, words):
     done = run("train", *words, "job=none")
     assert done.code == 2
     assert "looking at none" in done.err
-    assert "goes on" not in done.err
+    assert "continues" not in done.err

@@ -8,8 +8,9 @@ import pytest
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
-from launch.commands import offline
-from launch.policies import main, policy
+from launch.aws.account import offline_target
+from launch.aws.iam import policy
+from launch.policies import main
 
 ROLE = "arn:aws:iam::123456789012:role/DogbreedExecution"
 WORDS = ("sagemaker.bucket=mine", f"sagemaker.role={ROLE}", "sagemaker.region=us-east-1")
@@ -26,7 +27,7 @@ OF_THE_ACCOUNT = {
 @cache
 def statements(command: str, *words: str) -> list[dict]:
     config = compose([*WORDS, *words])
-    return policy(command, config, offline(config))["Statement"]
+    return policy(command, config, offline_target(config))["Statement"]
 
 
 def allows(command: str, action: str, resource: str, *words: str) -> bool:
@@ -119,15 +120,15 @@ def test_whoever_asks_a_queue_may_see_that_the_answer_is_not_there_yet():
 def test_a_region_that_nobody_has_chosen_is_none(monkeypatch):
     """Else the role could neither fetch its image nor write its log where the job then runs."""
     config = compose(["sagemaker.bucket=mine"])
-    assert "us-east-1" not in json.dumps(policy("execution", config, offline(config)))
+    assert "us-east-1" not in json.dumps(policy("execution", config, offline_target(config)))
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    text = json.dumps(policy("execution", config, offline(config)))
+    text = json.dumps(policy("execution", config, offline_target(config)))
     assert "arn:aws:ecr:eu-west-1:*:repository/*" in text
     config = compose([f"sagemaker.role={ROLE}"])
     monkeypatch.delenv("AWS_REGION")
-    assert '"arn:aws:s3:::sagemaker-*-123456789012"' in json.dumps(policy("upload", config, offline(config)))
+    assert '"arn:aws:s3:::sagemaker-*-123456789012"' in json.dumps(policy("upload", config, offline_target(config)))
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
-    text = json.dumps(policy("upload", config, offline(config)))
+    text = json.dumps(policy("upload", config, offline_target(config)))
     assert '"arn:aws:s3:::sagemaker-eu-west-1-123456789012"' in text
 
 

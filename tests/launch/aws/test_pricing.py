@@ -12,9 +12,10 @@ from botocore.stub import Stubber
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.synthetic import make_sample
+from launch.aws.images import patch_notice
 from launch.aws.pricing import Prices, check_cost, listed_price
+from launch.jobs.estimate import counts
 from launch.jobs.receipt import receipt
-from launch.render import counts, image_notice
 
 DOGS = {"train": 6680, "valid": 835, "test": 836}
 HOUR = 0.736
@@ -158,6 +159,7 @@ def test_the_price_list_is_asked_for_one_price():
 
 def test_images_past_their_end():
     old = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-gpu-py312-cu124-ubuntu22.04-sagemaker"
-    assert "no patches since 2026-06-30" in image_notice(old, date(2026, 7, 1))
-    assert image_notice(old, date(2026, 6, 30)) is None
-    assert image_notice("763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker") is None
+    assert "no patches since 2026-06-30" in patch_notice(old, date(2026, 7, 1))
+    assert patch_notice(old, date(2026, 6, 30)) is None
+    new = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch:2.13-cpu-amzn2023-sagemaker"
+    assert patch_notice(new, date(2027, 7, 1)) is None

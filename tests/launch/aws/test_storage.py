@@ -1,5 +1,6 @@
 """The photographs on their way to S3."""
 
+import base64
 import hashlib
 from pathlib import Path
 
@@ -46,9 +47,9 @@ def test_what_is_sent_and_what_is_not(cloud, run, root):
     }
     assert stored("mine") == expected
     for key in expected:
-        head = boto3.client("s3").head_object(Bucket="mine", Key=key)
+        head = boto3.client("s3").head_object(Bucket="mine", Key=key, ChecksumMode="ENABLED")
         assert head["ServerSideEncryption"] == "AES256"
-        assert head["Metadata"]["sha256"] == hashlib.sha256(expected[key]).hexdigest()
+        assert base64.b64decode(head["ChecksumSHA256"]) == hashlib.sha256(expected[key]).digest()
     sent = [headers for name, _, headers in cloud.requests if name.startswith("PUT /mine/dogbreed")]
     assert {headers["X-Amz-Expected-Bucket-Owner"] for headers in sent} == {ACCOUNT}
     assert not [name for headers in sent for name in headers if name.lower() == "x-amz-acl"]
@@ -67,7 +68,7 @@ def test_only_what_changed_is_sent_again(cloud, run, root):
     gone.unlink()
     said = run("upload", *words)
     assert puts(cloud) == [f"data/dogs/{changed.relative_to(root)}"]
-    assert f"1 files are there and not here, such as s3://mine/dogbreed/data/dogs/{gone.relative_to(root)}" in said.out
+    assert f"1 file is there and not here, such as s3://mine/dogbreed/data/dogs/{gone.relative_to(root)}" in said.out
     assert stored("mine")[f"dogbreed/data/dogs/{changed.relative_to(root)}"] == changed.read_bytes()
 
 

@@ -18,11 +18,11 @@ from support.cloud import SMALL
 from dogbreed.config.compose import compose, diff
 from dogbreed.config.overrides import to_overrides
 from dogbreed.core.metric_lines import EPOCH_LINE, EXPORT_LINE, METRIC_REGEXES, TEST_LINE
-from launch.aws.settings import WORDS
-from launch.aws.validate import check_request
-from launch.commands import offline
+from launch.aws.account import offline_target
+from launch.aws.validate import WORDS, check_request
 from launch.jobs import debugger
-from launch.jobs.request import STAYS_HERE, data_uri, settings
+from launch.jobs.hyperparameters import STAYS_HERE, settings
+from launch.jobs.request import data_uri
 from launch.jobs.source import requirements
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -259,7 +259,7 @@ def test_a_search_in_one_job(run):
     accepted("CreateTrainingJob", planned)
     assert planned["HyperParameters"]["search__where"] == "one_job"
     assert planned["HyperParameters"]["search__trials"] == "7"
-    assert "a job a trial" in said.out
+    assert "a job per trial" in said.out
     assert "all trials in one job" in said.out
     assert "optuna" in requirements(compose(()), search=True)
     assert "optuna" not in requirements(compose(()))
@@ -464,7 +464,7 @@ def test_a_folder_has_its_own_name(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "dogs" / "inner")
     for given, name in ((".", "inner"), ("..", "dogs"), ("../../dogs/", "dogs"), ("inner", "inner")):
         config = compose([f"data.root={given}"])
-        assert data_uri(config, offline(config)).endswith(f"/dogbreed/data/{name}")
+        assert data_uri(config, offline_target(config)).endswith(f"/dogbreed/data/{name}")
 
 
 @pytest.mark.slow

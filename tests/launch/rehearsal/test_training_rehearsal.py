@@ -256,12 +256,12 @@ NEEDS: Sequence[tuple[list[str], str]] = (
 def test_what_a_rehearsal_cannot_do_it_says_at_once(
     arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    from launch.commands import main
+    from launch.sagemaker_train import main
 
     monkeypatch.chdir(tmp_path)
     image = "sagemaker.image=000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch:1"  # not to load the SDK for its name
     given = [f"data.root={runs.photographs(3, 3, 2, 2)}", "output_dir=out", image, *TINY, *arguments]
-    assert main("train", "", "", ["mode=rehearse", *given]) == 2
+    assert main(["mode=rehearse", *given]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [], "nothing was begun"
 

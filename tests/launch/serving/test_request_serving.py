@@ -14,7 +14,7 @@ from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import archive
 from launch import sagemaker_deploy
-from launch.aws.naming import place
+from launch.aws.account import resolve_target
 from launch.aws.pricing import Prices
 from launch.serving import cost, delete, request
 from launch.serving.resources import Resource
@@ -33,7 +33,7 @@ def describe(model: Path, *words: str) -> request.Deployment:
     config = compose(overrides)
     with archive.assemble(model) as packed:
         image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
-        where = place(config, "us-east-1", None, None)
+        where = resolve_target(config, "us-east-1", None, None)
         return request.describe(config, packed, "squeezenet1_1", where, image, NOW)
 
 

@@ -1,0 +1,73 @@
+"""Addresses of AWS's container images, from the tables of the SageMaker SDK; this needs no account."""
+
+import logging
+from collections.abc import Mapping
+from datetime import date
+from typing import Any
+
+from dogbreed.core.errors import DogbreedError
+
+# Last day of patches of AWS's PyTorch images by version, as far as it is known.
+PATCHED_UNTIL = {"2.6": date(2026, 6, 30)}
+
+
+def _retrieve(framework: str, region: str, **options: Any) -> str:
+    """Ask the SDK's tables; its ValueError says what there is instead."""
+    logging.getLogger("sagemaker").setLevel(logging.ERROR)
+    from sagemaker.core import image_uris
+
+    return str(image_uris.retrieve(framework, region, **options))
+
+
+def training_image(config: Mapping[str, Any], region: str) -> str:
+    """Return the address of the training image: `sagemaker.image`, or AWS's of `sagemaker.pytorch_version`.
+
+    Raises:
+        DogbreedError: AWS has no such image there.
+    """
+    cloud = config["sagemaker"]
+    if cloud["image"]:
+        return str(cloud["image"])
+    machine, version = cloud["instance_type"], str(cloud["pytorch_version"])
+    try:
+        return _retrieve("pytorch-amzn2023", region, version=version, instance_type=machine, image_scope="training")
+    except ValueError as error:
+        raise DogbreedError(
+            f"AWS has no image of PyTorch {version} for {machine} in {region} ({' '.join(str(error).split())}); give "
+            "another sagemaker.pytorch_version, or sagemaker.image."
+        ) from error
+
+
+def inference_image(config: Mapping[str, Any], region: str) -> str:
+    """Return the address of the inference image: `sagemaker.endpoint.image`, or AWS's last with PyTorch.
+
+    Raises:
+        DogbreedError: AWS has no such image there.
+    """
+    endpoint = config["sagemaker"]["endpoint"]
+    if endpoint["image"]:
+        return str(endpoint["image"])
+    machine = "ml.m5.large" if endpoint["kind"] == "serverless" else endpoint["instance_type"]  # serverless has no GPU
+    options = {"version": "2.6.0", "py_version": "py312", "instance_type": machine, "image_scope": "inference"}
+    try:
+        return _retrieve("pytorch", region, **options)
+    except ValueError as error:
+        said = " ".join(str(error).split())
+        raise DogbreedError(f"AWS has no inference image for {machine} in {region} ({said}); give image=.") from error
+
+
+def rules_image(config: Mapping[str, Any], region: str) -> str | None:
+    """Return the address of the image that evaluates managed rules; None where none are enabled."""
+    if not any(config["sagemaker"][name]["enabled"] for name in ("debugger", "profiler")):
+        return None
+    return _retrieve("debugger", region)
+
+
+def patch_notice(image: str, today: date | None = None) -> str | None:
+    """Return a sentence about an image of AWS's that is past its last patches; None for any other."""
+    _, _, tag = image.rpartition(":")
+    version = ".".join(tag.split("-")[0].split(".")[:2])
+    end = PATCHED_UNTIL.get(version)
+    if end is None or (today or date.today()) <= end:
+        return None
+    return f"The image {tag} (PyTorch {version}) has had no patches since {end}; it gets no security fixes"

@@ -1,0 +1,71 @@
+"""What a job is expected to take, and what to know before it is sent."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.download import DOG_IMAGES_COUNTS
+from launch.aws.images import patch_notice
+from launch.aws.pricing import Estimate, Prices, check_cost
+from launch.jobs.debugger import NOTICE
+from launch.jobs.request import SPLITS, TUNING, Job
+
+SAMPLE_COUNTS = {"train": 144, "valid": 48, "test": 48}  # of data=sample
+
+
+def counts(config: Mapping[str, Any]) -> dict[str, int] | None:
+    """Return images by split: counted if the folder is here, else known for dogImages and the sample, else None."""
+    root = Path(config["data"]["root"])
+    if root.is_dir():
+        return {split: sum(len(files) for _, _, files in os.walk(root / split)) for split in SPLITS}
+    if config["data"]["source"] == "sample":
+        return dict(SAMPLE_COUNTS)
+    return dict(DOG_IMAGES_COUNTS) if root.name == "dogImages" else None
+
+
+def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, Estimate]:
+    """Return what the request is expected to take, first, and for a search the other kind of job too."""
+    images, trials = counts(config), config["search"]["trials"]
+    if job.operation == TUNING:  # a grid has as many as it has combinations
+        trials = job.request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxNumberOfTrainingJobs"]
+    if job.operation != TUNING and not job.searches:
+        return {"the job": prices.training(images)}
+    both = {
+        "a job per trial": prices.training(images, trials=trials),
+        "all trials in one job": prices.training(images, trials=trials, one_job=True),
+    }
+    return dict(reversed(both.items())) if job.searches else both
+
+
+def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
+    """Yield what to know before this is sent, a sentence each without its full stop."""
+    cloud = config["sagemaker"]
+    try:
+        check_cost(config, next(iter(estimates(config, job, prices).values())))
+    except DogbreedError as error:
+        yield f"mode=submit would refuse this. {str(error).rstrip('.')}"
+    yield from (NOTICE[name] for name in ("debugger", "profiler") if cloud[name]["enabled"])
+    if job.operation == TUNING:
+        yield from _tuning_warnings(config, job.request["HyperParameterTuningJobConfig"]["ResourceLimits"])
+    if notice := patch_notice(job.definition["AlgorithmSpecification"]["TrainingImage"]):
+        yield notice
+    if config["model"]["weights"] == "imagenet" and not cloud["weights"]:
+        yield "Each job fetches the ImageNet weights from download.pytorch.org; sagemaker.weights=s3://... is nearer"
+    if cloud["keep_alive"]:
+        yield f"The machine stays for {cloud['keep_alive']} s after the job, and is billed until then"
+
+
+def _tuning_warnings(config: Mapping[str, Any], limits: Mapping[str, int]) -> Iterator[str]:
+    search, machine = config["search"], config["sagemaker"]["instance_type"]
+    jobs, parallel = limits["MaxNumberOfTrainingJobs"], limits["MaxParallelTrainingJobs"]
+    if search["objective"] == "average test loss":
+        yield "The search chooses by the test split, as published; its test result is then too good. Choose by val_loss"
+    if jobs != search["trials"]:
+        yield f"A grid tries every combination: {jobs} training jobs, not search.trials={search['trials']}"
+    if parallel > 1:
+        yield (
+            f"{parallel} machines at a time: the account's quota for {machine} must allow as many (Service Quotas); "
+            "search.parallel lowers it"
+        )
