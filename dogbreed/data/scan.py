@@ -20,7 +20,7 @@ from dogbreed.core.progress import track
 from dogbreed.data import images
 
 # To be raised when images.check comes to refuse or to accept other files; a new Pillow may do so as well.
-CHECK_VERSION = f"2, Pillow {PIL.__version__}"
+CHECK_VERSION = f"3, Pillow {PIL.__version__}"
 SHOW_PROGRESS_ABOVE = 200
 
 

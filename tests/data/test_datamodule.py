@@ -359,10 +359,12 @@ def test_bad_files_are_skipped_and_listed(tmp_path, write_tree):
 def test_an_image_that_is_too_large_is_a_bad_file(tmp_path, write_tree):
     root = write_tree(tmp_path / "dogs")
     (large,) = list(root.glob("train/001*/*0.jpg"))
-    Image.new("RGB", (200, 200)).save(large)
+    Image.new("RGB", (200, 200)).save(large, "PNG")
     data = DogImages(root, max_pixels=200 * 200 - 1, quiet=True)
     data.setup()
-    assert [(file.path, file.reason) for file in data.skipped] == [(large, "too many pixels (200 x 200)")]
+    assert [(file.path, file.reason) for file in data.skipped] == [
+        (large, "too many pixels (200 x 200), more than data.max_pixels=39999")
+    ]
 
 
 @pytest.mark.parametrize("workers", [0, 1])

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import struct
@@ -20,7 +21,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image, ImageFile
+from PIL import Image, ImageCms, ImageFile
 from support.places import ROOT, SHARED_DATA
 from torch import Tensor
 from torchvision.models import VGG16_Weights
@@ -310,10 +311,202 @@ def test_bomb_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
 
 
 def test_pixel_limit_is_inclusive_and_covers_full_size_not_reduced() -> None:
-    assert decode(JPEG, max_pixels=48 * 64).numel() == 3 * 48 * 64
-    for target in (None, 1):
-        assert refusal(JPEG, target=target, max_pixels=48 * 64 - 1).reason == "too many pixels (64 x 48)"
+    png, limit = encode(picture(48, 64)), 48 * 64 - 1
+    assert decode(JPEG, max_pixels=48 * 64).numel() == decode(png, target=1, max_pixels=48 * 64).numel() == 3 * 48 * 64
+    for data, target in ((JPEG, None), (PROGRESSIVE, 1), (png, 1)):
+        assert refusal(data, target=target, max_pixels=limit).reason == (
+            f"too many pixels (64 x 48), more than data.max_pixels={limit}"
+        )
     assert "side" in refusal(png_header(70_000, 1)).reason
+
+
+@pytest.mark.parametrize("size", [(48, 64), (47, 61)], ids=["divisible", "odd"])
+def test_a_jpeg_that_is_decoded_at_a_reduced_size_may_have_four_times_as_many_pixels(size: tuple[int, int]) -> None:
+    data, pixels = encode(picture(*size), "JPEG", quality=90), size[0] * size[1]
+    check(data, max_pixels=pixels // 4 + 1)
+    reduced = decode(data, target=4, max_pixels=pixels // 4 + 1)
+    assert tuple(reduced.shape[1:]) == (math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    small = np.asarray(
+        Image.fromarray(picture(*size)).resize((reduced.shape[2], reduced.shape[1]), Image.Resampling.BOX)
+    )
+    assert np.abs(smooth_channels(reduced) - small[..., :2]).mean() < 6
+    for target in (4, 0):
+        assert refusal(data, target=target, max_pixels=pixels // 4 - 1).reason.startswith("too many pixels")
+
+
+def smooth_channels(tensor: Tensor) -> np.ndarray:
+    """Red and green, the smooth ones of `picture`."""
+    return pixels(tensor)[..., :2].astype(int)
+
+
+@pytest.mark.slow
+def test_photographs_of_100_and_200_megapixels(tmp_path: Path) -> None:
+    for width, height in ((12_000, 9_000), (16_320, 12_240), (16_331, 12_247)):
+        file = tmp_path / "phone.jpg"
+        Image.new("RGB", (width, height), (200, 30, 60)).save(file)
+        check(file.read_bytes())
+        plain = load(encode(np.full((9, 9, 3), (200, 30, 60), np.uint8)), SQUASH)
+        assert torch.allclose(load(file, SQUASH), plain, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"subsampling": 0}],
+    ids=["baseline", "progressive", "restarts by row", "restarts by block", "full colour"],
+)
+def test_a_jpeg_that_lacks_only_its_end_is_whole_and_every_shorter_one_is_not(options: dict[str, Any]) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
+    for image in (picture(48, 64), noise):
+        data = encode(image, "JPEG", **options)
+        for unfinished in (data[:-1], data[:-2], data[:-2] + bytes(100)):
+            check(unfinished)
+            assert torch.equal(decode(unfinished), decode(data))
+            assert torch.equal(decode(unfinished, target=2), decode(data, target=2))
+        for end in range(len(data) - 4, 700, -7):
+            assert refusal(data[:end]).reason == "truncated"
+            with pytest.raises(BadImage, match="truncated"):
+                check(data[:end])
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+@pytest.mark.parametrize("behind", [False, True], ids=["before the pixels", "behind the pixels"])
+@pytest.mark.parametrize("times", [2_000, 200_000], ids=["2 MB", "200 MB"])
+@pytest.mark.parametrize(
+    "head",
+    [(b"iCCP", b"p\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"), (b"zTXt", b"Comment\0\0"), (b"tEXt", None)],
+    ids=["profile", "XMP", "compressed text", "text"],
+)
+def test_large_metadata_do_not_spoil_a_png(head: tuple[bytes, bytes | None], times: int, behind: bool) -> None:
+    data = encode(picture(9, 12), exif=exif_of(6))
+    text = b"Comment\0" + bytes(2_000_000) if head[1] is None else head[1] + zlib.compress(bytes(1_000) * times)
+    at = len(data) - 12 if behind else 33
+    got = decode(data[:at] + png_chunk(head[0], text) + data[at:])
+    np.testing.assert_array_equal(pixels(got), np.rot90(picture(9, 12), -1), err_msg="the orientation is kept")
+
+
+def exif_of(orientation: int) -> Image.Exif:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    return exif
+
+
+def tiff(levels: np.ndarray, bits: int, **tags: int) -> bytes:
+    """An uncompressed TIFF of one strip, written by hand: grey, as many bits as asked for."""
+    body, (height, width) = levels.tobytes(), levels.shape
+    fields = {256: width, 257: height, 258: bits, 259: 1, 262: 1, 273: 0, 277: 1, 278: height, 279: len(body)}
+    fields |= {int(name.removeprefix("t")): value for name, value in tags.items()}
+    fields[273] = 8 + 2 + 12 * len(fields) + 4
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in sorted(fields.items()))
+    return b"II*\0" + struct.pack("<IH", 8, len(fields)) + entries + bytes(4) + body
+
+
+def test_unusual_tiffs_have_the_right_levels() -> None:
+    share = np.array([[0.0, 0.25, 0.5, 1.0]])
+    for bits, white, kind, tags in (
+        (16, 65_535, "<u2", {}),
+        (16, 32_767, "<i2", {"t339": 2}),
+        (32, 65_535, "<u4", {}),
+        (16, 65_535, "<u2", {"t262": 0}),
+        (8, 255, "u1", {"t262": 0}),
+    ):
+        levels = np.rint(share * white).astype(kind)
+        got = pixels(decode(tiff(levels, bits, **tags)))[0, :, 0]
+        expected = 255 * (1 - share[0] if tags.get("t262") == 0 else share[0])
+        assert np.abs(got - expected).max() <= 0.51, (bits, white, tags)
+    twelve = np.array([[0x00, 0x08, 0x00, 0xFF, 0xF0, 0x00]], np.uint8)  # 0, 2048 (big-endian nibbles), 4095, 0
+    data = bytearray(tiff(twelve, 12, t256=4))
+    got = pixels(decode(bytes(data)))[0, :, 0]
+    assert got.tolist() == [0, 128, 255, 0]
+
+
+@pytest.mark.parametrize(
+    ("levels", "bits", "tags", "reason"),
+    [
+        (np.array([[-5, 9]], "<i2"), 16, {"t339": 2}, "grey levels from -5 to 9"),
+        (np.array([[5, 1 << 20]], "<u4"), 32, {}, "none is known to be white"),
+        (np.array([[-5, 9]], "i1"), 8, {"t339": 2}, "negative levels"),
+        (np.array([[0.5, 1]], "<f4"), 32, {"t339": 3, "t262": 0}, "smallest is white"),
+        (np.array([[5, 9]], "u1"), 8, {"t254": 1}, "raw is not supported"),
+    ],
+)
+def test_tiffs_whose_levels_nobody_knows_are_refused(levels: np.ndarray, bits: int, tags: Any, reason: str) -> None:
+    assert reason in refusal(tiff(levels, bits, **tags)).reason
+
+
+def box(brand: bytes) -> bytes:
+    return b"\0\0\0\x18ftyp" + brand + b"\0\0\0\0mif1" + brand + os.urandom(2000)
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (box(b"heic"), "HEIC"),
+        (box(b"mif1"), "HEIC"),
+        (box(b"isom"), "video is not supported"),
+        (box(b"crx "), "raw is not supported"),
+        (b"\xff\x0a" + bytes(99), "JPEG XL is not supported; convert it to JPEG"),
+        (b"%PDF-1.7", "PDF is not supported"),
+        (b"  <!DOCTYPE html><p>403", "an HTML page, not an image"),
+        (b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_files_of_other_formats_are_named(data: bytes, reason: str) -> None:
+    assert reason in refusal(data).reason
+
+
+def test_heic_is_read_where_the_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    heif = pytest.importorskip("pillow_heif")
+    heif.register_heif_opener()
+    data = encode(picture(48, 64), "HEIF", quality=95)
+    assert np.abs(pixels(decode(data))[..., :2].astype(int) - picture(48, 64)[..., :2]).mean() < 4
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    assert refusal(data).reason == "HEIC, which needs the package pillow-heif or a conversion to JPEG"
+
+
+def swapped_profile(gamma: float = 1.0) -> bytes:
+    """A matrix profile whose red is sRGB's green and the other way round."""
+
+    def number(value: float) -> bytes:
+        return struct.pack(">i", round(value * 65_536))
+
+    columns = {b"rXYZ": (0.3851, 0.7169, 0.0971), b"gXYZ": (0.4361, 0.2225, 0.0139), b"bXYZ": (0.1431, 0.0606, 0.7139)}
+    curve = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    at = curve.index(b"para")
+    table = {name: b"XYZ \0\0\0\0" + b"".join(map(number, xyz)) for name, xyz in columns.items()}
+    table |= {b"wtpt": b"XYZ \0\0\0\0" + b"".join(map(number, (0.9642, 1, 0.8249)))}
+    table |= dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), curve[at : at + 32])
+    table |= {b"desc": b"desc\0\0\0\0" + struct.pack(">I", 2) + b"p\0" + bytes(78), b"cprt": b"text\0\0\0\0none"}
+    entries, body, start = b"", b"", 132 + 12 * len(table)
+    for name, value in table.items():
+        entries += name + struct.pack(">II", start + len(body), len(value))
+        body += value + bytes(-len(value) % 4)
+    head = struct.pack(">I4sI4s4s4s", start + len(body), b"lcms", 0x04000000, b"mntr", b"RGB ", b"XYZ ") + bytes(12)
+    head += b"acsp" + bytes(28) + b"".join(map(number, (0.9642, 1, 0.8249)))
+    return head.ljust(128, b"\0") + struct.pack(">I", len(table)) + entries + body
+
+
+@pytest.mark.parametrize("name", ["PNG", "TIFF", "WEBP", "JPEG"])
+def test_embedded_colour_profiles_are_converted_to_srgb(name: str) -> None:
+    stored = np.full((16, 16, 3), (180, 60, 20), np.uint8)
+    options = {"lossless": True} if name == "WEBP" else {"quality": 98} if name == "JPEG" else {}
+    got = pixels(decode(encode(stored, name, icc_profile=swapped_profile(), **options)))
+    assert np.abs(got.astype(int) - (60, 180, 20)).max() <= 4
+    see_through = np.dstack([stored, np.full((16, 16), 255, np.uint8)])
+    if name != "JPEG":
+        got = pixels(decode(encode(see_through, name, icc_profile=swapped_profile(), **options)))
+        assert np.abs(got.astype(int) - (60, 180, 20)).max() <= 4
+
+
+def test_profiles_of_srgb_of_other_modes_and_broken_ones_change_nothing() -> None:
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for profile in (srgb, swapped_profile()[:200], b"nonsense"):
+        np.testing.assert_array_equal(pixels(decode(encode(picture(8, 8), icc_profile=profile))), picture(8, 8))
+    grey = picture(8, 8)[..., 0]
+    np.testing.assert_array_equal(pixels(decode(encode(grey, icc_profile=swapped_profile())))[..., 0], grey)
 
 
 def test_pillow_warnings_do_not_leak() -> None:
@@ -633,4 +826,4 @@ def test_other_numbers_are_another_revision(resize, view, digest):
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "PNG")
     made = load(file.getvalue(), Preprocessing(resize=resize), view)
-    assert (REVISION, hashlib.sha256(made.numpy().tobytes()).hexdigest()[:16]) == (2, digest)
+    assert (REVISION, hashlib.sha256(made.numpy().tobytes()).hexdigest()[:16]) == (3, digest)

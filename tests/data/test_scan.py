@@ -113,7 +113,7 @@ def test_a_file_in_anothers_place_is_read_though_size_and_time_are_the_same(fold
 
 def test_how_many_pixels_are_too_many_is_not_remembered(folder, tmp_path):
     files, memory = list_images(folder), tmp_path / "memory.json"
-    for limit, reason in ((48 * 40 - 1, "too many pixels (48 x 40)"), (48 * 40, None)):
+    for limit, reason in ((479, "too many pixels (48 x 40), more than data.max_pixels=479"), (48 * 40, None)):
         assert {entry.reason for entry in scan.scan(files, memory=memory, max_pixels=limit)} == {reason}
 
 
