@@ -427,8 +427,8 @@ def _to_8_bits(image: Image.Image, white: int | None = None, inverted: bool = Fa
     if white is None:
         top = levels.max() if image.mode == "F" else 65_535
         white = next((usual for usual in (1, 255) if top <= usual), 65_535)
-    levels = levels.clip(0, white) * (255 / white)
-    return Image.fromarray(np.rint(255 - levels if inverted else levels).astype(np.uint8))
+    grey = np.rint(levels.clip(0, white) * (255 / white)).astype(np.uint8)
+    return Image.fromarray(255 - grey if inverted else grey)
 
 
 def _reason(error: Exception) -> str:
