@@ -11,6 +11,7 @@ from launch.aws.account import Account, offline_target
 from launch.aws.pricing import Prices
 from launch.aws.validate import check_kinds
 from launch.jobs import submit
+from launch.jobs.estimate import with_max_run
 from launch.jobs.request import describe, in_one_job
 
 MODES_HELP = """
@@ -35,7 +36,7 @@ def main(kind: str, prog: str, help: str, argv: Sequence[str]) -> int:
         modes: dict[str, Callable[..., None]] = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
         if config["mode"] not in modes:
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
-        modes[config["mode"]](config, kind, _experiment(argv))
+        modes[config["mode"]](with_max_run(config, kind), kind, _experiment(argv))
 
     return cli.run(task, prog=prog, help=help, argv=argv)
 

@@ -11,7 +11,7 @@ import yaml
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import CODE
 from launch.aws.images import patch_notice
-from launch.aws.pricing import HOURS_PER_MONTH, Prices
+from launch.aws.pricing import HOURS_PER_MONTH, Prices, duration
 from launch.jobs.estimate import counts, estimates, warnings
 from launch.jobs.request import TUNING, Job
 from launch.serving import cost
@@ -85,7 +85,7 @@ def _time_and_cost(config: Mapping[str, Any], job: Job, prices: Prices) -> Itera
     for number, (kind, estimate) in enumerate(kinds.items()):
         time = "time not known"
         if estimate.seconds is not None and estimate.billed_seconds is not None:
-            time = f"{_span(estimate.seconds)}, {_span(estimate.billed_seconds)} billed"
+            time = f"{duration(estimate.seconds)}, {duration(estimate.billed_seconds)} billed"
         this = "  (this request)" if number == 0 and len(kinds) > 1 else ""
         yield f"Expected, {kind}: {time}, {_dollars(estimate.cost)}; at its limits {_dollars(estimate.most)}{this}"
     yield from (f"  {sentence}" for sentence in next(iter(kinds.values())).because)
@@ -95,12 +95,6 @@ def _time_and_cost(config: Mapping[str, Any], job: Job, prices: Prices) -> Itera
 
 def _dollars(amount: float | None) -> str:
     return "cost not known" if amount is None else f"${amount:,.2f}"
-
-
-def _span(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 # A deployment

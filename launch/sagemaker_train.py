@@ -16,7 +16,7 @@ What people change most, with the defaults:
   sagemaker.instance_type=ml.g4dn.xlarge   ml.m5.xlarge needs no quota for GPUs
   sagemaker.bucket=null                    null: the account's default bucket
   sagemaker.spot=false                     true: cheaper, may be interrupted, resumes from its last epoch
-  sagemaker.max_run=3600                   seconds after which it is stopped
+  sagemaker.max_run=null                   seconds after which it is stopped; null: three times what is expected
   sagemaker.max_cost=null                  US dollars; what could cost more is not sent
   job=NAME                                 follow a job that runs already
 

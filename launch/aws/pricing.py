@@ -14,6 +14,8 @@ from dogbreed.core.errors import DogbreedError
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
 HOURS_PER_MONTH = 730
+UNKNOWN_MAX_RUN = 3600  # seconds, where sagemaker.max_run is null and nobody knows how long a job takes
+MIN_MAX_RUN, MAX_MAX_RUN = 600, 28 * 86400  # the latter is SageMaker's own
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Estimate:
         billed_seconds: Over all machines and trials; None likewise.
         cost: US dollars, None likewise.
         most: US dollars if every machine runs until its limit; None where the price is not known.
+        job_seconds: Of one job, which has to end within `max_run`; None where it is not known.
+        max_run: Seconds after which a job is stopped: `sagemaker.max_run`, or three times `job_seconds`.
         because: How the figures came about, a sentence each.
     """
 
@@ -32,6 +36,8 @@ class Estimate:
     billed_seconds: float | None
     cost: float | None
     most: float | None
+    job_seconds: float | None
+    max_run: int
     because: tuple[str, ...]
 
 
@@ -102,21 +108,22 @@ class Prices:
         disk = cloud["volume_gb"] * self.table["volume_gb_month"] / HOURS_PER_MONTH
         share = self.table["spot_share"] if cloud["spot"] else 1.0
         jobs, machines, kept = 1 if one_job else trials, cloud["instance_count"], cloud["keep_alive"]
-        longest = (cloud["max_run"] + kept) / 3600
+        seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
+        max_run = cloud["max_run"] or _generous(seconds)
+        longest = (max_run + kept) / 3600
         most = None if hour is None else jobs * machines * longest * (hour + disk)
         price = "of unknown price" if hour is None else f"{hour:.3f} $/h on demand"
         because = [f"{cloud['instance_type']} {price} ({self.source(cloud['instance_type'])})"]
         if cloud["spot"]:
             because.append(f"spot taken as {share:.0%} of that; at most the price on demand")
-        seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
         because.append(explanation)
         if seconds is None:
-            return Estimate(None, None, None, most, tuple(because))
+            return Estimate(None, None, None, most, None, max_run, tuple(because))
         parallel = min(self.config["search"]["parallel"], trials)
         total = seconds * (1 if one_job else math.ceil(trials / parallel))
-        billed = jobs * machines * (min(seconds, cloud["max_run"]) + kept)
+        billed = jobs * machines * (min(seconds, max_run) + kept)
         cost = None if hour is None else billed / 3600 * (hour * share + disk)
-        return Estimate(total, billed, cost, most, tuple(because))
+        return Estimate(total, billed, cost, most, seconds, max_run, tuple(because))
 
     def _seconds(self, counts: Mapping[str, int] | None, trainings: int) -> tuple[float | None, str]:
         """Return how long a job works, and why; trainings share the features, the winner's of a search included."""
@@ -171,8 +178,36 @@ def check_cost(config: Mapping[str, Any], estimate: Estimate) -> None:
     if estimate.most > limit:
         raise DogbreedError(
             f"This could cost ${estimate.most:.2f}, more than sagemaker.max_cost={limit}; lower sagemaker.max_run "
-            f"({cloud['max_run']} s), search.trials or the instance, or raise the limit."
+            f"({estimate.max_run} s), search.trials or the instance, or raise the limit."
         )
+
+
+def check_time(estimate: Estimate) -> None:
+    """Refuse a job that would be stopped before it is done.
+
+    Raises:
+        DogbreedError: Names how long it takes, and the value to give.
+    """
+    seconds = estimate.job_seconds
+    if seconds is not None and seconds > estimate.max_run:
+        raise DogbreedError(
+            f"A job takes about {duration(seconds)}, and sagemaker.max_run={estimate.max_run} would stop it after "
+            f"{duration(estimate.max_run)}, unfinished; give sagemaker.max_run={_generous(seconds)}, or null."
+        )
+
+
+def _generous(seconds: float | None) -> int:
+    """Return a limit for a job that is expected to take so long: three times that, in whole minutes."""
+    if seconds is None:
+        return UNKNOWN_MAX_RUN
+    return min(max(60 * math.ceil(3 * seconds / 60), MIN_MAX_RUN), MAX_MAX_RUN)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in a unit that is easy to read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:

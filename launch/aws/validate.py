@@ -21,7 +21,7 @@ _TEXTS = (
 _ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output")
 _LISTS = ("subnets", "security_groups")
 _POSITIVE = ("max_cost", "images_per_second")
-_AT_LEAST = {"instance_count": 1, "volume_gb": 1, "max_run": 1, "keep_alive": 0}
+_AT_LEAST = {"instance_count": 1, "volume_gb": 1, "keep_alive": 0}
 # What the training code would refuse once the machine is there and billed; it has torch, and this has not.
 WORDS = {
     "data.augment": ("none", "flip", "crop"),
@@ -80,6 +80,9 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for key, least in _AT_LEAST.items():
         if cloud[key] < least:
             raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")
+    max_run = cloud["max_run"]
+    if max_run is not None and not (isinstance(max_run, int) and max_run is not True and max_run >= 1):
+        raise DogbreedError(f"sagemaker.max_run={max_run} is out of range; it is a whole number of seconds, or null.")
     if cloud["channels"] not in ("splits", "root"):
         raise DogbreedError(f"sagemaker.channels={cloud['channels']} is unknown; it is splits or root.")
     if cloud["max_wait"] is not None:

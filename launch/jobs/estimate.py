@@ -8,9 +8,9 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
 from launch.aws.images import patch_notice
-from launch.aws.pricing import Estimate, Prices, check_cost
+from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, check_time
 from launch.jobs.debugger import NOTICE
-from launch.jobs.request import SPLITS, TUNING, Job
+from launch.jobs.request import SPLITS, TUNING, Job, in_one_job
 
 SAMPLE_COUNTS = {"train": 144, "valid": 48, "test": 48}  # of data=sample
 
@@ -39,13 +39,42 @@ def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, 
     return dict(reversed(both.items())) if job.searches else both
 
 
+def with_max_run(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return the configuration with a number for `sagemaker.max_run`: where it is null, three times the estimate.
+
+    Args:
+        config: A composed configuration.
+        kind: `train` or `tune`.
+    """
+    if config["sagemaker"]["max_run"] is not None:
+        return config
+    one_job = kind == "tune" and in_one_job(config)
+    trials = config["search"]["trials"] if one_job else 1
+    max_run = Prices(config).training(counts(config), trials=trials, one_job=one_job).max_run
+    if config["mode"] == "rehearse":  # the estimate is for another machine than this one
+        max_run = max(max_run, UNKNOWN_MAX_RUN)
+    return {**config, "sagemaker": {**config["sagemaker"], "max_run": max_run}}
+
+
+def check_limits(config: Mapping[str, Any], estimate: Estimate) -> None:
+    """Refuse what may cost too much, or cannot finish in time.
+
+    Raises:
+        DogbreedError: Names what lowers the cost, or the time to allow.
+    """
+    check_cost(config, estimate)
+    check_time(estimate)
+
+
 def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
     """Yield what to know before this is sent, a sentence each without its full stop."""
-    cloud = config["sagemaker"]
+    cloud, estimate = config["sagemaker"], next(iter(estimates(config, job, prices).values()))
     try:
-        check_cost(config, next(iter(estimates(config, job, prices).values())))
+        check_limits(config, estimate)
     except DogbreedError as error:
         yield f"mode=submit would refuse this. {str(error).rstrip('.')}"
+    if estimate.job_seconds is None:
+        yield f"Nobody knows how long this takes, and it is stopped after sagemaker.max_run={cloud['max_run']} seconds"
     yield from (NOTICE[name] for name in ("debugger", "profiler") if cloud[name]["enabled"])
     if job.operation == TUNING:
         yield from _tuning_warnings(config, job.request["HyperParameterTuningJobConfig"]["ResourceLimits"])

@@ -15,9 +15,9 @@ from dogbreed.core.files import atomic_write
 from launch.aws.account import Account
 from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri
-from launch.aws.pricing import RECEIPTS, Prices, check_cost, listed_price
+from launch.aws.pricing import RECEIPTS, Prices, listed_price
 from launch.aws.storage import Bucket
-from launch.jobs.estimate import counts, estimates
+from launch.jobs.estimate import check_limits, counts, estimates
 from launch.jobs.follow import follow_training, follow_tuning
 from launch.jobs.request import SPLITS, TUNING, Job
 
@@ -32,10 +32,11 @@ def submit(config: Mapping[str, Any], job: Job, account: Account, prices: Prices
         prices: To check the cost with.
 
     Raises:
-        DogbreedError: It could cost too much, something is missing, AWS refused, or the job failed.
+        DogbreedError: It could cost too much or not finish in time, something is missing, AWS refused, or the job
+            failed.
     """
     estimate = next(iter(estimates(config, job, prices).values()))
-    check_cost(config, estimate)
+    check_limits(config, estimate)
     prepare(config, job, account)
     client = account.client("sagemaker")
     tuning = job.operation == TUNING

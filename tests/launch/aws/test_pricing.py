@@ -23,7 +23,7 @@ DISK = 30 * 0.14 / 730  # an hour of 30 GB
 
 
 def prices(*words: str) -> Prices:
-    return Prices(compose(["sagemaker.images_per_second=100", *words]))
+    return Prices(compose(["sagemaker.images_per_second=100", "sagemaker.max_run=3600", *words]))
 
 
 def test_a_training_with_features_that_are_computed_once():
@@ -66,7 +66,9 @@ def test_a_search_by_jobs_against_a_search_in_one():
 
 
 def test_the_limit_counts_what_it_could_cost():
-    config = compose(["sagemaker.max_cost=10", "sagemaker.images_per_second=100", "search.trials=20"])
+    config = compose(
+        ["sagemaker.max_cost=10", "sagemaker.images_per_second=100", "search.trials=20", "sagemaker.max_run=3600"]
+    )
     check_cost(config, Prices(config).training(DOGS))
     with pytest.raises(DogbreedError, match=r"This could cost \$14.84, more than sagemaker.max_cost=10"):
         check_cost(config, Prices(config).training(DOGS, trials=20))

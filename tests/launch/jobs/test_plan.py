@@ -155,7 +155,7 @@ EVERYTHING = (
     *("sagemaker.security_groups=[sg-1,sg-2]", "sagemaker.isolate=true", "sagemaker.encrypt_traffic=true"),
     *("sagemaker.weights=s3://mine/w/vgg16.pth", "sagemaker.packages=s3://mine/wheels", "sagemaker.channels=root"),
     *("sagemaker.tags={owner: me}", "sagemaker.environment={NCCL_DEBUG: INFO}", "sagemaker.role=service-role/Mine"),
-    *("sagemaker.bucket=mine", "sagemaker.region=eu-central-1", "sagemaker.prefix=dogs/v2"),
+    *("sagemaker.bucket=mine", "sagemaker.region=eu-central-1", "sagemaker.prefix=dogs/v2", "sagemaker.max_run=3600"),
 )
 
 
@@ -290,6 +290,23 @@ def test_the_job_composes_the_same_configuration(run, given):
     assert [key for key in differ if not any(key == stays or key.startswith(f"{stays}.") for stays in STAYS_HERE)] == []
 
 
+@pytest.mark.slow
+def test_a_job_that_cannot_finish_in_time(run):
+    """200 epochs of all 7,515 images at 39 per second take 10.7 h."""
+    words = ("model.trainable=all", "trainer.max_epochs=200", "sagemaker.images_per_second=39")
+    seconds = 180 + (200 * (6680 + 835) + 835 + 836) / 39
+    give = 60 * math.ceil(3 * seconds / 60)
+    short = run("train", "mode=plan", *words, "sagemaker.max_run=3600")
+    assert "mode=submit would refuse this. A job takes about 10.8 h, and sagemaker.max_run=3600 would stop" in short.out
+    assert f"give sagemaker.max_run={give}, or null" in short.out
+    enough = run("train", "mode=plan", *words)
+    assert request(enough)["StoppingCondition"]["MaxRuntimeInSeconds"] == give
+    assert "would refuse" not in enough.out
+    unknown = run("train", "mode=plan", "model.backbone=resnet50")
+    assert request(unknown)["StoppingCondition"]["MaxRuntimeInSeconds"] == 3600
+    assert "Nobody knows how long this takes, and it is stopped after sagemaker.max_run=3600 seconds" in unknown.out
+
+
 def test_only_differences_travel():
     assert settings(compose(["model.lr=0.01", "data.root=/x", "sagemaker.spot=true", "output_dir=o"]), None) == {
         "model.lr": 0.01
@@ -415,6 +432,8 @@ def test_the_stand_ins_are_named(run):
         ("train", ["sagemaker.max_cost=five"], "sagemaker.max_cost=five is out of range; it is a number above 0"),
         ("train", ["sagemaker.images_per_second=-3"], "sagemaker.images_per_second=-3 is out of range"),
         ("train", ["sagemaker.spot=true", "sagemaker.max_wait=1h"], "sagemaker.max_wait=1h is out of range"),
+        ("train", ["sagemaker.max_run=0"], "sagemaker.max_run=0 is out of range"),
+        ("train", ["sagemaker.max_run=1h"], "sagemaker.max_run=1h is out of range"),
         ("train", ["sagemaker.subnets=a", "sagemaker.security_groups=[b]"], "it looks like sagemaker.subnets=[a,b]"),
         ("train", ["sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
         ("train", ["data.batch_size=0"], "data.batch_size=0 is out of range"),

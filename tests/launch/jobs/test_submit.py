@@ -278,6 +278,14 @@ def test_what_may_cost_too_much_is_not_sent(cloud, run, sent_data):
     assert run("train", *sent_data, "sagemaker.max_cost=0.8").code == 0
 
 
+def test_what_cannot_finish_is_not_sent(cloud, run, sent_data):
+    before = len(cloud.requests)
+    refused = run("train", *sent_data, "sagemaker.images_per_second=0.01", "sagemaker.max_run=600", "data.augment=none")
+    assert refused.code == 2
+    assert "A job takes about 83 min, and sagemaker.max_run=600 would stop it after 10 min" in refused.err  # 48 / 0.01
+    assert {name for name, _, _ in cloud.requests[before:]} <= {"GetCallerIdentity", "GetProducts"}
+
+
 def test_the_price_list_goes_before_the_table(cloud, run, sent_data):
     term = {"OnDemand": {"a": {"priceDimensions": {"b": {"unit": "Hrs", "pricePerUnit": {"USD": "2.5"}}}}}}
     cloud.answer("GetProducts", said(PriceList=[json.dumps({"terms": term})], FormatVersion="aws_v1"))
