@@ -31,11 +31,11 @@ PACKAGE = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True)
 class Archive:
-    """What goes into an archive, by its name there; the weights stay where they are until it is written.
+    """What goes into an archive, by name; the weights stay where they are until it is written.
 
     Attributes:
         files: Files of this machine.
-        texts: What is no file here.
+        texts: Contents that are not a file here.
     """
 
     files: dict[str, Path]
@@ -43,7 +43,7 @@ class Archive:
 
     @property
     def folder(self) -> Path:
-        """Where the model lies."""
+        """The model's folder."""
         return self.files[MANIFEST].parent
 
     @property
@@ -70,12 +70,12 @@ class Archive:
         return _joined({name: value for name, value in self.digests.items() if name.startswith(f"{CODE}/")})
 
     def write(self, file: Path) -> Path:
-        """Writes the archive, whole or not at all.
+        """Write the archive, whole or not at all.
 
         Raises:
             DogbreedError: The disk is full or not writable.
         """
-        # Weights hardly get smaller, and take long to do so: they are stored as they are.
+        # Weights hardly compress, and slowly: they are stored as they are.
         with (
             atomic_write(file) as beside,
             beside.open("wb") as raw,
@@ -83,7 +83,7 @@ class Archive:
             tarfile.open(fileobj=packed, mode="w", format=tarfile.PAX_FORMAT) as tar,
         ):
             for name in self.names:
-                entry = tarfile.TarInfo(name)  # of nobody, from 1970: the same on every machine
+                entry = tarfile.TarInfo(name)  # without owner and date: the same on every machine
                 entry.mode, entry.size = 0o644, self.size(name)
                 with self._open(name) as content:
                     tar.addfile(entry, content)
@@ -99,7 +99,7 @@ class Archive:
 
 @contextmanager
 def assemble(model: Path) -> Iterator[Archive]:
-    """The archive of a model.
+    """Give the archive of a model, ready to be written.
 
     Args:
         model: An exported model, the folder of its run, or a `model.tar.gz`: a training job's, or such an archive, of
@@ -111,19 +111,19 @@ def assemble(model: Path) -> Iterator[Archive]:
     if model.is_file():
         with TemporaryDirectory(prefix="dogbreed-archive-") as folder:
             unpack(model, Path(folder))
-            yield _of_folder(find_model(Path(folder)), str(model))
+            yield _from_folder(find_model(Path(folder)), str(model))
     else:
-        yield _of_folder(find_model(model), str(model))
+        yield _from_folder(find_model(model), str(model))
 
 
-def _of_folder(folder: Path, told: str) -> Archive:
+def _from_folder(folder: Path, source: str) -> Archive:
     if not folder.is_dir():
-        raise DogbreedError(f"{told} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
+        raise DogbreedError(f"{source} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
     if not (folder / MANIFEST).is_file():
-        raise DogbreedError(f"{told} holds no exported model: there is no {MANIFEST} in it.")
+        raise DogbreedError(f"{source} holds no exported model: there is no {MANIFEST} in it.")
     read_manifest(folder)
     if not (folder / WEIGHTS).is_file():
-        raise DogbreedError(f"{told} has no {WEIGHTS}; copy the whole folder.")
+        raise DogbreedError(f"{source} has no {WEIGHTS}; copy the whole folder.")
     files = {name: folder / name for name in (MANIFEST, WEIGHTS)}
     files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
     files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
@@ -131,7 +131,7 @@ def _of_folder(folder: Path, told: str) -> Archive:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpacks a model.tar.gz; nothing lands outside the folder, and only files and folders do.
+    """Unpack a model.tar.gz, of which only files and folders, and nothing outside the folder.
 
     Raises:
         DogbreedError: It is damaged, or no such archive.

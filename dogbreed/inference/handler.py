@@ -1,6 +1,6 @@
 """What SageMaker's inference container calls: `code/inference.py` in the model's archive.
 
-The container gives bytes and headers, `schema` understands them, `Predictor` answers: the same two as in
+The container gives bytes and headers, `schema` reads them, `Predictor` answers: the same two as in
 `python -m dogbreed.serve`. Needs torch, torchvision and what `code/requirements.txt` names, no more.
 
 A request that cannot be answered gets its 4xx status and one sentence in JSON through the container's context. An
@@ -20,61 +20,61 @@ from dogbreed.inference.schema import Request, RequestError, Response
 
 
 class Outcome(NamedTuple):
-    """A request with the answers for its images."""
+    """A request with the responses for its images."""
 
-    asked: Request
-    answers: Sequence[Response | DogbreedError]
+    request: Request
+    responses: Sequence[Response | DogbreedError]
 
 
 def model_fn(model_dir: str) -> Predictor:
-    """The predictor of the unpacked archive; takes a GPU where there is one."""
+    """Return the predictor of the unpacked archive, on a GPU where there is one."""
     return Predictor(model_dir)
 
 
 def input_fn(
     input_data: bytes | bytearray | str, content_type: str | None, context: Any = None
 ) -> Request | RequestError:
-    """The images of a request.
+    """Return the images of a request.
 
     Raises:
         RequestError: The request is not understood, and there is no context to say so.
     """
     try:
         return schema.read(input_data if isinstance(input_data, str) else bytes(input_data), content_type)
-    except RequestError as refused:
-        return _refuse(refused, context)
+    except RequestError as error:
+        return _set_status(error, context)
 
 
 def predict_fn(data: Request | RequestError, model: Predictor) -> Outcome | RequestError:
-    """Answers for all images of a request."""
+    """Return the responses for all images of a request."""
     if isinstance(data, RequestError):
         return data
-    # With all classes: how many of them the answer names may yet be said in the Accept header, which comes last.
+    # With all classes: how many of them are written may yet be said in the Accept header, which comes last.
     everything = replace(data, options=replace(data.options, top_k=len(model.class_names)))
-    return Outcome(data, model.answer(everything))
+    return Outcome(data, model.respond(everything))
 
 
 def output_fn(prediction: Outcome | RequestError, accept: str | None, context: Any = None) -> tuple[str, str]:
-    """The body of the answer and its content type.
+    """Return the body of the response and its content type.
 
     Raises:
-        RequestError: No such answer can be given, and there is no context to say so.
+        RequestError: Accept names no type that there is, and there is no context to say so.
     """
     if isinstance(prediction, RequestError):
         return _sentence(prediction)
     try:
-        kind, options = schema.accepted(accept, prediction.asked.options)
-        return schema.write(replace(prediction.asked, options=options), prediction.answers, kind), kind
-    except RequestError as refused:
-        return _sentence(_refuse(refused, context))
+        kind, options = schema.negotiate(accept, prediction.request.options)
+        return schema.write(replace(prediction.request, options=options), prediction.responses, kind), kind
+    except RequestError as error:
+        return _sentence(_set_status(error, context))
 
 
-def _refuse(refused: RequestError, context: Any) -> RequestError:
+def _set_status(error: RequestError, context: Any) -> RequestError:
     if context is None:
-        raise refused
-    context.set_response_status(code=refused.status, phrase=HTTPStatus(refused.status).phrase)
-    return refused
+        raise error
+    context.set_response_status(code=error.status, phrase=HTTPStatus(error.status).phrase)
+    return error
 
 
-def _sentence(refused: RequestError) -> tuple[str, str]:
-    return json.dumps({"error": str(refused)}), schema.JSON
+def _sentence(error: RequestError) -> tuple[str, str]:
+    return json.dumps({"error": str(error)}), schema.JSON

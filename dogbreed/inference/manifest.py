@@ -13,14 +13,21 @@ WEIGHTS = "model.safetensors"
 MANIFEST = "model.json"
 
 
-def find_model(folder: Path) -> Path:
-    """The folder of an exported model; that of a run stands for the `model/` in it."""
-    inside = folder / "model"
-    return inside if not (folder / MANIFEST).is_file() and (inside / MANIFEST).is_file() else folder
+def find_model(path: str | Path) -> Path:
+    """Return the folder of the exported model that a path stands for.
+
+    Args:
+        path: The folder itself or a file in it, the folder of its run, or the run's `checkpoints/` or a file in that.
+            Where there is no model, the path is returned as it is, for `read_manifest` to name.
+    """
+    path = Path(path).expanduser()
+    folder = path.parent if path.is_file() else path
+    run = folder.parent if folder.name == "checkpoints" else folder
+    return next((found for found in (folder, run / "model") if (found / MANIFEST).is_file()), path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The checked content of `model.json`.
+    """Return the checked content of `model.json`.
 
     Raises:
         DogbreedError: Missing, damaged, of a newer format, or without class names.
@@ -45,7 +52,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         raise DogbreedError(f"{file} has no list of class names.")
     temperature = manifest.get("temperature")
     if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
-        raise DogbreedError(f"{file} has temperature {temperature}; it is a number above 0.")
+        raise DogbreedError(f"{file} has temperature {temperature}; it must be a number above 0.")
     if not isinstance(manifest.get("preprocessing"), dict):
         raise DogbreedError(f"{file} does not say its preprocessing.")
     for name in ("config", "metrics"):

@@ -1,27 +1,33 @@
 """`Predictor`: from photographs to breeds with an exported model, the same way in a script, a server or an endpoint."""
 
 import copy
+import io
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import torch
+from PIL import Image, ImageOps
 from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
 from dogbreed.inference import model_folder
+from dogbreed.inference.manifest import find_model
 from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response
 from dogbreed.models import winograd
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 # Of 64 in one pass, what goes in and out of VGG16's second layer alone takes 1.6 GB (2 x 64 x 224 x 224 floats each).
-IMAGES_A_PASS = 8
+IMAGES_PER_PASS = 8
 
-Source = str | os.PathLike[str] | bytes
+Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
+SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,7 @@ class Prediction:
 
     Attributes:
         label: The most probable breed.
-        index: Its place among the class names.
+        index: Its index among the class names.
         probability: Calibrated with the exported temperature, from 0 to 1.
         top: The most probable breeds, best first: each a `label`, an `index` and a `probability`.
     """
@@ -41,8 +47,8 @@ class Prediction:
     top: tuple[ClassScore, ...]
 
     def to_dict(self) -> dict[str, object]:
-        """Plain values for JSON."""
-        top = [guess.to_dict() for guess in self.top]
+        """Return plain values for JSON."""
+        top = [score.to_dict() for score in self.top]
         return {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
 
 
@@ -50,10 +56,10 @@ class Predictor:
     """Answers for photographs with an exported model. Safe to share between threads.
 
     Args:
-        model: Folder of an exported model (a run's `model/`).
+        model: An exported model (a run's `model/`), or the folder of its run.
         device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
         max_pixels: Larger images are refused before they are decoded.
-        precision: `float32`, or `bfloat16` where the processor has units for it: faster, and close (README).
+        precision: `float32`, or `bfloat16` where the processor has units for it: faster, and close.
 
     Raises:
         DogbreedError: The folder does not hold a model that can be read, or the precision is unknown.
@@ -72,7 +78,7 @@ class Predictor:
         if device is None:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         self.device = torch.device(device)
-        self.model = model_folder.load(model, self.device)
+        self.model = model_folder.load(find_model(model), self.device)
         self.class_names = self.model.class_names
         self.max_pixels = max_pixels
         self.precision = precision
@@ -84,87 +90,136 @@ class Predictor:
             network = copy.deepcopy(network).to(self._dtype)
         self._network: nn.Module = network
 
-    def predict(self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32) -> list[Prediction]:
-        """Answers for all sources, in their order.
+    @overload
+    def predict(self, sources: Source, *, top_k: int = ..., batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
+    @overload
+    def predict(self, sources: Iterable[Source], *, top_k: int = ..., batch_size: int = ...) -> list[Prediction]: ...
+    def predict(
+        self, sources: Source | Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32
+    ) -> Prediction | list[Prediction]:
+        """Answer for one photograph, or for several in their order.
 
         Args:
-            sources: Paths or the bytes of image files.
+            sources: One photograph or an iterable of them. A photograph is a path, the bytes of a file, a PIL image, or
+                an array of uint8 [height, width, 3], [height, width, 4] with opacity, or [height, width] of grey.
             top_k: Breeds in `Prediction.top`; no more than there are classes.
             batch_size: Images in one pass.
+
+        Returns:
+            A prediction for one photograph, a list for an iterable.
 
         Raises:
             BadImage: One of them cannot be used; `try_predict` answers the others.
         """
-        answers = []
-        for answer in self.try_predict(sources, top_k=top_k, batch_size=batch_size):
-            if isinstance(answer, BadImage):
-                raise answer
-            answers.append(answer)
-        return answers
+        if isinstance(sources, SINGLE):
+            return self.predict([sources], top_k=top_k, batch_size=batch_size)[0]
+        predictions = []
+        for prediction in self.try_predict(sources, top_k=top_k, batch_size=batch_size):
+            if isinstance(prediction, BadImage):
+                raise prediction
+            predictions.append(prediction)
+        return predictions
 
     def try_predict(
         self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32
     ) -> Iterator[Prediction | BadImage]:
-        """As `predict`, one by one as they are ready, with the error in place of an answer for a bad image.
+        """Answer one by one, as they are ready, with the error in place of the prediction for a bad image.
 
         Raises:
-            DogbreedError: `top_k` or `batch_size` is out of range; at once, and not with the first answer.
+            DogbreedError: `top_k` or `batch_size` is out of range; at once, and not with the first prediction.
         """
-        if top_k < 1:
-            raise DogbreedError(f"top_k={top_k} is out of range; it is a whole number from 1.")
-        if batch_size < 1:
-            raise DogbreedError(f"batch_size={batch_size} is out of range; it is a whole number from 1.")
+        for name, value in (("top_k", top_k), ("batch_size", batch_size)):
+            if value < 1:
+                raise DogbreedError(f"{name}={value} is out of range; it must be a whole number from 1.")
         return self._try_predict(iter(sources), top_k, batch_size)
 
     def _try_predict(self, remaining: Iterator[Source], top_k: int, batch_size: int) -> Iterator[Prediction | BadImage]:
-        while group := list(islice(remaining, batch_size)):
-            inputs = [self._try_read(source) for source in group]
-            good = [value for value in inputs if isinstance(value, Tensor)]
-            answers = iter(self.answers(self.logits(torch.stack(good)), top_k) if good else [])
+        while batch := list(islice(remaining, batch_size)):
+            inputs = [self.try_read(source) for source in batch]
+            readable = [value for value in inputs if isinstance(value, Tensor)]
+            predictions = iter(self.predictions(self.logits(torch.stack(readable)), top_k) if readable else [])
             for value in inputs:
-                yield value if isinstance(value, BadImage) else next(answers)
+                yield value if isinstance(value, BadImage) else next(predictions)
 
     def read(self, source: Source) -> Tensor:
-        """The network's input [3, S, S] of one photograph.
+        """Return the network's input [3, S, S] of one photograph.
 
         Raises:
             BadImage: It cannot be used.
         """
+        if isinstance(source, np.ndarray):
+            source = _from_array(source)
+        if isinstance(source, Image.Image):
+            source = _encode(source)
         return load(source, self.model.preprocessing, max_pixels=self.max_pixels)
 
+    def try_read(self, source: Source) -> Tensor | BadImage:
+        """Return the network's input of one photograph, or why there is none."""
+        try:
+            return self.read(source)
+        except BadImage as error:
+            return error
+
     def logits(self, inputs: Tensor) -> Tensor:
-        """Logits [N, classes] in float32 of network inputs [N, 3, S, S], on the CPU and before the temperature."""
+        """Return logits [N, classes] in float32, on the CPU and before the temperature, of inputs [N, 3, S, S]."""
         with torch.inference_mode():
             images = inputs.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
             logits: Tensor = self._network(images).float().cpu()
         return logits
 
-    def answers(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
-        """What logits [N, classes] say: the `top_k` most probable breeds of each row."""
+    def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
+        """Return the `top_k` most probable breeds of each row of logits [N, classes]."""
         probabilities = (logits.double() / self.model.temperature).softmax(1)
-        values, places = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
+        top = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
         predictions = []
-        for row_values, row_places in zip(values.tolist(), places.tolist(), strict=True):
-            top = tuple(ClassScore(self.class_names[i], i, p) for i, p in zip(row_places, row_values, strict=True))
-            best = top[0]
-            predictions.append(Prediction(best.label, best.index, best.probability, top))
+        for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
+            scores = tuple(ClassScore(self.class_names[i], i, p) for i, p in zip(indices, values, strict=True))
+            predictions.append(Prediction(scores[0].label, scores[0].index, scores[0].probability, scores))
         return predictions
 
-    def answer(self, asked: Request) -> list[Response | BadImage]:
-        """Answers a request of `dogbreed.inference.schema` in the order of its images, a bad one with its error."""
-        inputs = [self._try_read(image) for image in asked.images]
-        good = [value for value in inputs if isinstance(value, Tensor)]
-        passes = torch.stack(good).split(IMAGES_A_PASS) if good else ()
-        told = iter([answer for images in passes for answer in self.told(self.logits(images), asked.options.top_k)])
-        return [value if isinstance(value, BadImage) else next(told) for value in inputs]
+    def respond(self, request: Request) -> list[Response | BadImage]:
+        """Answer a request of `dogbreed.inference.schema` in the order of its images, a bad one with its error."""
+        inputs = [self.try_read(image) for image in request.images]
+        readable = [value for value in inputs if isinstance(value, Tensor)]
+        batches = torch.stack(readable).split(IMAGES_PER_PASS) if readable else ()
+        logits = [row for batch in batches for row in self.logits(batch)]
+        return self.responses(inputs, logits, request.options.top_k)
 
-    def told(self, logits: Tensor, top_k: int = TOP_K) -> list[Response]:
-        """What `dogbreed.inference.schema` writes of logits [N, classes]."""
-        rows = zip(self.answers(logits, top_k), logits.tolist(), strict=True)
-        return [Response(prediction.top, row) for prediction, row in rows]
+    def responses(
+        self, inputs: list[Tensor | BadImage], logits: list[Tensor], top_k: int = TOP_K
+    ) -> list[Response | BadImage]:
+        """Return what a request gets.
 
-    def _try_read(self, source: Source) -> Tensor | BadImage:
-        try:
-            return self.read(source)
-        except BadImage as error:
-            return error
+        Args:
+            inputs: From `try_read`.
+            logits: Rows of the network's output, one per input that could be read.
+            top_k: Breeds in each response.
+        """
+        predictions = self.predictions(torch.stack(logits), top_k) if logits else []
+        ready = (Response(p.top, row.tolist()) for p, row in zip(predictions, logits, strict=True))
+        return [value if isinstance(value, BadImage) else next(ready) for value in inputs]
+
+
+def _from_array(array: np.ndarray) -> Image.Image:
+    if array.dtype != np.uint8 or array.size == 0 or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2:
+        shape = " x ".join(map(str, array.shape))
+        raise BadImage(
+            f"an array of {array.dtype}, {shape or 'one number'}; it must be uint8 of height x width x 3, or of "
+            "height x width for grey"
+        )
+    return Image.fromarray(array)
+
+
+def _encode(image: Image.Image) -> bytes:
+    """Return a PIL image as a file without loss, to be read as every other."""
+    file = io.BytesIO()
+    try:
+        upright = ImageOps.exif_transpose(image)
+        if upright.has_transparency_data:
+            upright = upright.convert("RGBA")
+        if upright.mode in ("HSV", "La", "RGBa"):  # which no file holds
+            upright = upright.convert("RGB")
+        upright.save(file, "TIFF")
+    except (OSError, ValueError, SyntaxError) as error:
+        raise BadImage(f"a PIL image that does not load: {error}") from error
+    return file.getvalue()

@@ -1,19 +1,20 @@
 """What an endpoint takes and gives, the same on this machine's server and in SageMaker's container.
 
-A request is the bytes of one image, or JSON with base64 of one or several:
+A request is the bytes of one image, JSON with base64 of one or several, or a form:
 
-    Content-Type: image/jpeg                 the file's bytes
+    Content-Type: image/jpeg                 the file's bytes; any image/*, whose format the bytes decide
     Content-Type: application/json           {"image": "<base64>", "top_k": 3} or {"images": ["<base64>", ...]}
+    Content-Type: multipart/form-data        a file per image (curl -F image=@dog.jpg), options as fields
 
-An answer is JSON or CSV, best breed first, with calibrated probabilities:
+The base64 may stand in a data URL. A response is JSON or CSV, best class first, with calibrated probabilities:
 
     {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...]}
     {"results": [{"predictions": [...]}, {"error": "..."}, ...]}        for several images
-    Beagle,12,0.93                                                      one line a breed in text/csv
+    Beagle,12,0.93                                                      one line per class in text/csv
 
 Options are `top_k` (5) and `logits` (0; 1 adds every class's number before temperature and softmax). They may stand in
-the JSON, or as parameters of Content-Type or Accept (`Accept: application/json; top_k=3; logits=1`), which reach a
-model behind InvokeEndpoint as well. No address in a request is ever fetched.
+the JSON or the form, or as parameters of Content-Type or Accept (`Accept: application/json; top_k=3; logits=1`), which
+reach a model behind InvokeEndpoint as well. No URL in a request is ever fetched.
 """
 
 import binascii
@@ -21,7 +22,7 @@ import csv
 import io
 import json
 from base64 import b64decode
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
 
@@ -29,28 +30,21 @@ from dogbreed.core.errors import DogbreedError
 
 JSON = "application/json"
 CSV = "text/csv"
-IMAGE_TYPES = (
-    "image/jpeg",
-    "image/jpg",
-    "image/png",
-    "image/webp",
-    "image/gif",
-    "image/bmp",
-    "image/tiff",
-    "image/avif",
-    "application/x-image",
-    "application/octet-stream",
-)
+FORM = "multipart/form-data"
+# Beside image/*: unknown bytes, as S3 calls them too, and SageMaker's name for an image.
+BYTES_TYPES = ("application/octet-stream", "binary/octet-stream", "application/x-image")
 TOP_K = 5
-MAX_IMAGES = 64  # in one JSON request
-KEYS = ("image", "images", "top_k", "logits")
+MAX_IMAGES = 64  # in one request
+MAX_PARTS = 80  # of a form
+OPTIONS = ("top_k", "logits")
+KEYS = ("image", "images", *OPTIONS)
 
 
 class RequestError(DogbreedError):
-    """A request that gets no answer.
+    """A request that cannot be answered.
 
     Attributes:
-        status: The HTTP status that says so.
+        status: The HTTP status of the response.
     """
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -60,11 +54,11 @@ class RequestError(DogbreedError):
 
 @dataclass(frozen=True)
 class ClassScore:
-    """One breed of an answer.
+    """The probability of one class.
 
     Attributes:
-        label: The breed.
-        index: Its place among the class names.
+        label: The class, a breed where the model knows dogs.
+        index: Its index among the class names.
         probability: Calibrated, from 0 to 1.
     """
 
@@ -73,7 +67,7 @@ class ClassScore:
     probability: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
@@ -82,30 +76,30 @@ class Options:
     """What a request may choose.
 
     Attributes:
-        top_k: Breeds in the answer; all of them if there are fewer.
+        top_k: Classes in the response; all of them if there are fewer.
         logits: Whether to add the logits of all classes.
     """
 
     top_k: int = TOP_K
     logits: bool = False
 
-    def having(self, given: Mapping[str, Any]) -> "Options":
-        """These with what is given in place; other names are somebody else's.
+    def merge(self, values: Mapping[str, Any]) -> "Options":
+        """Return these options with those among `values` in their place; other names are ignored.
 
         Raises:
             RequestError: A value out of its range.
         """
         options = self
-        if "top_k" in given:
-            top_k = _whole(given["top_k"])
+        if "top_k" in values:
+            top_k = _whole_number(values["top_k"])
             if top_k is None or top_k < 1:
-                raise RequestError(400, f"top_k is {_shown(given['top_k'])}; it is a whole number from 1.")
+                raise RequestError(400, f"top_k is {_quote(values['top_k'])}; it must be a whole number from 1.")
             options = replace(options, top_k=top_k)
-        if "logits" in given:
-            chosen = {"0": False, "false": False, "1": True, "true": True}.get(str(given["logits"]).lower())
-            if chosen is None:
-                raise RequestError(400, f"logits is {_shown(given['logits'])}; it is 0 or 1.")
-            options = replace(options, logits=chosen)
+        if "logits" in values:
+            logits = {"0": False, "false": False, "1": True, "true": True}.get(str(values["logits"]).lower())
+            if logits is None:
+                raise RequestError(400, f"logits is {_quote(values['logits'])}; it must be 0 or 1.")
+            options = replace(options, logits=logits)
         return options
 
 
@@ -115,7 +109,7 @@ class Request:
 
     Attributes:
         images: Bytes of image files, at least one.
-        several: Whether the answer is a list, though it may be of one.
+        several: Whether the response is a list, though it may be of one.
         options: What was chosen.
     """
 
@@ -126,10 +120,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Response:
-    """What is known of one image.
+    """The answer for one image.
 
     Attributes:
-        predictions: Breeds, best first.
+        predictions: Classes, best first.
         logits: Of all classes in their order, before temperature and softmax.
     """
 
@@ -138,80 +132,85 @@ class Response:
 
     @property
     def label(self) -> str:
-        """The most probable breed."""
+        """The most probable class."""
         return self.predictions[0].label
 
 
 def read(body: bytes | str, content_type: str | None = None, options: Options | None = None) -> Request:
-    """Understands a request.
+    """Return the request that a body holds.
 
     Args:
         body: As it came; text only where the server has decoded JSON already.
         content_type: The header; without it the body is taken for the bytes of an image.
-        options: Chosen by other ways; the content type's parameters and the JSON's keys go before them.
+        options: Those given outside the body; the content type's parameters and the body's own take precedence.
 
     Raises:
         RequestError: 415 for another type, 400 for what cannot be understood.
     """
-    kind, parameters = parse(content_type or "application/octet-stream")
-    options = (options or Options()).having(parameters)
+    kind, parameters = parse_media_type(content_type or BYTES_TYPES[0])
+    options = (options or Options()).merge(parameters)
     if kind == JSON:
         return _read_json(body, options)
-    if kind not in IMAGE_TYPES:
+    content = body.encode("latin-1", "replace") if isinstance(body, str) else body
+    if kind == FORM:
+        return _read_form(content, parameters.get("boundary", ""), options)
+    if kind not in BYTES_TYPES and (not kind.startswith("image/") or kind == "image/svg+xml"):
         raise RequestError(
             415,
-            f"The content type {_shown(kind)} is not supported; send the bytes of an image as image/jpeg, image/png, "
-            "image/webp or application/octet-stream, or JSON with base64.",
+            f"The content type {_quote(kind)} is not supported; send the bytes of an image "
+            "(curl --data-binary @dog.jpg -H 'Content-Type: image/jpeg'), JSON with base64, or multipart/form-data.",
         )
-    return Request([body.encode("latin-1", "replace") if isinstance(body, str) else body], options=options)
+    return Request([content], options=options)
 
 
-def accepted(accept: str | None, options: Options | None = None) -> tuple[str, Options]:
-    """The type of the answer that an Accept header asks for, and the options in its parameters.
+def negotiate(accept: str | None, options: Options | None = None) -> tuple[str, Options]:
+    """Return the type of the response that an Accept header asks for, and the options with its parameters.
 
     Raises:
         RequestError: 406, neither JSON nor CSV will do.
     """
     options = options or Options()
-    ranges = [parse(part) for part in (accept or "*/*").split(",")]
+    ranges = [parse_media_type(part) for part in (accept or "*/*").split(",")]
     ranges.sort(key=lambda entry: -_quality(entry[1]))
     for kind, parameters in ranges:
         if kind in (JSON, "application/*", "*/*", ""):
-            return JSON, options.having(parameters)
+            return JSON, options.merge(parameters)
         if kind in (CSV, "text/*"):
-            return CSV, options.having(parameters)
-    raise RequestError(406, f"The answer is {JSON} or {CSV}, and Accept names neither.")
+            return CSV, options.merge(parameters)
+    raise RequestError(406, f"Responses are {JSON} or {CSV}, and Accept names neither.")
 
 
-def write(asked: Request, answers: Sequence[Response | DogbreedError], kind: str = JSON) -> str:
-    """The body of an answer.
+def write(request: Request, responses: Sequence[Response | DogbreedError], kind: str = JSON) -> str:
+    """Return the body of a response.
 
     Args:
-        asked: The request.
-        answers: For each of its images, or why it cannot be used.
-        kind: `application/json` or `text/csv`, from `accepted`.
+        request: What is answered.
+        responses: For each of its images, or why it cannot be used.
+        kind: `application/json` or `text/csv`, from `negotiate`.
 
     Raises:
         RequestError: 400, the only image cannot be used; 406, several images in CSV.
     """
-    options = asked.options
-    if asked.several:
+    options = request.options
+    if request.several:
         if kind != JSON:
             raise RequestError(406, f"Several images are answered in {JSON}; send one image for {CSV}.")
-        results = [{"error": str(a)} if isinstance(a, DogbreedError) else _told(a, options) for a in answers]
-        return json.dumps({"results": results})
-    (answer,) = answers
-    if isinstance(answer, DogbreedError):
-        raise RequestError(400, str(answer))
+        return json.dumps({"results": [_result(response, options) for response in responses]})
+    (response,) = responses
+    if isinstance(response, DogbreedError):
+        raise RequestError(400, str(response))
     if kind == JSON:
-        return json.dumps(_told(answer, options))
+        return json.dumps(_result(response, options))
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows(astuple(guess) for guess in answer.predictions[: options.top_k])
+    csv.writer(text, lineterminator="\n").writerows(astuple(score) for score in response.predictions[: options.top_k])
     return text.getvalue()
 
 
-def parse(header: str) -> tuple[str, dict[str, str]]:
-    """A media type and its parameters: `application/json; top_k=3` is `application/json` and `{"top_k": "3"}`."""
+def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
+    """Return a media type and its parameters.
+
+    `application/json; top_k=3` is `application/json` and `{"top_k": "3"}`.
+    """
     kind, *rest = header.split(";")
     pairs = (part.partition("=") for part in rest)
     return kind.strip().lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
@@ -227,33 +226,66 @@ def _read_json(body: bytes | str, options: Options) -> Request:
         raise RequestError(400, 'The JSON is an object with "image" (base64 of a file) or "images" (a list of them).')
     unknown = [key for key in content if key not in KEYS]
     if unknown:
-        raise RequestError(400, f"The JSON has the unknown key {_shown(unknown[0])}; known are {', '.join(KEYS)}.")
-    options = options.having(content)
+        raise RequestError(400, f"The JSON has the unknown key {_quote(unknown[0])}; known are {', '.join(KEYS)}.")
+    options = options.merge(content)
     if "image" in content:
-        return Request([_decoded(content["image"])], options=options)
+        return Request([_decode(content["image"])], options=options)
     images = content["images"]
     if not isinstance(images, list) or not 1 <= len(images) <= MAX_IMAGES:
         raise RequestError(400, f'"images" is a list of 1 to {MAX_IMAGES} images in base64.')
-    return Request([_decoded(image) for image in images], several=True, options=options)
+    return Request([_decode(image) for image in images], several=True, options=options)
 
 
-def _decoded(value: object) -> bytes:
+def _decode(value: object) -> bytes:
+    """Return the bytes of base64, plain or in a data URL, in either alphabet and with line breaks."""
     if isinstance(value, str):
-        try:
-            return b64decode("".join(value.split()), validate=True)  # many tools break its lines
-        except (binascii.Error, ValueError):
-            pass
+        head, comma, text = value.partition(",") if value[:5].lower() == "data:" else (";base64", ",", value)
+        if comma and head.rstrip().lower().endswith(";base64"):
+            try:
+                return b64decode("".join(text.split()).translate(str.maketrans("-_", "+/")), validate=True)
+            except (binascii.Error, ValueError):
+                pass
     raise RequestError(400, "An image in JSON is the base64 of the file's bytes; addresses are not fetched.")
 
 
-def _told(answer: Response, options: Options) -> dict[str, Any]:
-    told: dict[str, Any] = {"predictions": [guess.to_dict() for guess in answer.predictions[: options.top_k]]}
-    if options.logits:
-        told["logits"] = list(answer.logits)
-    return told
+def _read_form(body: bytes, boundary: str, options: Options) -> Request:
+    """Return the request of a form: every part is an image, except those named as an option."""
+    images, fields = [], {}
+    for name, content in _parts(body, boundary):
+        if name in OPTIONS:
+            fields[name] = content[:100].decode("utf-8", "replace").strip()
+        else:
+            images.append(content)
+    if not 1 <= len(images) <= MAX_IMAGES:
+        raise RequestError(400, f"The form has {len(images)} images; send 1 to {MAX_IMAGES} (curl -F image=@dog.jpg).")
+    return Request(images, several=len(images) > 1, options=options.merge(fields))
 
 
-def _whole(value: object) -> int | None:
+def _parts(body: bytes, boundary: str) -> Iterator[tuple[str, bytes]]:
+    """Yield the name and content of each part of a form."""
+    delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
+    sections = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
+    if not boundary or len(sections) < 2 or not sections[-1].startswith(b"--"):
+        raise RequestError(
+            400, f"The form is incomplete (its boundary is missing at the end) or over {MAX_PARTS} parts."
+        )
+    for section in sections[1:-1]:
+        head, _, content = section.partition(b"\r\n\r\n")
+        name = ""
+        for line in head.decode("utf-8", "replace").split("\r\n"):
+            if line.lower().startswith("content-disposition:"):
+                name = parse_media_type(line)[1].get("name", "")
+        yield name, content
+
+
+def _result(response: Response | DogbreedError, options: Options) -> dict[str, Any]:
+    if isinstance(response, DogbreedError):
+        return {"error": str(response)}
+    predictions = [score.to_dict() for score in response.predictions[: options.top_k]]
+    return {"predictions": predictions} | ({"logits": list(response.logits)} if options.logits else {})
+
+
+def _whole_number(value: object) -> int | None:
     if isinstance(value, str):
         return int(value) if value.isascii() and value.isdecimal() and len(value) < 10 else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
@@ -266,7 +298,7 @@ def _quality(parameters: Mapping[str, str]) -> float:
         return 0.0
 
 
-def _shown(value: object) -> str:
-    """The value within a sentence, short, with nothing in it that moves a cursor."""
+def _quote(value: object) -> str:
+    """Return the value within a sentence, short and without control characters."""
     text = ascii(value)
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,7 +1,7 @@
-"""The web application of `dogbreed.serve`: addresses, the page, errors as sentences, and the access log.
+"""The web application of `dogbreed.serve`: routes, the page, errors as sentences, and the access log.
 
 GET  /ping                             200 while requests would be answered, else 503
-POST /invocations                      SageMaker's contract: `dogbreed.inference.schema`
+POST /invocations                      as SageMaker's endpoints: `dogbreed.inference.schema`
 POST /endpoints/NAME/invocations       the same where boto3's sagemaker-runtime client sends it
 POST /explain                          breeds of one image, and where the network looked
 GET  /model /metrics /                 what is served, Prometheus' metrics, the page
@@ -31,7 +31,7 @@ PAGE = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js", "/icon
 DEAD = "The thread that runs the network has ended or does not answer; start the server again."
 CLIENT_LEFT = 499  # nginx' number for it; nobody receives it
 
-# The page takes nothing from elsewhere, and nobody may put it into a page of theirs.
+# The page makes no request to other servers, and no other site may embed it.
 SECURITY = {
     "content-security-policy": "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob:; "
     "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
@@ -52,77 +52,80 @@ def create_app(service: Service, ready: Callable[[], None] = lambda: None) -> St
         ready: Called when the application starts.
     """
 
-    async def ping(request: Request) -> Response:
-        if service.batcher.alive:
-            return JSONResponse({"status": "healthy"})
-        return refusal(503, DEAD)
-
-    async def invocations(request: Request) -> Response:
-        body, kind = await service.predict(request)
-        return Response(body, media_type=kind)
-
-    async def endpoint(request: Request) -> Response:
-        try:
-            return await invocations(request)
-        except RequestError as error:
-            if error.status >= 500:
-                raise  # the client waits and tries again
-            return _model_error(error)
-
-    async def explain(request: Request) -> Response:
-        return JSONResponse(await service.explain(request))
-
-    async def model(request: Request) -> Response:
-        served = service.predictor.model
-        told = {name: getattr(served, name) for name in ("backbone", "class_names", "temperature")}
-        told |= {"preprocessing": served.preprocessing.to_dict(), "test_acc": served.metrics.get("test_acc")}
-        return JSONResponse(told | {"max_body_bytes": service.limits.body_bytes})
-
-    async def page(request: Request) -> Response:
-        return FileResponse(STATIC / PAGE[request.scope["path"]], headers=SECURITY | {"cache-control": "no-cache"})
-
-    async def metrics(request: Request) -> Response:
-        return Response(service.metrics.text(), media_type=service.metrics.media_type)
-
     @asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         ready()
         yield
         await asyncio.to_thread(service.close)  # requests that are cut off get their 503 meanwhile
 
-    routes = [
-        Route("/ping", ping),
-        Route("/invocations", invocations, methods=["POST"]),
-        Route("/endpoints/{name}/invocations", endpoint, methods=["POST"]),
-        Route("/explain", explain, methods=["POST"]),
-        Route("/model", model),
-        Route("/metrics", metrics),
-        *(Route(path, page) for path in PAGE),
-    ]
+    routes = _Routes(service)
     app = Starlette(
-        routes=routes,
+        routes=[
+            Route("/ping", routes.ping),
+            Route("/invocations", routes.invocations, methods=["POST"]),
+            Route("/endpoints/{name}/invocations", routes.endpoint, methods=["POST"]),
+            Route("/explain", routes.explain, methods=["POST"]),
+            Route("/model", routes.model),
+            Route("/metrics", routes.metrics),
+            *(Route(path, routes.page) for path in PAGE),
+        ],
         lifespan=lifespan,
-        exception_handlers={RequestError: _refused, Closed: _closed, HTTPException: _http_error},
+        exception_handlers={RequestError: _request_error, Closed: _closed, HTTPException: _http_error},
     )
     app.router.redirect_slashes = False
-    app.add_middleware(_Watched, service=service)
+    app.add_middleware(_AccessLog, service=service)
     return app
 
 
-def refusal(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
-    """An error: one sentence in JSON."""
+class _Routes:
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    async def ping(self, request: Request) -> Response:
+        return JSONResponse({"status": "healthy"}) if self.service.batcher.alive else error_response(503, DEAD)
+
+    async def invocations(self, request: Request) -> Response:
+        body, kind = await self.service.predict(request)
+        return Response(body, media_type=kind)
+
+    async def endpoint(self, request: Request) -> Response:
+        try:
+            return await self.invocations(request)
+        except RequestError as error:
+            if error.status >= 500:
+                raise  # the client waits and tries again
+            return _model_error(error)
+
+    async def explain(self, request: Request) -> Response:
+        return JSONResponse(await self.service.explain(request))
+
+    async def model(self, request: Request) -> Response:
+        served = self.service.predictor.model
+        facts = {name: getattr(served, name) for name in ("backbone", "class_names", "temperature")}
+        facts |= {"preprocessing": served.preprocessing.to_dict(), "test_acc": served.metrics.get("test_acc")}
+        return JSONResponse(facts | {"max_body_bytes": self.service.limits.body_bytes})
+
+    async def page(self, request: Request) -> Response:
+        return FileResponse(STATIC / PAGE[request.scope["path"]], headers=SECURITY | {"cache-control": "no-cache"})
+
+    async def metrics(self, request: Request) -> Response:
+        return Response(self.service.metrics.text(), media_type=self.service.metrics.media_type)
+
+
+def error_response(status: int, sentence: str, headers: dict[str, str] | None = None) -> Response:
+    """Return an error: one sentence in JSON."""
     return JSONResponse({"error": sentence}, status, headers=headers)
 
 
-async def _refused(request: Request, error: Exception) -> Response:
+async def _request_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, RequestError)
-    # A client that was too slow once would go on being so; one that is turned away comes back.
+    # A slow client stays slow; one that comes at a busy moment may try again.
     headers = {408: {"connection": "close"}, 503: {"retry-after": "1"}}.get(error.status)
-    return refusal(error.status, str(error), headers)
+    return error_response(error.status, str(error), headers)
 
 
 async def _closed(request: Request, error: Exception) -> Response:
-    return refusal(503, DEAD)
+    return error_response(503, DEAD)
 
 
 async def _http_error(request: Request, error: Exception) -> Response:
@@ -131,28 +134,28 @@ async def _http_error(request: Request, error: Exception) -> Response:
         404: "There is nothing at this address; POST an image to /invocations, or open / in a browser.",
         405: "This address does not take this method; images are POSTed to /invocations.",
     }
-    return refusal(error.status_code, sentences.get(error.status_code, error.detail), dict(error.headers or {}))
+    return error_response(error.status_code, sentences.get(error.status_code, error.detail), dict(error.headers or {}))
 
 
 def _model_error(error: RequestError) -> Response:
-    """What InvokeEndpoint says of a model's refusal, so that one client understands both."""
-    told = {
+    """Return what InvokeEndpoint makes of a model's error, so that one client understands both."""
+    content = {
         "ErrorCode": "CLIENT_ERROR_FROM_MODEL",
         "Message": f"Received client error ({error.status}) from primary with message {json.dumps(str(error))}.",
         "OriginalMessage": str(error),
         "OriginalStatusCode": error.status,
         "error": str(error),
     }
-    return JSONResponse(told, 424, headers={"x-amzn-errortype": "ModelError"})
+    return JSONResponse(content, 424, headers={"x-amzn-errortype": "ModelError"})
 
 
-def _asks_before_sending(scope: dict[str, Any]) -> bool:
-    """Whether the client sends its body only when told to (`Expect: 100-continue`)."""
+def _expects_continue(scope: dict[str, Any]) -> bool:
+    """Whether the client sends its body only after a 100 (`Expect: 100-continue`)."""
     return any(name == b"expect" for name, _ in scope["headers"])
 
 
-class _Watched:
-    """Logs and counts every request; what nobody expected becomes a 500 in JSON, with its traceback in the log."""
+class _AccessLog:
+    """Logs and counts every request; an unhandled exception becomes a 500 in JSON, with its traceback in the log."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], service: Service) -> None:
         self.app, self.service = app, service
@@ -161,54 +164,65 @@ class _Watched:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        started, status, received, whole = time.perf_counter(), CLIENT_LEFT, 0, False
-        stopping = False
-
-        async def counted() -> Any:
-            nonlocal received, whole
-            message = await receive()
-            received += len(message.get("body", b""))
-            whole = message["type"] == "http.disconnect" or not message.get("more_body", False)
-            return message
-
-        async def watched(message: Any) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                asked_first = received == 0 and _asks_before_sending(scope)
-                if message["status"] != 408 and not stopping and not asked_first:
-                    await drain()
-                status = message["status"]
-            await send(message)
-
-        async def drain() -> None:
-            """Takes what is still coming and forgets it: many clients read no answer before they have sent all."""
-            with suppress(TimeoutError):
-                async with asyncio.timeout(self.service.limits.body_seconds):
-                    while not whole:
-                        await counted()
-
+        started = time.perf_counter()
+        exchange = _Exchange(scope, receive, send, self.service.limits.body_seconds)
         try:
-            await self.app(scope, counted, watched)
+            await self.app(scope, exchange.receive, exchange.send)
         except ClientDisconnect:
             pass
-        except asyncio.CancelledError:  # the server ends, and has waited for this request as long as it may
-            stopping = True
+        except asyncio.CancelledError:  # the server stops, and has waited for this request as long as it may
             self.service.cut_off += 1
-            if status == CLIENT_LEFT:
-                headers = {"retry-after": "1", "connection": "close"}
-                await refusal(503, "The server is stopping; try again in a moment.", headers)(scope, counted, watched)
+            headers = {"retry-after": "1", "connection": "close"}
+            exchange.drains = False
+            await exchange.fail(error_response(503, "The server is stopping; try again in a moment.", headers))
         except Exception:
-            log.exception("This should not have happened")
-            if status == CLIENT_LEFT:
-                await refusal(500, "Something went wrong in the server; its log says what.")(scope, counted, watched)
+            log.exception("Unhandled exception")
+            await exchange.fail(error_response(500, "The server failed; its log says why."))
         finally:
-            seconds = time.perf_counter() - started
-            # Unknown addresses share one name: whoever makes them up does not fill the memory.
-            route = scope.get("route")
-            self.service.metrics.answered(getattr(route, "path", "other"), status, seconds)
-            path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:200]
-            client = (scope.get("client") or ("-",))[0]
-            log.info(
-                "client=%s method=%s path=%s status=%d ms=%.1f bytes=%d",
-                client, scope["method"], path, status, 1000 * seconds, received,
-            )  # fmt: skip
+            self._record(exchange, time.perf_counter() - started)
+
+    def _record(self, exchange: "_Exchange", seconds: float) -> None:
+        scope, status = exchange.scope, exchange.status
+        # Unknown paths share one name, so that made-up ones do not fill the memory.
+        self.service.metrics.count_request(getattr(scope.get("route"), "path", "other"), status, seconds)
+        path = scope.get("raw_path", b"").decode("ascii", "backslashreplace")[:200]
+        client = (scope.get("client") or ("-",))[0]
+        log.info(
+            "client=%s method=%s path=%s status=%d ms=%.1f bytes=%d",
+            client, scope["method"], path, status, 1000 * seconds, exchange.received,
+        )  # fmt: skip
+
+
+class _Exchange:
+    """One request and its response, as the access log follows them."""
+
+    def __init__(
+        self, scope: dict[str, Any], receive: Callable[..., Any], send: Callable[..., Any], seconds: float
+    ) -> None:
+        self.scope, self._receive, self._send, self._seconds = scope, receive, send, seconds
+        self.status, self.received, self.complete, self.drains = CLIENT_LEFT, 0, False, True
+
+    async def receive(self) -> Any:
+        message = await self._receive()
+        self.received += len(message.get("body", b""))
+        self.complete = message["type"] == "http.disconnect" or not message.get("more_body", False)
+        return message
+
+    async def send(self, message: Any) -> None:
+        if message["type"] == "http.response.start":
+            if self.drains and message["status"] != 408 and (self.received or not _expects_continue(self.scope)):
+                await self._drain()
+            self.status = message["status"]
+        await self._send(message)
+
+    async def fail(self, response: Response) -> None:
+        """Send an error where no response has begun."""
+        if self.status == CLIENT_LEFT:
+            await response(self.scope, self.receive, self.send)
+
+    async def _drain(self) -> None:
+        """Receive and discard the rest of the body: many clients read no response before they have sent all."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(self._seconds):
+                while not self.complete:
+                    await self.receive()

@@ -1,7 +1,7 @@
-"""Concurrent requests answered in common passes through the network, by one thread.
+"""Concurrent requests share passes through the network, which one thread runs.
 
 A pass takes whatever is waiting. It waits itself only while others are known to be coming (their images are being
-decoded), and never longer than `max_wait`: a person alone is answered at once.
+decoded), and never longer than `max_wait`: a single client is answered at once.
 """
 
 import threading
@@ -33,7 +33,7 @@ class Batcher:
         max_batch: Images in one pass.
         max_wait: Longest time a pass waits for images that are being decoded, in seconds.
         threads: Of torch within a pass; None leaves torch's own choice.
-        passed: Called after each pass with its images and seconds.
+        on_pass: Called after each pass with its images and seconds.
     """
 
     def __init__(
@@ -43,9 +43,9 @@ class Batcher:
         max_batch: int = 8,
         max_wait: float = 0.01,
         threads: int | None = None,
-        passed: Callable[[int, float], None] = lambda images, seconds: None,
+        on_pass: Callable[[int, float], None] = lambda images, seconds: None,
     ) -> None:
-        self.compute, self.max_batch, self.max_wait, self.passed = compute, max_batch, max_wait, passed
+        self.compute, self.max_batch, self.max_wait, self.on_pass = compute, max_batch, max_wait, on_pass
         self._changed = threading.Condition()
         self._waiting: deque[tuple[Any, Future[Any]]] = deque()
         self._coming = 0
@@ -55,7 +55,7 @@ class Batcher:
         self._thread.start()
 
     def submit(self, item: Tensor) -> "Future[Tensor]":
-        """Asks for the output of one input.
+        """Return the output of one input, when a pass has made it.
 
         Raises:
             Closed: The thread has ended.
@@ -63,7 +63,7 @@ class Batcher:
         return self._add(item)
 
     def run(self, task: Callable[[], T]) -> "Future[T]":
-        """Lets the thread do something else between two passes.
+        """Return the result of a task, which the thread does between two passes.
 
         Raises:
             Closed: The thread has ended.
@@ -72,7 +72,7 @@ class Batcher:
 
     @contextmanager
     def coming(self, count: int = 1) -> Iterator[None]:
-        """Within it, `count` inputs are being made that a pass should wait for."""
+        """Let passes wait for `count` inputs that are being made within the block."""
         with self._changed:
             self._coming += count
         try:
@@ -95,7 +95,7 @@ class Batcher:
         return self._thread.is_alive() and not self._closed and not stalled
 
     def close(self) -> None:
-        """Answers what is waiting, then ends the thread."""
+        """Answer what is waiting, then end the thread."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -118,17 +118,17 @@ class Batcher:
                 self._busy_since = time.monotonic()
                 self._answer(group)
                 self._busy_since = None
-        finally:  # also where the thread dies of something: whoever waits is told
+        finally:  # also where the thread dies of a fault, so that nobody waits for ever
             with self._changed:
                 self._closed = True
-                left = list(self._waiting)
+                remaining = list(self._waiting)
                 self._waiting.clear()
-            for _, future in left:
+            for _, future in remaining:
                 if future.set_running_or_notify_cancel():
                     future.set_exception(Closed())
 
     def _next(self) -> list[tuple[Any, "Future[Any]"]]:
-        """The next task, or the inputs of the next pass; nothing when closed."""
+        """Return the next task, or the inputs of the next pass; nothing when closed."""
         with self._changed:
             while not self._waiting:
                 if self._closed:
@@ -146,21 +146,21 @@ class Batcher:
             return group
 
     def _answer(self, group: list[tuple[Any, "Future[Any]"]]) -> None:
-        wanted = [(work, future) for work, future in group if future.set_running_or_notify_cancel()]
-        if not wanted:
+        group = [(work, future) for work, future in group if future.set_running_or_notify_cancel()]
+        if not group:
             return
         started = time.perf_counter()
         try:
-            if isinstance(wanted[0][0], Tensor):
-                outputs: Any = self.compute(torch.stack([work for work, _ in wanted]))
+            if isinstance(group[0][0], Tensor):
+                outputs: Any = self.compute(torch.stack([work for work, _ in group]))
             else:
-                outputs = [wanted[0][0]()]
+                outputs = [group[0][0]()]
         except BaseException as error:
-            for _, future in wanted:
+            for _, future in group:
                 future.set_exception(error)
             if not isinstance(error, Exception):
                 raise
             return
-        for (_, future), output in zip(wanted, outputs, strict=True):
+        for (_, future), output in zip(group, outputs, strict=True):
             future.set_result(output)
-        self.passed(len(wanted), time.perf_counter() - started)
+        self.on_pass(len(group), time.perf_counter() - started)

@@ -1,4 +1,4 @@
-"""What a certificate says: whether the ways from a file's bytes to its logits agree. Needs no torch."""
+"""What a certificate says: whether the inference paths from a file's bytes to its logits agree. Needs no torch."""
 
 import json
 import math
@@ -16,7 +16,7 @@ TOLERANCE = 1e-4  # float32: sums of the same numbers in another order differ by
 
 @dataclass(frozen=True)
 class Answer:
-    """What one way makes of one file.
+    """What one inference path makes of one file.
 
     Attributes:
         logits: Of all classes, before temperature and softmax; None where the file was refused.
@@ -29,12 +29,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class Comparison:
-    """How far apart the ways are.
+    """How far apart the inference paths are.
 
     Attributes:
-        differences: By way, the largest absolute difference of a logit from the reference.
-        worst: The file in which that is.
-        disagreements: Sentences about files that one way answers and another refuses.
+        differences: By path, the largest absolute difference of a logit from the reference.
+        worst: By path, the file in which that is.
+        disagreements: Sentences about files that one path answers and another refuses.
     """
 
     differences: Mapping[str, float]
@@ -46,36 +46,36 @@ class Comparison:
         return max(self.differences.values())
 
     def fault(self, tolerance: float) -> str | None:
-        """Why no certificate can be given; None where all agree."""
+        """Return why no certificate can be given; None where all agree."""
         if self.disagreements:
             return self.disagreements[0]
-        way = max(self.differences, key=lambda name: self.differences[name])
-        if self.differences[way] <= tolerance:
+        path = max(self.differences, key=lambda name: self.differences[name])
+        if self.differences[path] <= tolerance:
             return None
-        return f"the logits of {self.worst[way]} differ by {self.differences[way]:.2g} between training and {way}"
+        return f"the logits of {self.worst[path]} differ by {self.differences[path]:.2g} between training and {path}"
 
 
 def compare(files: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> Comparison:
-    """Holds every way against the first.
+    """Compare every inference path with the first.
 
     Args:
         files: Names of the files.
-        answers: By way, one answer a file in their order.
+        answers: By path, one answer per file in their order.
     """
     (reference, expected), *others = answers.items()
     differences, worst, disagreements = {}, {}, []
-    for way, given in others:
-        differences[way], worst[way] = 0.0, ""
-        for name, one, other in zip(files, expected, given, strict=True):
+    for path, path_answers in others:
+        differences[path], worst[path] = 0.0, ""
+        for name, one, other in zip(files, expected, path_answers, strict=True):
             if one.logits is None or other.logits is None:
                 if (one.logits is None) != (other.logits is None):
-                    sides = (reference, way) if one.logits is None else (way, reference)
+                    sides = (reference, path) if one.logits is None else (path, reference)
                     reason = one.reason or other.reason
                     disagreements.append(f"{sides[0]} refuses {name} ({reason}) and {sides[1]} answers it")
                 continue
             difference = _distance(one.logits, other.logits)
-            if difference > differences[way] or not worst[way]:
-                differences[way], worst[way] = difference, name
+            if difference > differences[path] or not worst[path]:
+                differences[path], worst[path] = difference, name
     return Comparison(differences, worst, disagreements)
 
 
@@ -87,13 +87,13 @@ def _distance(one: Sequence[float], other: Sequence[float]) -> float:
 
 
 def write(file: Path, content: Mapping[str, Any]) -> None:
-    """Writes a certificate, whole or not at all."""
+    """Write a certificate, whole or not at all."""
     with atomic_write(file) as beside:
         beside.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read(file: Path) -> dict[str, Any]:
-    """A certificate.
+    """Return a certificate.
 
     Raises:
         DogbreedError: There is none, or it is damaged.

@@ -191,7 +191,7 @@ def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]
         if answer.logits is None:
             entry["refused"] = answer.reason
         else:
-            (prediction,) = predictor.answers(torch.tensor([answer.logits]), 1)
+            (prediction,) = predictor.predictions(torch.tensor([answer.logits]), 1)
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
         told.append(entry)
     return told

@@ -1,4 +1,4 @@
-"""A client for other people's code: asks a model, be it on this machine or behind a SageMaker endpoint. No torch.
+"""A client for other code: predictions from a server or a SageMaker endpoint, without torch.
 
 Endpoint("http://127.0.0.1:8080").predict("photo.jpg")
 Endpoint("dogbreed-vgg16", boto3.client("sagemaker-runtime")).predict(data)
@@ -14,12 +14,12 @@ from urllib.parse import urlsplit
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.schema import JSON, TOP_K, ClassScore, Response
 
-MOST_BYTES = 6_291_456  # of a request to InvokeEndpoint, as botocore's model of the service has it
+MAX_BYTES = 6_291_456  # of a request to InvokeEndpoint, as botocore's model of the service has it
 BYTES = "application/octet-stream"
 
 
 class PredictionError(DogbreedError):
-    """The model did not answer.
+    """There is no prediction.
 
     Attributes:
         status: HTTP status of the model's server; None where it was not reached. 4xx: the photograph is at fault.
@@ -31,51 +31,51 @@ class PredictionError(DogbreedError):
 
 
 class Endpoint:
-    """A model that can be asked.
+    """A model behind HTTP.
 
     Args:
-        name: Name of a SageMaker endpoint, or the address of a server: `http://127.0.0.1:8080`.
+        name: Name of a SageMaker endpoint, or the URL of a server: `http://127.0.0.1:8080`.
         runtime: boto3's client of `sagemaker-runtime`, for the name of an endpoint.
-        timeout: Seconds to wait for a server at an address; a client of boto3's has its own.
+        timeout: Seconds to wait for a server at a URL; boto3's client has its own.
     """
 
     def __init__(self, name: str, runtime: Any = None, *, timeout: float = 60) -> None:
         self.name = name
         self.runtime = runtime
         self.timeout = timeout
-        # What takes photographs on another way than InvokeEndpoint says how large they may be.
-        self.most_bytes: int = getattr(runtime, "most_bytes", MOST_BYTES)
+        # A client that sends photographs by other means than InvokeEndpoint says how large they may be.
+        self.max_bytes: int = getattr(runtime, "max_bytes", MAX_BYTES)
         if not is_address(name) and runtime is None:
             raise DogbreedError(
-                f"{name} is no address such as http://127.0.0.1:8080; for the name of an endpoint give "
+                f"{name} is no URL such as http://127.0.0.1:8080; for the name of an endpoint give "
                 'boto3.client("sagemaker-runtime") too.'
             )
 
     def predict(
         self, photograph: bytes | str | os.PathLike[str], *, top_k: int = TOP_K, logits: bool = False
     ) -> Response:
-        """Sends the bytes of a photograph.
+        """Return what the model says of a photograph.
 
         Args:
             photograph: The file's bytes, or its path.
-            top_k: Breeds in the answer.
-            logits: Whether to ask for the logits of all classes too.
+            top_k: Breeds in the response.
+            logits: Whether to return the logits of all classes too.
 
         Raises:
             PredictionError: It cannot be used, or the model cannot be reached or failed.
         """
         data = photograph if isinstance(photograph, bytes) else _read(photograph)
-        if len(data) > self.most_bytes:
+        if len(data) > self.max_bytes:
             raise PredictionError(
-                f"The photograph has {len(data):,} bytes, and an endpoint takes {self.most_bytes:,}.", 413
+                f"The photograph has {len(data):,} bytes, and an endpoint takes {self.max_bytes:,}.", 413
             )
         accept = f"{JSON}; top_k={top_k}" + ("; logits=1" if logits else "")
         body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
         try:
-            told = json.loads(body)
-            return Response([ClassScore(**guess) for guess in told["predictions"]], told.get("logits", []))
+            content = json.loads(body)
+            return Response([ClassScore(**score) for score in content["predictions"]], content.get("logits", []))
         except (ValueError, LookupError, TypeError) as error:
-            raise PredictionError(f"{self.name} gave something that is no answer: {_short(body)}", 200) from error
+            raise PredictionError(f"{self.name} gave no prediction: {_short(body)}", 200) from error
 
     def _over_http(self, data: bytes, accept: str) -> bytes:
         parts = urlsplit(self.name)
@@ -97,8 +97,8 @@ class Endpoint:
 
     def _through_aws(self, data: bytes, accept: str) -> bytes:
         try:
-            told = self.runtime.invoke_endpoint(EndpointName=self.name, Body=data, ContentType=BYTES, Accept=accept)
-            return bytes(told["Body"].read())
+            response = self.runtime.invoke_endpoint(EndpointName=self.name, Body=data, ContentType=BYTES, Accept=accept)
+            return bytes(response["Body"].read())
         except self.runtime.exceptions.ModelError as error:
             status = int(error.response.get("OriginalStatusCode", 500))
             message = error.response.get("OriginalMessage") or error.response["Error"]["Message"]
@@ -106,7 +106,7 @@ class Endpoint:
 
 
 def is_address(name: str) -> bool:
-    """Whether it is the address of a server rather than the name of an endpoint."""
+    """Return whether this is the URL of a server rather than the name of an endpoint."""
     return name.startswith(("http://", "https://"))
 
 
@@ -118,7 +118,7 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 def _reason(body: bytes, status: int) -> str:
-    """The server's sentence, where it has sent one."""
+    """Return the server's sentence, where it has sent one."""
     try:
         return str(json.loads(body)["error"])
     except (ValueError, LookupError, TypeError):

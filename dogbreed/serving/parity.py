@@ -1,6 +1,7 @@
-"""The ways from a file's bytes to its logits, each gone as it is really gone: for `dogbreed.certify`.
+"""The inference paths from a file's bytes to its logits, each as it runs in practice: for `dogbreed.certify`.
 
-Each takes an exported model's folder, files by name, and a call for progress, and gives one answer a file, on the CPU.
+Each takes an exported model's folder, files by name, and a call for progress, and returns one answer per file, on the
+CPU.
 """
 
 import http.client
@@ -41,7 +42,7 @@ ANSWER_SECONDS = 120
 
 
 def training(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
-    """The evaluation that ends a training: `DogImages`, `DogBreedClassifier`, and Lightning's Trainer."""
+    """Answer as the evaluation that ends a training: `DogImages`, `DogBreedClassifier`, and Lightning's Trainer."""
     prepare_process()
     manifest = read_manifest(folder)
     names, preprocessing = manifest["class_names"], manifest["preprocessing"]
@@ -77,7 +78,7 @@ def training(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answe
 
 
 def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
-    """`Predictor` in this process."""
+    """Answer with `Predictor` in this process."""
     model = Predictor(folder, device="cpu")
     answers = []
     for data in files.values():
@@ -90,10 +91,10 @@ def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answ
 
 
 def server(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
-    """`python -m dogbreed.serve` as a process of its own, asked over HTTP.
+    """Answer over HTTP with `python -m dogbreed.serve` as a process of its own.
 
     Raises:
-        DogbreedError: It did not start, or gave something that is no answer.
+        DogbreedError: It did not start, or its response is none.
     """
     port = _free_port()
     command = ["-m", "dogbreed.serve", str(folder), "--host", "127.0.0.1", "--port", str(port)]
@@ -101,29 +102,29 @@ def server(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]
         _wait_until_healthy(process, log, port)
         answers = []
         for name, data in files.items():
-            answers.append(_ask(port, name, data))
+            answers.append(_post(port, name, data))
             tick()
     return answers
 
 
 def handler(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
-    """The handlers of a packed archive, in a process that takes our code from the archive alone.
+    """Answer with the handlers of a packed archive, in a process that takes our code from the archive alone.
 
     Raises:
         DogbreedError: They could not be loaded, or failed.
     """
     with tempfile.TemporaryDirectory(prefix="dogbreed-certify-") as temporary:
-        place = Path(temporary)
+        root = Path(temporary)
         with archive.assemble(folder) as packed:
-            packed.write(place / "model.tar.gz")
-        archive.unpack(place / "model.tar.gz", place / "model")
-        (place / "model.tar.gz").unlink()
-        requests = place / "requests"
+            packed.write(root / "model.tar.gz")
+        archive.unpack(root / "model.tar.gz", root / "model")
+        (root / "model.tar.gz").unlink()
+        requests = root / "requests"
         requests.mkdir()
         for number, data in enumerate(files.values()):
             (requests / f"{number:06d}").write_bytes(data)
         # -I: neither the current folder nor PYTHONPATH lead to another copy of the package.
-        with _process("-I", "-c", _CALLER, str(place / "model"), str(requests), BYTES, WITH_LOGITS) as (process, log):
+        with _process("-I", "-c", _CALLER, str(root / "model"), str(requests), BYTES, WITH_LOGITS) as (process, log):
             assert process.stdout is not None
             answers = []
             for line in process.stdout:
@@ -145,31 +146,31 @@ for module in (dogbreed, inference):
 model = inference.model_fn(model_dir)
 for request in sorted(Path(requests).iterdir()):
     try:
-        asked = inference.input_fn(request.read_bytes(), content_type)
-        body, _ = inference.output_fn(inference.predict_fn(asked, model), accept)
-    except inference.RequestError as refused:
-        body = json.dumps({{"error": str(refused)}})
+        content = inference.input_fn(request.read_bytes(), content_type)
+        body, _ = inference.output_fn(inference.predict_fn(content, model), accept)
+    except inference.RequestError as error:
+        body = json.dumps({{"error": str(error)}})
     print(body, flush=True)
 """
 
 
-def _answer(told: Mapping[str, Any]) -> Answer:
-    return Answer(None, str(told["error"])) if "error" in told else Answer(told["logits"])
+def _answer(content: Mapping[str, Any]) -> Answer:
+    return Answer(None, str(content["error"])) if "error" in content else Answer(content["logits"])
 
 
-def _ask(port: int, name: str, data: bytes) -> Answer:
+def _post(port: int, name: str, data: bytes) -> Answer:
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=ANSWER_SECONDS)
     try:
         connection.request("POST", "/invocations", data, {"Content-Type": BYTES, "Accept": WITH_LOGITS})
         response = connection.getresponse()
-        told = json.loads(response.read())
+        content = json.loads(response.read())
     except (OSError, http.client.HTTPException, ValueError) as error:
         raise DogbreedError(f"The server gave no answer for {name}: {error!r}.") from error
     finally:
         connection.close()
     if response.status not in (200, 400):
-        raise DogbreedError(f"The server answered {response.status} for {name}: {told}.")
-    return _answer(told)
+        raise DogbreedError(f"The server answered {response.status} for {name}: {content}.")
+    return _answer(content)
 
 
 def _wait_until_healthy(process: subprocess.Popen[str], log: Path, port: int) -> None:
@@ -185,13 +186,13 @@ def _wait_until_healthy(process: subprocess.Popen[str], log: Path, port: int) ->
         finally:
             connection.close()
         time.sleep(0.1)
-    said = _last_line(log).removeprefix("error: ")
-    raise DogbreedError(f"The server did not start: {said or f'not healthy within {START_SECONDS} s'}")
+    error = _last_line(log).removeprefix("error: ")
+    raise DogbreedError(f"The server did not start: {error or f'not healthy within {START_SECONDS} s'}")
 
 
 @contextmanager
 def _process(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], Path]]:
-    """A Python of this environment without GPU, and the file of what it says on standard error; stopped at the end."""
+    """Run this environment's Python without a GPU; give it with the file of its standard error, and stop it."""
     with tempfile.NamedTemporaryFile(prefix="dogbreed-certify-", suffix=".log") as log:
         process = subprocess.Popen(  # noqa: S603
             [sys.executable, *arguments],

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from functools import partial
 
 from prometheus_client import (
     CONTENT_TYPE_LATEST,
@@ -20,11 +21,11 @@ IMAGES = (1, 2, 4, 8, 16, 32, 64)
 
 
 class Metrics:
-    """Counters of one server; two in one process do not meet.
+    """Metrics of one server, in a registry of their own.
 
     Args:
         backbone: Name of the network.
-        classes: How many it tells apart.
+        classes: How many it distinguishes.
     """
 
     media_type = CONTENT_TYPE_LATEST
@@ -37,46 +38,32 @@ class Metrics:
         )
         model.labels(backbone, str(classes), __version__).set(1)
         self._requests = Counter("dogbreed_requests", "Requests answered", ["route", "status"], registry=self.registry)
-        self._seconds = Histogram(
-            "dogbreed_request_seconds",
-            "From a request's head to its answer",
-            ["route"],
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._decode = Histogram(
-            "dogbreed_decode_seconds",
-            "From an image's bytes to the network's input",
-            buckets=SECONDS,
-            registry=self.registry,
-        )
-        self._pass_seconds = Histogram(
-            "dogbreed_pass_seconds", "One pass through the network", buckets=SECONDS, registry=self.registry
-        )
-        self._pass_images = Histogram(
-            "dogbreed_pass_images", "Images in one pass", buckets=IMAGES, registry=self.registry
-        )
+        histogram = partial(Histogram, buckets=SECONDS, registry=self.registry)
+        self._seconds = histogram("dogbreed_request_seconds", "From a request's head to its response", ["route"])
+        self._decode = histogram("dogbreed_decode_seconds", "From an image's bytes to the network's input")
+        self._pass_seconds = histogram("dogbreed_pass_seconds", "One pass through the network")
+        self._pass_images = histogram("dogbreed_pass_images", "Images in one pass", buckets=IMAGES)
 
     def watch(self, running: Callable[[], float], waiting: Callable[[], float]) -> None:
-        """Reads two numbers whenever somebody asks: requests under way, and images that no pass has taken yet."""
+        """Read two numbers at each scrape: requests under way, and images that no pass has taken yet."""
         Gauge("dogbreed_requests_running", "Requests under way", registry=self.registry).set_function(running)
         Gauge("dogbreed_images_waiting", "Images waiting for a pass", registry=self.registry).set_function(waiting)
 
-    def answered(self, route: str, status: int, seconds: float) -> None:
-        """Counts a request."""
+    def count_request(self, route: str, status: int, seconds: float) -> None:
+        """Count a request that is answered."""
         self._requests.labels(route, str(status)).inc()
         self._seconds.labels(route).observe(seconds)
 
-    def passed(self, images: int, seconds: float) -> None:
-        """Counts a pass."""
+    def count_pass(self, images: int, seconds: float) -> None:
+        """Count a pass through the network."""
         self._pass_images.observe(images)
         self._pass_seconds.observe(seconds)
 
-    def decoding(self) -> AbstractContextManager[object]:
-        """Times the decoding of one image."""
+    def time_decoding(self) -> AbstractContextManager[object]:
+        """Time the decoding of one image."""
         timer: AbstractContextManager[object] = self._decode.time()
         return timer
 
     def text(self) -> bytes:
-        """All of them."""
+        """Return all metrics as text."""
         return generate_latest(self.registry)

@@ -1,7 +1,7 @@
-"""One model that answers many at once, within limits.
+"""One model that answers many requests at once, within limits.
 
-A request goes through four doors, each with its own limit and its own sentence where it stays shut: its body (size and
-time), its content (`schema`), its images (decoded by a few threads) and the network (`batcher`).
+A request passes four gates, each with its own limit and its own error: its body (size and time), its content
+(`schema`), its images (decoded by a few threads) and the network (`batcher`).
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from dogbreed.models.gradcam import explain_top_k
 from dogbreed.serving.batcher import Batcher
 from dogbreed.serving.prometheus import Metrics
 
-MAX_MAPS = 10  # heat maps in one answer; each is a pass back through the last layers
+MAX_MAPS = 10  # heat maps in one response; each is a pass back through the last layers
 
 
 @dataclass(frozen=True)
@@ -34,10 +34,10 @@ class Limits:
 
     Attributes:
         body_bytes: Of one request.
-        body_seconds: Until it has arrived.
+        body_seconds: Until its body has arrived.
         held_bytes: Bodies of all requests together.
         queue: Requests that have arrived and are not answered.
-        answer_seconds: From its arrival to the answer.
+        answer_seconds: From its arrival to the response.
     """
 
     body_bytes: int = 20_000_000
@@ -55,14 +55,14 @@ class Busy(RequestError):
 
 
 class Service:
-    """A model behind its doors.
+    """A model behind its limits.
 
     Args:
         predictor: The model.
         limits: What requests may take.
         max_batch: Images in one pass.
         max_wait: Longest time a pass waits for images that are being decoded, in seconds.
-        threads: Of torch in a pass, and for decoding; None takes one a core.
+        threads: Of torch in a pass, and for decoding; None takes one per core.
     """
 
     def __init__(
@@ -80,69 +80,67 @@ class Service:
         # Each decodes on one core: torch's threads within these threads would only compete.
         self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(set_num_threads, 1))
         self.batcher = Batcher(
-            predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, passed=self.metrics.passed
+            predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, on_pass=self.metrics.count_pass
         )
         self.running = self.held = self.cut_off = 0
         self.metrics.watch(lambda: self.running, lambda: self.batcher.waiting)
 
     def close(self) -> None:
-        """Answers what is waiting, and ends the threads."""
+        """Answer what is waiting, and end the threads."""
         self.batcher.close()
         self.decoders.shutdown()
 
     async def predict(self, request: Request) -> tuple[str, str]:
-        """The answer's body and type.
+        """Return the response's body and type.
 
         Raises:
-            RequestError: With the status and the sentence of the answer.
+            RequestError: With the status and the sentence of the response.
         """
-        kind, options = schema.accepted(request.headers.get("accept"), Options().having(request.query_params))
+        kind, options = schema.negotiate(request.headers.get("accept"), Options().merge(request.query_params))
         async with self._body(request) as body:
-            asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
-            good = [value for value in inputs if isinstance(value, Tensor)]
-            logits = await _answered(*(self.batcher.submit(value) for value in good))
-            told = iter(self.predictor.told(torch.stack(logits), asked.options.top_k) if good else [])
-            answers = [value if isinstance(value, BadImage) else next(told) for value in inputs]
-        return schema.write(asked, answers, kind), kind
+            content, inputs = await self._decode(body, request.headers.get("content-type"), options)
+            logits = await _results(*(self.batcher.submit(value) for value in inputs if isinstance(value, Tensor)))
+            responses = self.predictor.responses(inputs, logits, content.options.top_k)
+        return schema.write(content, responses, kind), kind
 
     async def explain(self, request: Request) -> dict[str, Any]:
-        """Breeds of one image, each with where the network looked.
+        """Return the breeds of one image, each with where the network looked.
 
         Returns:
-            `predictions` as in the contract; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
+            `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
             map; `resize` and `seen`, how the image became the input and the central share of its shorter side. For an
-            image that cannot be used `error` alone, as within `results` of the contract.
+            image that cannot be used `error` alone, as within `results` of the schema.
 
         Raises:
-            RequestError: With the status and the sentence of the answer.
+            RequestError: With the status and the sentence of the response.
         """
-        options = Options().having(request.query_params)
+        options = Options().merge(request.query_params)
         model = self.predictor.model
         async with self._body(request) as body:
-            asked, inputs = await self._decoded(body, request.headers.get("content-type"), options)
-            if asked.several:
+            content, inputs = await self._decode(body, request.headers.get("content-type"), options)
+            if content.several:
                 raise RequestError(400, "One image is explained at a time.")
             if isinstance(inputs[0], BadImage):
                 return {"error": str(inputs[0])}
-            top_k = min(asked.options.top_k, MAX_MAPS)
+            top_k = min(content.options.top_k, MAX_MAPS)
             task = partial(explain_top_k, model.network, model.backbone, inputs[0][None], top_k)
-            ((logits, maps),) = await _answered(self.batcher.run(task))
-        (answer,) = self.predictor.told(logits, top_k)
-        told = [guess.to_dict() for guess in answer.predictions]
+            ((logits, maps),) = await _results(self.batcher.run(task))
+        (prediction,) = self.predictor.predictions(logits, top_k)
+        scores = [score.to_dict() for score in prediction.top]
         if maps is not None:
-            told = [guess | {"heat_map": _rounded(heat)} for guess, heat in zip(told, maps, strict=True)]
-        way = model.preprocessing
-        seen = 1.0 if way.resize == "squash" else way.size / way.resize_size
-        return {"predictions": told, "resize": way.resize, "seen": seen}
+            scores = [score | {"heat_map": _round(heat)} for score, heat in zip(scores, maps, strict=True)]
+        preprocessing = model.preprocessing
+        seen = 1.0 if preprocessing.resize == "squash" else preprocessing.size / preprocessing.resize_size
+        return {"predictions": scores, "resize": preprocessing.resize, "seen": seen}
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:
-        """The body within its limits; until the end of the block the request counts as waiting.
+        """Give the body within its limits; until the end of the block the request counts as waiting.
 
         Raises:
-            Busy: The block takes longer than a request may wait for its answer.
+            Busy: The block takes longer than a request may wait for its response.
         """
-        body, seconds = await self._arrived(request), self.limits.answer_seconds
+        body, seconds = await self._receive(request), self.limits.answer_seconds
         try:
             if self.running >= self.limits.queue:
                 raise Busy(f"{self.limits.queue} requests are waiting already; try again in a moment.")
@@ -157,64 +155,58 @@ class Service:
         finally:
             self.held -= len(body)
 
-    async def _arrived(self, request: Request) -> bytes:
+    async def _receive(self, request: Request) -> bytes:
         limits, body = self.limits, bytearray()
+        too_large = RequestError(
+            413, f"The request is larger than {limits.body_bytes / 1e6:g} MB; send a smaller file."
+        )
         if int(request.headers.get("content-length", 0)) > limits.body_bytes:
-            raise self._too_large()
+            raise too_large
         try:
             async with asyncio.timeout(limits.body_seconds):
                 async for part in request.stream():
                     body += part
                     self.held += len(part)
                     if len(body) > limits.body_bytes:
-                        raise self._too_large()
+                        raise too_large
                     if self.held > limits.held_bytes:
                         raise Busy("Too many large requests are under way; try again in a moment.")
         except BaseException as error:
             self.held -= len(body)
             if isinstance(error, TimeoutError):
-                raise RequestError(
-                    408, f"The request did not arrive within {limits.body_seconds:g} seconds."
-                ) from error
+                late = f"The request did not arrive within {limits.body_seconds:g} seconds."
+                raise RequestError(408, late) from error
             raise
         return bytes(body)
 
-    def _too_large(self) -> RequestError:
-        return RequestError(
-            413, f"The request is larger than {self.limits.body_bytes / 1e6:g} MB; send a smaller file."
-        )
-
-    async def _decoded(
+    async def _decode(
         self, body: bytes, content_type: str | None, options: Options
     ) -> tuple[schema.Request, list[Tensor | BadImage]]:
-        """What the body asks, and the network's inputs of its images; read by a decoder's thread.
+        """Return the request in a body, and the network's inputs of its images; a decoder's thread reads them.
 
-        Of several images one at a time waits for a thread: whoever sends many large ones waits for them, and others
-        do not.
+        Of several images one at a time waits for a thread: a client that sends many large ones waits for them, and
+        others do not.
         """
         decoder = partial(asyncio.get_running_loop().run_in_executor, self.decoders)
 
         def first() -> tuple[schema.Request, list[Tensor | BadImage]]:
-            asked = schema.read(body, content_type, options)
-            return asked, [self._read(asked.images[0])]
+            content = schema.read(body, content_type, options)
+            return content, [self._read(content.images[0])]
 
         with self.batcher.coming():
-            asked, inputs = await decoder(first)
-            for image in asked.images[1:]:
+            content, inputs = await decoder(first)
+            for image in content.images[1:]:
                 inputs.append(await decoder(self._read, image))
-        return asked, inputs
+        return content, inputs
 
     def _read(self, image: bytes) -> Tensor | BadImage:
-        with self.metrics.decoding():
-            try:
-                return self.predictor.read(image)
-            except BadImage as error:
-                return error
+        with self.metrics.time_decoding():
+            return self.predictor.try_read(image)
 
 
-async def _answered(*futures: "Future[Any]") -> list[Any]:
+async def _results(*futures: "Future[Any]") -> list[Any]:
     return list(await asyncio.gather(*(asyncio.wrap_future(future) for future in futures)))
 
 
-def _rounded(heat: Tensor) -> list[list[float]]:
+def _round(heat: Tensor) -> list[list[float]]:
     return [[round(value, 3) for value in row] for row in heat.tolist()]

@@ -106,7 +106,7 @@ class RehearsalProbe(EndpointProbe):
         job = self.deployment.request("CreateTransformJob")
         output = job["TransformOutput"]["S3OutputPath"]
         self.store.get(job["TransformInput"]["DataSource"]["S3DataSource"]["S3Uri"], folder)
-        endpoint.most_bytes = job["MaxPayloadInMB"] * 2**20
+        endpoint.max_bytes = job["MaxPayloadInMB"] * 2**20
         for file in [file for file in sorted(folder.rglob("*")) if file.is_file()]:
             name = file.relative_to(folder).as_posix()
             try:

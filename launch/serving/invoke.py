@@ -26,7 +26,7 @@ class Queue:
         poll: Seconds between two looks for the answer.
     """
 
-    most_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
+    max_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
 
     def __init__(self, runtime: Any, s3: Any, bucket: str, folder: str, poll: float = 1.0) -> None:
         self.runtime, self.s3, self.bucket, self.folder, self.poll = runtime, s3, bucket, folder, poll

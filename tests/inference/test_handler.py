@@ -46,7 +46,7 @@ def test_answers_are_the_predictors(name, folder, model):
     body, kind = ask(model, ODD[name], accept="application/json; logits=1")
     predictor = Predictor(folder)
     expected = predictor.logits(predictor.read(ODD[name])[None])
-    (prediction,) = predictor.answers(expected)
+    (prediction,) = predictor.predictions(expected)
     assert kind == "application/json"
     told = json.loads(body)
     assert told["logits"] == expected[0].tolist()

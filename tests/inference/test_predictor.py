@@ -93,7 +93,7 @@ def test_a_request_of_many_images_takes_several_passes(predictor, photos):
     hook = predictor.model.network.register_forward_hook(lambda module, given, output: sizes.append(len(given[0])))
     images = [path.read_bytes() for path in photos[:3]] * 7
     try:
-        answers = predictor.answer(Request([*images[:10], b"none", *images[10:]], several=True, options=Options(2)))
+        answers = predictor.respond(Request([*images[:10], b"none", *images[10:]], several=True, options=Options(2)))
     finally:
         hook.remove()
     assert sizes == [8, 8, 5]
@@ -124,7 +124,9 @@ def test_top_k(predictor, photos, top_k, length):
 
 @pytest.mark.parametrize("argument", [{"top_k": 0}, {"top_k": -1}, {"batch_size": 0}])
 def test_senseless_arguments(predictor, photos, argument):
-    with pytest.raises(DogbreedError, match=f"{next(iter(argument))}=.* is out of range; it is a whole number from 1"):
+    with pytest.raises(
+        DogbreedError, match=f"{next(iter(argument))}=.* is out of range; it must be a whole number from 1"
+    ):
         predictor.predict(photos, **argument)
 
 
@@ -133,10 +135,10 @@ def test_nothing_asked_nothing_answered(predictor):
 
 
 def test_answers_are_plain_values(predictor, photos):
-    told = json.loads(json.dumps(predictor.predict(photos[:1], top_k=2)[0].to_dict()))
-    assert told.keys() == {"label", "index", "probability", "top"}
-    assert told["top"][0] == {name: told[name] for name in ("label", "index", "probability")}
-    assert len(told["top"]) == 2
+    answer = json.loads(json.dumps(predictor.predict(photos[:1], top_k=2)[0].to_dict()))
+    assert answer.keys() == {"label", "index", "probability", "top"}
+    assert answer["top"][0] == {name: answer[name] for name in ("label", "index", "probability")}
+    assert len(answer["top"]) == 2
 
 
 def test_a_bad_image_stops_predict(predictor, photos, tmp_path):
@@ -189,6 +191,74 @@ def test_many_threads(predictor, photos):
         assert [one.label for one in answers] == [one.label for one in same]
         # A thread may have fewer of torch's own, and round otherwise.
         assert [one.probability for one in answers] == pytest.approx([one.probability for one in same], abs=1e-6)
+
+
+def test_one_photograph_of_every_kind_is_one_prediction(predictor, photos):
+    (expected,) = predictor.predict([photos[0]])
+    image = Image.open(photos[0])
+    array = np.asarray(image)
+    for source in (photos[0], str(photos[0]), photos[0].read_bytes(), image, array):
+        assert predictor.predict(source) == expected
+        assert predictor.predict([source]) == [expected]
+    assert predictor.predict((image, array)) == predictor.predict([photos[0]] * 2)
+    grey, opaque = array[..., 0], np.dstack([array, np.full(array.shape[:2], 255, np.uint8)])
+    assert predictor.predict(opaque) == expected
+    assert predictor.predict(grey) == predictor.predict(np.dstack([grey] * 3))
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "LAB", "HSV", "I", "I;16", "F"])
+def test_images_of_every_mode_are_as_their_files(predictor, photos, mode, tmp_path):
+    image = Image.open(photos[0]).convert("L" if mode in ("I;16", "I", "F") else "RGB").convert(mode)
+    if mode in ("HSV", "LAB", "YCbCr"):  # which files hold rarely, and Pillow itself converts
+        expected = predictor.predict(image.convert("RGB"))
+        assert predictor.predict(image).probability == pytest.approx(expected.probability, abs=0.02)
+        return
+    image.save(tmp_path / "photo.tiff")
+    assert predictor.predict(image) == predictor.predict(tmp_path / "photo.tiff")
+
+
+def test_a_pil_image_is_turned_and_its_transparency_is_white(predictor, photos, tmp_path):
+    turned = Image.open(photos[0])
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    assert predictor.predict(Image.open(tmp_path / "turned.png")) == predictor.predict(tmp_path / "turned.png")
+    clear = Image.open(photos[0]).quantize(16)
+    clear.info["transparency"] = 3
+    clear.save(tmp_path / "clear.png")
+    assert predictor.predict(clear) == predictor.predict(tmp_path / "clear.png") != predictor.predict(photos[0])
+
+
+@pytest.mark.parametrize(
+    ("source", "said"),
+    [
+        (np.zeros((8, 8, 3)), "an array of float64, 8 x 8 x 3; it must be uint8"),
+        (np.zeros((3, 8, 8), np.uint8), "an array of uint8, 3 x 8 x 8; it must be"),
+        (np.zeros((0, 8, 3), np.uint8), "an array of uint8, 0 x 8 x 3; it must be"),
+        (np.array(3, np.uint8), "an array of uint8, one number"),
+        (b"", "empty file"),
+    ],
+)
+def test_sources_that_are_no_image(predictor, source, said):
+    with pytest.raises(BadImage, match=said):
+        predictor.predict(source)
+    assert isinstance(next(predictor.try_predict([source])), BadImage)
+
+
+def test_a_run_stands_for_its_model(predictor, tmp_path, photos):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    (run / "checkpoints" / "best.ckpt").write_bytes(b"")
+    model_folder.save(run / "model", predictor.model)
+    expected = predictor.predict(photos[0])
+    for path in (
+        run,
+        run / "model",
+        run / "model" / "model.json",
+        run / "checkpoints",
+        run / "checkpoints" / "best.ckpt",
+    ):
+        assert Predictor(str(path), device="cpu").predict(photos[0]) == expected
 
 
 def test_no_model(tmp_path):
