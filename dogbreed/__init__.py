@@ -4,36 +4,154 @@ The public names are loaded on first use, so that `import dogbreed` alone loads 
 """
 
 import os
+import sys
+from collections.abc import Mapping, Sequence
 from importlib import import_module
+from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from dogbreed.core.version import __version__
 
 if TYPE_CHECKING:
+    from dogbreed.cache.callback import FeatureCache
+    from dogbreed.config.settings import Config
     from dogbreed.data.datamodule import DogImages
     from dogbreed.inference.predictor import Predictor
     from dogbreed.models.classifier import DogBreedClassifier
-    from dogbreed.training.run import train
+    from dogbreed.search.run import Search
+    from dogbreed.serving.client import Endpoint
+    from dogbreed.training.evaluate import Result as Evaluation
+    from dogbreed.training.run import Result
 
 # OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless told otherwise, and take the cores
 # from whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
 # instead of 39 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
-__all__ = ["DogBreedClassifier", "DogImages", "Predictor", "__version__", "train"]
-
-_HOME = {
+_CLASSES = {
     "DogBreedClassifier": "models.classifier",
     "DogImages": "data.datamodule",
+    "Endpoint": "serving.client",
+    "FeatureCache": "cache.callback",
     "Predictor": "inference.predictor",
-    "train": "training.run",
 }
+_FUNCTIONS = ("evaluate", "train", "tune")
+
+__all__ = [
+    "DogBreedClassifier",
+    "DogImages",
+    "Endpoint",
+    "FeatureCache",
+    "Predictor",
+    "__version__",
+    "evaluate",
+    "train",
+    "tune",
+]
+
+
+def train(config: "Config | Mapping[str, Any] | None" = None, overrides: Sequence[str] = ()) -> "Result":
+    """Train, evaluate, export and report one run.
+
+    Args:
+        config: A whole configuration; None composes it from `overrides`.
+        overrides: As on the command line: `["data=sample", "model.lr=0.01"]`.
+
+    Returns:
+        `metrics` as in `metrics.json`, `output_dir`, and `model` with the weights of the best epoch.
+
+    Raises:
+        DogbreedError: Something a person can put right; before training starts, nothing has been written.
+    """
+    from dogbreed.training import run
+
+    return run.train(config, overrides)
+
+
+def tune(config: "Config | Mapping[str, Any] | None" = None, overrides: Sequence[str] = ()) -> "Search":
+    """Search hyperparameters on this machine, several trials in one pass where only the head trains.
+
+    Args:
+        config: A whole configuration; None composes it from `overrides`.
+        overrides: As on the command line: `["search.trials=50"]`.
+
+    Returns:
+        The search, with its Optuna study and its folder.
+
+    Raises:
+        DogbreedError: Something a person can put right.
+    """
+    from dogbreed.search import run
+
+    return run.tune(config, overrides)
+
+
+def evaluate(
+    model: str | Path,
+    root: str | Path | None = None,
+    *,
+    split: str = "test",
+    output_dir: str | Path | None = None,
+    batch_size: int = 64,
+    num_workers: int = 0,
+    on_bad_image: str = "skip",
+    max_pixels: int = 100_000_000,
+    device: str | None = None,
+    quiet: bool = False,
+) -> "Evaluation":
+    """Measure an exported model on one split.
+
+    Args:
+        model: An exported model, or the folder of its run.
+        root: Holds `<split>/<class>/`, or the class folders themselves; None takes what the model was trained on.
+        split: `test`, `valid` or `train`.
+        output_dir: None makes `evaluation/<date>/<time>/`.
+        batch_size: Images in one pass.
+        num_workers: Threads that decode; 0 takes one per core, 8 at most.
+        on_bad_image: `skip` or `error`.
+        max_pixels: Larger images count as bad.
+        device: None takes a GPU where there is one.
+        quiet: Neither progress nor lines.
+
+    Returns:
+        `metrics` as in its `metrics.json`, `output_dir`, and the predictions of every image that could be used.
+
+    Raises:
+        DogbreedError: No such folder, a class that the model does not know, no usable image, a model that cannot be
+            read. Nothing has been written then.
+    """
+    from dogbreed.training import evaluate as module
+
+    return module.evaluate(
+        model,
+        root,
+        split=split,
+        output_dir=output_dir,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        on_bad_image=on_bad_image,
+        max_pixels=max_pixels,
+        device=device,
+        quiet=quiet,
+    )
+
+
+class _Package(ModuleType):
+    """Keeps the functions whose names are those of commands: importing `dogbreed.train` would put the module there."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _FUNCTIONS and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _CLASSES:
         raise AttributeError(f"module 'dogbreed' has no attribute {name!r}")
-    return getattr(import_module(f"dogbreed.{_HOME[name]}"), name)
+    return getattr(import_module(f"dogbreed.{_CLASSES[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -2,13 +2,40 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from dogbreed.core.cli import guard, parser
+from dogbreed.core.extras import install
+
+_DESCRIPTION = "Write an exported model as ONNX or for torch.export, and keep the file only if it answers the same."
+_EPILOG = """\
+examples:
+  python -m dogbreed.export outputs/2026-05-01/10-30-00/model holiday/ --onnx dogs.onnx
+  python -m dogbreed.export model/ rex.jpg --onnx dogs.onnx --torch-export dogs.pt2
+
+Inputs and outputs are the network's: images [N, 3, S, S] to logits and probabilities [N, classes]. How an image
+becomes an input, the class names and the temperature lie in the file's metadata as model.json.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    from dogbreed.inference.model_folder import main as run
+    frame = parser("python -m dogbreed.export", _DESCRIPTION, _EPILOG)
+    add = frame.add_argument
+    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
+    add("paths", metavar="PHOTO", nargs="+", type=Path, help="photographs or folders to check it on")
+    add("--onnx", metavar="FILE", type=Path, help=f"write ONNX ({install('onnx')})".replace("%", "%%"))
+    add("--torch-export", metavar="FILE.pt2", type=Path, help="write for torch.export.load")
+    arguments = frame.parse_args(argv)
+    if arguments.onnx is None and arguments.torch_export is None:
+        frame.error("nothing to write: give --onnx FILE, --torch-export FILE.pt2, or both")
 
-    return run(argv)
+    def convert() -> None:
+        from dogbreed.inference.formats import convert
+
+        convert(arguments.model, arguments.paths, arguments.onnx, arguments.torch_export)
+
+    return guard(convert)
 
 
 if __name__ == "__main__":

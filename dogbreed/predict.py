@@ -2,13 +2,43 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from dogbreed.core.cli import guard, parser
+
+_DESCRIPTION = "Name the breed on photographs, with a model that a run has exported."
+_EPILOG = """\
+examples:
+  python -m dogbreed.predict outputs/2026-05-01/10-30-00/model rex.jpg
+  python -m dogbreed.predict model/ holiday/ --json --top-k 3 > answers.jsonl
+  curl -s https://example.org/dog.jpg | python -m dogbreed.predict model/ -
+
+exit codes:
+  0    every photograph was answered
+  1    some could not be used: their lines give the reason, all others are answered
+  2    nothing was done: a path does not exist, a folder holds no image, the model cannot be read
+  130  stopped with Ctrl-C
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    from dogbreed.inference.photographs import main as run
+    frame = parser("python -m dogbreed.predict", _DESCRIPTION, _EPILOG)
+    add = frame.add_argument
+    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
+    add("paths", metavar="PATH", nargs="+", help="a photograph, a folder (with its subfolders), or - for stdin")
+    add("--json", action="store_true", help="one JSON object per line in place of the table")
+    add("--top-k", type=int, default=5, metavar="K", help="breeds in each answer (default 5)")
+    add("--batch-size", type=int, default=32, metavar="N", help="images in one pass (default 32)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    arguments = vars(frame.parse_args(argv))
 
-    return run(argv)
+    def predict() -> int:
+        from dogbreed.inference.photographs import answer
+
+        return answer(as_json=arguments.pop("json"), **arguments)
+
+    return guard(predict)
 
 
 if __name__ == "__main__":

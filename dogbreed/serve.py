@@ -1,14 +1,107 @@
 """`python -m dogbreed.serve`: an exported model behind HTTP, with a page to drop a photograph on."""
 
+import argparse
+import logging
 import sys
+import time
 from collections.abc import Sequence
+from pathlib import Path
+
+from dogbreed.core.cli import guard, parser
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import count
+
+_DESCRIPTION = "Serve a model that a run has exported: SageMaker's contract, and a page at / to drop a photograph on."
+_EPILOG = """\
+examples:
+  python -m dogbreed.serve outputs/2026-05-01/10-30-00/model
+  curl --data-binary @rex.jpg -H 'Content-Type: image/jpeg' http://127.0.0.1:8080/invocations
+  python -m dogbreed.serve model/ --host 0.0.0.0 --port 80 --max-batch 16
+
+It listens on this machine alone unless --host says otherwise. Put a reverse proxy in front for TLS, passwords, and
+clients that send their headers slowly. SIGTERM and Ctrl-C end it when all requests that have arrived are answered.
+
+exit codes:
+  0    stopped by SIGTERM
+  2    not started: the model cannot be read, the port is taken
+  130  stopped with Ctrl-C
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    from dogbreed.serving.serve import main as run
+    given = _parser().parse_args(argv)
+    return guard(lambda: _run(given))
 
-    return run(argv)
+
+def _parser() -> argparse.ArgumentParser:
+    frame = parser("python -m dogbreed.serve", _DESCRIPTION, _EPILOG)
+    add = frame.add_argument
+    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
+    add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0 for all)")
+    add("--port", type=int, default=8080, help="port to listen on (default 8080; 0 takes a free one)")
+    add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    add("--precision", default="float32", help="float32, or bfloat16: faster where the processor has units for it")
+    add("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
+    add("--max-batch", type=int, default=8, metavar="N", help="images in one pass through the network (default 8)")
+    add("--max-wait", type=float, default=10, metavar="MS", help="longest wait for others to share it (default 10 ms)")
+    add("--max-queue", type=int, default=64, metavar="N", help="requests under way, then 503 (default 64)")
+    add("--max-body", type=float, default=20, metavar="MB", help="largest request, then 413 (default 20)")
+    add("--max-pixels", type=float, default=64, metavar="MP", help="largest image in megapixels, then 400 (default 64)")
+    add("--timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive, then 408 (default 30)")
+    return frame
+
+
+def _run(given: argparse.Namespace) -> int:
+    started = time.perf_counter()
+    for name in ("threads", "max_batch", "max_queue", "max_body", "max_pixels", "timeout"):
+        value = getattr(given, name)
+        if value is not None and not 0 < value < 1e9:
+            raise DogbreedError(f"--{name.replace('_', '-')} {value} is out of range; it is more than 0.")
+    if not 0 <= given.max_wait < 1e6:
+        raise DogbreedError(f"--max-wait {given.max_wait} is out of range; it is 0 or more.")
+    from dogbreed.inference.photographs import find_device, find_model
+    from dogbreed.inference.predictor import Predictor
+    from dogbreed.serving.app import create_app
+    from dogbreed.serving.server import bind, serve
+    from dogbreed.serving.service import Limits, Service
+
+    listener = bind(given.host, given.port)
+    with listener:
+        model = find_model(given.model)
+        device, pixels = find_device(given.device), int(given.max_pixels * 1e6)
+        predictor = Predictor(model, device=device, max_pixels=pixels, precision=given.precision)
+        limits = Limits(int(given.max_body * 1e6), given.timeout, queue=given.max_queue)
+        service = Service(
+            predictor, limits, max_batch=given.max_batch, max_wait=given.max_wait / 1000, threads=given.threads
+        )
+        _log_to_stderr()
+
+        def ready() -> None:
+            host, port = listener.getsockname()[:2]
+            address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
+            served = f"{predictor.model.backbone} with {len(predictor.class_names)} classes from {model}"
+            print(f"Serving {served}, ready after {time.perf_counter() - started:.1f} s.")
+            print(f"Page:    {address}/")
+            print(f"Images:  POST {address}/invocations", flush=True)
+
+        serve(create_app(service, ready), listener)
+    if service.cut_off:
+        print(f"Stopped. {count(service.cut_off, 'request')} exceeded the shutdown timeout and got 503.", flush=True)
+    else:
+        print("Stopped. All requests were answered.", flush=True)
+    return 0
+
+
+def _log_to_stderr() -> None:
+    """The access log: one line per request, in UTC, with nothing of what was sent."""
+    handler = logging.StreamHandler()
+    form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
+    form.converter = time.gmtime
+    handler.setFormatter(form)
+    for name, level in (("dogbreed", logging.INFO), ("uvicorn", logging.ERROR)):
+        logging.getLogger(name).addHandler(handler)
+        logging.getLogger(name).setLevel(level)
 
 
 if __name__ == "__main__":

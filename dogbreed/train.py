@@ -1,14 +1,22 @@
-"""`python -m dogbreed.train`: trains, evaluates, exports and reports."""
+"""`python -m dogbreed.train`: fine-tune an image classifier, evaluate, export and report it."""
 
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from dogbreed.config import cli
+from dogbreed.config.help import TRAIN_HELP
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    from dogbreed.training.run import main as run
+    return cli.run(_train, prog="python -m dogbreed.train", help=TRAIN_HELP, argv=argv)
 
-    return run(argv)
+
+def _train(config: dict[str, Any]) -> None:
+    from dogbreed.training.run import train
+
+    train(config)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,22 @@
-"""`python -m dogbreed.tune`: searches hyperparameters on this machine."""
+"""`python -m dogbreed.tune`: search hyperparameters on this machine."""
 
 import sys
 from collections.abc import Sequence
+from typing import Any
+
+from dogbreed.config import cli
+from dogbreed.config.help import TUNE_HELP
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    from dogbreed.search.run import main as run
+    return cli.run(_tune, prog="python -m dogbreed.tune", help=TUNE_HELP, argv=argv)
 
-    return run(argv)
+
+def _tune(config: dict[str, Any]) -> None:
+    from dogbreed.search.run import tune
+
+    tune(config)
 
 
 if __name__ == "__main__":

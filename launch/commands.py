@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dogbreed.config import cli
-from dogbreed.config.overrides import split
+from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from launch import render
 from launch.aws.account import Account, offline_target
@@ -43,7 +43,7 @@ def main(kind: str, prog: str, help: str, argv: Sequence[str]) -> int:
 
 def _experiment(argv: Sequence[str]) -> str | None:
     """Return the experiment that a command line names."""
-    names = [word.partition("=")[2] for word in split(argv)[1] if word.startswith(("experiment=", "+experiment="))]
+    names = [word.partition("=")[2] for word in split_argv(argv)[1] if word.startswith(("experiment=", "+experiment="))]
     return names[-1] if names else None
 
 

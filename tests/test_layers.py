@@ -1,16 +1,11 @@
 """Imports run downwards, package by package, and what needs no torch does not load it; read from the tree itself."""
 
 import ast
-import json
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
 from support.places import ROOT
-
-import dogbreed
 
 # What a package may import, besides itself. A package that is not named here fails, and so does one that is gone.
 MAY_IMPORT = {
@@ -136,26 +131,3 @@ def test_what_a_package_does_without(package):
     for module in MODULES:
         if module.startswith(f"{package}.") and module != "dogbreed.core.threads":  # torch's threads
             assert not loaded(module, set()) & WITHOUT[package], module
-
-
-def loaded_after(code: str) -> set[str]:
-    """Top-level packages that a fresh interpreter has loaded."""
-    program = f"{code}\nimport json, sys\nprint(json.dumps(sorted({{name.split('.')[0] for name in sys.modules}})))"
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=ROOT)
-    return set(json.loads(done.stdout.splitlines()[-1]))
-
-
-def test_importing_the_package_loads_nothing():
-    loaded = loaded_after("import dogbreed; assert 'train' in dir(dogbreed); dogbreed.__version__")
-    assert not loaded & {"torch", "lightning", "torchvision", "numpy", "hydra", "PIL", "rich"}
-    assert "dogbreed" in loaded
-
-
-def test_public_names():
-    assert {"DogBreedClassifier", "DogImages", "Predictor", "train"} <= set(dogbreed.__all__) <= set(dir(dogbreed))
-    assert dogbreed.Predictor.__module__ == "dogbreed.inference.predictor"
-    assert dogbreed.DogBreedClassifier.__module__ == "dogbreed.models.classifier"
-    assert dogbreed.DogImages.__module__ == "dogbreed.data.datamodule"
-    assert callable(dogbreed.train)
-    with pytest.raises(AttributeError, match="has no attribute 'Trainer'"):
-        dogbreed.Trainer  # noqa: B018

@@ -8,14 +8,7 @@ from contextlib import ExitStack, contextmanager
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import hydra
-from hydra.errors import HydraException
-from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
-
-from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, plain, prepare
-from dogbreed.config.overrides import quote, split
+from dogbreed.config.overrides import quote, split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.version import __version__
 
@@ -44,13 +37,25 @@ def run(
 
 
 def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, argv: list[str]) -> int:
-    flags, overrides = split(argv)
+    flags, overrides = split_argv(argv)
     if {"-h", "--help"} & set(flags):
         print(f"usage: {prog} [key=value ...] [--name value ...]\n\n{help.strip()}")
         return 0
     if "--version" in flags:
         print(f"dogbreed {__version__}")
         return 0
+    return _run_composed(task, flags, overrides)
+
+
+def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str], overrides: list[str]) -> int:
+    import hydra  # here, so that help pages and wrong flags need none of it
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, plain, prepare
+
     overrides = prepare(overrides)
     multirun = bool({"-m", "--multirun"} & set(flags))
     given = [word.partition("=")[2] for word in overrides if word.startswith("output_dir=")]

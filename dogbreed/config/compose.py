@@ -3,6 +3,7 @@
 import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseExceptio
 from yaml import YAMLError
 
 from dogbreed.config.overrides import SHORT
+from dogbreed.config.settings import Config, accepts, hints_of, normalized, refusal
 from dogbreed.core.errors import DogbreedError
 
 CONFIG_NAME = "config"
@@ -125,16 +127,16 @@ def plain(config: DictConfig) -> dict[str, Any]:
     except OmegaConfBaseException as error:
         raise explain(error) from error
     assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    return normalized({str(key): value for key, value in container.items()})
 
 
 def check(config: Mapping[str, Any]) -> None:
-    """Checks that a configuration has the keys of conf/, no more and no fewer, and values of the same kind.
+    """Check that a configuration has the keys of conf/, no more and no fewer, and values that they take.
 
     Raises:
-        ConfigError: A key is unknown or missing, or a value is of another kind.
+        ConfigError: A key is unknown or missing, or a value is of another kind or not one of the choices.
     """
-    _check(_defaults(), config, "")
+    _check(_defaults(), config, "", Config)
 
 
 @cache
@@ -142,10 +144,12 @@ def _defaults() -> dict[str, Any]:
     return _compose(())
 
 
-def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str) -> None:
+def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str, group: Any = None) -> None:
+    """Check one level: by the types of a group, or by the kinds of the defaults where it is a plain mapping."""
     for name in config:
         if name not in defaults:
             raise _unknown(f"{above}{name}")
+    hints = dict(hints_of(group)) if group else {}
     for name, default in defaults.items():
         key = f"{above}{name}"
         if name not in config:
@@ -157,7 +161,10 @@ def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str) -
         elif isinstance(default, Mapping):
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{key} has keys of its own, such as {key}.{next(iter(default))}; set one of those")
-            _check(default, value, f"{key}.")
+            _check(default, value, f"{key}.", hints.get(name) if is_dataclass(hints.get(name)) else None)
+        elif name in hints:
+            if not accepts(hints[name], value):
+                raise ConfigError(refusal(key, hints[name], value))
         else:
             _check_kind(key, default, value)
 
@@ -166,18 +173,9 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
     trainer = key.startswith("trainer.")  # Lightning takes null, and a count for a switch, in most places
     if default is None or (value is None and trainer):
         return
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if isinstance(default, bool):
-        right, wanted = isinstance(value, bool) or (trainer and whole), "true or false"
-    elif isinstance(default, int):
-        right, wanted = whole, "a whole number"
-    elif isinstance(default, float):
-        right, wanted = number, "a number"
-    else:
-        right, wanted = trainer or isinstance(value, str | int | float), "a word or a path"
-    if not right:
-        raise ConfigError(f"{key} must be {wanted}, not {'null' if value is None else repr(value)}")
+    switch = trainer and isinstance(default, bool) and accepts(int, value)
+    if not (accepts(type(default), value) or switch or (trainer and isinstance(default, str))):
+        raise ConfigError(refusal(key, type(default), value))
 
 
 def known_keys() -> list[str]:

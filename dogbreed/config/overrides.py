@@ -61,11 +61,11 @@ def to_overrides(argv: Sequence[str]) -> list[str]:
     Raises:
         DogbreedError: A flag lacks its value, or Hydra's flag has one that it does not know.
     """
-    flags, overrides = split(argv)
+    flags, overrides = split_argv(argv)
     return flags + overrides
 
 
-def split(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """As `to_overrides`, with Hydra's flags (and their values) apart from the overrides."""
     flags: list[str] = []
     overrides: list[str] = []

@@ -1,8 +1,10 @@
-"""What every command shares: turning errors into one sentence and an exit code.
+"""What every command shares: the frame of its arguments, and turning errors into one sentence and an exit code.
 
 Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something a person can put right, 130 stopped.
+Nothing heavy is imported here: a help page or a usage error answers in a fraction of a second.
 """
 
+import argparse
 import errno
 import os
 import sys
@@ -11,6 +13,8 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from dogbreed.core.errors import DogbreedError, Interrupted
+from dogbreed.core.extras import install
+from dogbreed.core.version import __version__
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS)
@@ -18,11 +22,29 @@ _FORBIDDEN = (errno.EACCES, errno.EROFS)
 _EXTRAS = {
     **dict.fromkeys(("boto3", "botocore", "sagemaker"), "sagemaker"),
     **dict.fromkeys(("anyio", "h11", "prometheus_client", "starlette", "uvicorn"), "serve"),
+    "optuna": "search",
+    "moto": "rehearse",
 }
 
 
+def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentParser:
+    """Return the frame of a command's arguments: help page, `--version`, no abbreviated flags."""
+    frame = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        epilog=epilog,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    frame.add_argument("--version", action="version", version=f"dogbreed {__version__}")
+    return frame
+
+
 def guard(task: Callable[[], int | None]) -> int:
-    """Runs a task and turns what it raises into a sentence on standard error and an exit code."""
+    """Run a task and turn what it raises into a sentence on standard error and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a name that the stream cannot encode is shown with escapes
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = task() or 0
         sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
@@ -44,7 +66,7 @@ def _report(error: Exception) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 128 + 13  # as a shell reports a program that ended by SIGPIPE
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
-        return _say(f"error: This needs {error.name}, which is not installed: pip install 'dogbreed[{extra}]'", 2)
+        return _say(f"error: This needs {error.name}, which is not installed: {install(extra)}", 2)
     if cause := _os_error(error, _DISK_FULL):
         where = f" while writing {cause.filename}" if cause.filename else ""
         return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)
@@ -55,7 +77,7 @@ def _report(error: Exception) -> int:
 
 
 def _os_error(error: BaseException | None, numbers: tuple[int, ...]) -> OSError | None:
-    """The error of the operating system that is behind an error, if it is one of these."""
+    """Return the operating system's error behind an error, if its number is one of these."""
     while error is not None:
         if isinstance(error, OSError) and error.errno in numbers:
             return error

@@ -4,6 +4,9 @@ A hyperparameter search registers the expressions and takes the last value that 
 `val_loss` is that of the exported weights, and each expression finds one number a line at most.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 EPOCH_LINE = (
     "epoch={epoch} train_loss={train_loss:.6f} val_loss={val_loss:.6f} val_acc={val_acc:.4f} "
     "best_val_loss={best_val_loss:.6f}"
@@ -18,3 +21,19 @@ METRIC_REGEXES = {
     "best_val_loss": r" best_val_loss=([0-9.eE+-]+)",
     "average test loss": r"Test set: Average loss: ([0-9\.]+)",
 }
+
+
+def accuracy_line(metrics: Mapping[str, Any], split: str, images: int) -> str:
+    """Return "Test accuracy 29.2 % (14/48, 95 % CI 18.2-43.2), top-5 87.5 %" from the keys of one split.
+
+    Args:
+        metrics: As in `metrics.json`.
+        split: What the keys begin with: `test`, `val` or `train`.
+        images: How many images were measured.
+    """
+    accuracy, (low, high) = metrics[f"{split}_acc"], metrics[f"{split}_acc_ci95"]
+    name = {"test": "Test", "val": "Validation", "train": "Training"}[split]
+    return (
+        f"{name} accuracy {100 * accuracy:.1f} % ({round(accuracy * images):,}/{images:,}, "
+        f"95 % CI {100 * low:.1f}-{100 * high:.1f}), top-5 {100 * metrics[f'{split}_top5']:.1f} %"
+    )

@@ -7,7 +7,7 @@ The file takes `images` [N, 3, S, S], preprocessed as its metadata says, and giv
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,11 +17,18 @@ import torch
 from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 from dogbreed.core.files import atomic_write
-from dogbreed.inference.manifest import MANIFEST
+from dogbreed.core.text import size
+from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
+from dogbreed.data.images import load as read_image
+from dogbreed.data.layout import list_images
+from dogbreed.inference import model_folder
+from dogbreed.inference.manifest import MANIFEST, find_model, read_manifest
 
 TOLERANCE = 1e-4  # in logits, as for every other way from bytes to logits
 OPSET = 18
+CHECKED_ON = 16  # photographs
 
 
 class Answering(nn.Module):
@@ -40,6 +47,48 @@ class Answering(nn.Module):
         """[N, 3, S, S] to logits and probabilities [N, classes]."""
         logits: Tensor = self.network(images)
         return logits, (logits / self.temperature).softmax(1)
+
+
+def convert(folder: Path, paths: Sequence[Path], onnx: Path | None, torch_export: Path | None) -> None:
+    """Write an exported model as files for other runtimes, and print how well each agrees.
+
+    Args:
+        folder: The exported model, or the folder of its run.
+        paths: Photographs, or folders of them, on which the files have to agree.
+        onnx: Where ONNX goes; None for none.
+        torch_export: Where the file for `torch.export.load` goes; None for none.
+
+    Raises:
+        DogbreedError: A path does not exist, no photograph can be read, or a file does not agree.
+    """
+    folder = find_model(folder)
+    manifest, model = read_manifest(folder), model_folder.load(folder)
+    photographs = torch.stack(_some_inputs(paths, model.preprocessing))
+    answering = Answering(model.network, model.temperature).eval()
+    for file, write in ((onnx, to_onnx), (torch_export, to_torch_export)):
+        if file is not None:
+            largest = write(answering, photographs, manifest, file)
+            bytes = size(file.stat().st_size)
+            print(f"{file} ({bytes}) agrees on {len(photographs)} photographs: logits within {largest:.1e}.")
+
+
+def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Tensor]:
+    """Return network inputs of the first photographs that can be read, spread over all of them."""
+    files: list[Path] = []
+    for path in paths:
+        if not path.exists():
+            raise DogbreedError(f"{path} does not exist; give photographs, or folders of them.")
+        inside = list_images(path) if path.is_dir() else [path]
+        files += [file for file in inside if file == path or file.suffix.lower() in IMAGE_SUFFIXES]
+    inputs: list[Tensor] = []
+    for file in files[:: max(1, len(files) // CHECKED_ON)]:
+        try:
+            inputs.append(read_image(file, preprocessing))
+        except BadImage:
+            continue
+    if not inputs:
+        raise DogbreedError("There is no photograph among what was given that can be read, to check the file on.")
+    return inputs[:CHECKED_ON]
 
 
 def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
@@ -62,9 +111,7 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
         import onnxruntime
         import onnxscript  # noqa: F401  (what torch.onnx exports with)
     except ModuleNotFoundError as error:
-        raise DogbreedError(
-            f"ONNX needs {error.name}, which is not installed: pip install 'dogbreed[onnx]'."
-        ) from error
+        raise DogbreedError(f"ONNX needs {error.name}, which is not installed: {install('onnx')}.") from error
     with atomic_write(file) as beside:
         with _quiet(), _explained("ONNX"):
             # An example of two: from one, the exporter would take the size of the batch for fixed.

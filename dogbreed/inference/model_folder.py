@@ -1,15 +1,12 @@
 """The folder `model/`, the unit that travels: weights as safetensors and one JSON that says what they are.
 
 Nothing in it is executed when it is read, and nothing but it is needed: no download, no training configuration.
-
-`python -m dogbreed.export` turns it into a file for other runtimes (`dogbreed.inference.formats`).
 """
 
-import argparse
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,21 +19,9 @@ from torch import nn
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.version import __version__
-from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
-from dogbreed.data.images import load as read_image
-from dogbreed.inference.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, find_model, read_manifest
+from dogbreed.data.images import Preprocessing
+from dogbreed.inference.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest
 from dogbreed.models import backbones
-
-CHECKED_ON = 16  # photographs
-_DESCRIPTION = "Writes an exported model as ONNX or for torch.export, and keeps the file only if it answers the same."
-_EPILOG = """\
-examples:
-  python -m dogbreed.export outputs/2026-05-01/10-30-00/model holiday/ --onnx dogs.onnx
-  python -m dogbreed.export model/ rex.jpg --onnx dogs.onnx --torch-export dogs.pt2
-
-Inputs and outputs are the network's: images [N, 3, S, S] to logits and probabilities [N, classes]. How an image
-becomes an input, the class names and the temperature lie in the file's metadata as model.json.
-"""
 
 
 @dataclass(frozen=True)
@@ -144,63 +129,3 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         config=manifest.get("config", {}),
         metrics=manifest.get("metrics", {}),
     )
-
-
-# The command
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dogbreed.export",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    parser.add_argument("paths", metavar="PHOTO", nargs="+", type=Path, help="photographs or folders to check it on")
-    parser.add_argument("--onnx", metavar="FILE", type=Path, help="write ONNX (pip install 'dogbreed[onnx]')")
-    parser.add_argument("--torch-export", metavar="FILE.pt2", type=Path, help="write for torch.export.load")
-    given = parser.parse_args(argv)
-    if given.onnx is None and given.torch_export is None:
-        parser.error("nothing to write: give --onnx FILE, --torch-export FILE.pt2, or both")
-    from dogbreed.core.cli import guard  # here: an endpoint uses this room, and has no Hydra
-
-    return guard(lambda: _convert(given))
-
-
-def _convert(given: argparse.Namespace) -> int:
-    folder = find_model(given.model)
-    manifest, model = read_manifest(folder), load(folder)
-    photographs = torch.stack(_some_inputs(given.paths, model.preprocessing))
-    from dogbreed.inference.formats import Answering, to_onnx, to_torch_export
-
-    answering = Answering(model.network, model.temperature).eval()
-    for file, write in ((given.onnx, to_onnx), (given.torch_export, to_torch_export)):
-        if file is not None:
-            largest = write(answering, photographs, manifest, file)
-            size = file.stat().st_size / 1e6
-            print(f"{file} ({size:.1f} MB) agrees on {len(photographs)} photographs: logits within {largest:.1e}.")
-    return 0
-
-
-def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[torch.Tensor]:
-    """Network inputs of the first photographs that can be read, spread over what was given."""
-    from dogbreed.data.layout import list_images
-
-    files = []
-    for path in paths:
-        if not path.exists():
-            raise DogbreedError(f"{path} does not exist; give photographs, or folders of them.")
-        inside = list_images(path) if path.is_dir() else [path]
-        files += [file for file in inside if file == path or file.suffix.lower() in IMAGE_SUFFIXES]
-    found: list[torch.Tensor] = []
-    for file in files[:: max(1, len(files) // CHECKED_ON)]:
-        try:
-            found.append(read_image(file, preprocessing))
-        except BadImage:
-            continue
-    if not found:
-        raise DogbreedError("There is no photograph among what was given that can be read, to check the file on.")
-    return found[:CHECKED_ON]

@@ -1,6 +1,5 @@
-"""`python -m dogbreed.predict`: breeds of photographs, of folders of them, or of one that comes through a pipe."""
+"""Photographs by name, in folders or through a pipe, and their breeds as a table or as JSON."""
 
-import argparse
 import json
 import os
 import shutil
@@ -12,7 +11,6 @@ import torch
 from rich.console import Console
 from rich.text import Text
 
-from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
@@ -24,52 +22,14 @@ STDIN = "-"
 SHOW_PROGRESS_ABOVE = 50
 MUTED = "bright_black"
 
-_DESCRIPTION = "Says which breed is on photographs, with a model that a run has exported."
-_EPILOG = """\
-examples:
-  python -m dogbreed.predict outputs/2026-05-01/10-30-00/model rex.jpg
-  python -m dogbreed.predict model/ holiday/ --json --top-k 3 > answers.jsonl
-  curl -s https://example.org/dog.jpg | python -m dogbreed.predict model/ -
 
-exit codes:
-  0    every photograph was answered
-  1    some could not be used: their lines give the reason, all others are answered
-  2    nothing was done: a path does not exist, a folder holds no image, the model cannot be read
-  130  stopped with Ctrl-C
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    given = _parser().parse_args(argv)
-    return guard(lambda: _run(given))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dogbreed.predict",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    parser.add_argument(
-        "paths", metavar="PATH", nargs="+", help="a photograph, a folder (searched to its depth), or - for stdin"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object a line in place of the table")
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="breeds in each answer (default 5)")
-    parser.add_argument("--batch-size", type=int, default=32, metavar="N", help="images in one pass (default 32)")
-    parser.add_argument("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
-    return parser
-
-
-def _run(given: argparse.Namespace) -> int:
-    names = find_photographs(given.paths)
-    predictor = Predictor(find_model(given.model), device=find_device(given.device))
+def answer(model: Path, paths: Sequence[str], *, as_json: bool, top_k: int, batch_size: int, device: str | None) -> int:
+    """Print the breeds on photographs; return 1 where some could not be used, else 0."""
+    names = find_photographs(paths)
+    predictor = Predictor(find_model(model), device=find_device(device))
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
-    answers = predictor.try_predict(sources, top_k=given.top_k, batch_size=given.batch_size)
-    lines = _JsonLines() if given.json else _Table(names, predictor.class_names)
+    answers = predictor.try_predict(sources, top_k=top_k, batch_size=batch_size)
+    lines = _JsonLines() if as_json else _Table(names, predictor.class_names)
     failed = 0
     # Lines that run over a terminal show how far it has come; a bar among them would only tear.
     quiet = len(names) <= SHOW_PROGRESS_ABOVE or sys.stdout.isatty()

@@ -1,6 +1,5 @@
-"""`python -m dogbreed.debug`: what smdebug saved of a run: its losses as a picture, and what the rules find in it."""
+"""What smdebug saved of a run: its losses as a picture, and what the rules find in it."""
 
-import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,6 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.text import count
@@ -23,16 +21,6 @@ from dogbreed.monitor.smdebug_reader import Recorded, read
 PICTURES = (".png", ".svg", ".pdf")
 TOGETHER = 10  # saved losses whose mean is compared with that of the next: single batches are noisy
 BLUE, ORANGE = "#2f6fd0", "#e0762d"
-
-_DESCRIPTION = "Reads the tensors that a run saved with smdebug (debugger.enabled=true, or a job of SageMaker)."
-_EPILOG = """\
-examples:
-  python -m dogbreed.train debugger.enabled=true output_dir=outputs/seen
-  python -m dogbreed.debug outputs/seen/tensors
-  aws s3 cp --recursive s3://BUCKET/JOB/debug-output tensors && python -m dogbreed.debug tensors --output losses.svg
-
-Needs pip install 'dogbreed[debugger]'.
-"""
 
 
 class Means(NamedTuple):
@@ -158,13 +146,8 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    given = _parser().parse_args(argv)
-    return guard(lambda: _run(given.tensors, given.output))
-
-
-def _run(folder: Path, output: Path | None) -> None:
+def run(folder: Path, output: Path | None = None) -> None:
+    """Print what was saved in `folder` and what the rules find, and write the picture of the losses."""
     # Beside the tensors, which belong to smdebug; a folder given as . or with a slash at its end has a name too.
     output = output or Path(os.path.abspath(folder)).parent / "losses.png"
     if output.suffix.lower() not in PICTURES:
@@ -174,18 +157,3 @@ def _run(folder: Path, output: Path | None) -> None:
     with atomic_write(output) as file:
         draw(recorded).savefig(file, format=output.suffix[1:].lower(), dpi=110)
     print(f"\nWrote {os.path.relpath(output) if output.is_relative_to(Path.cwd()) else output}")
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m dogbreed.debug",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("tensors", metavar="TENSOR_DIR", type=Path, help="by default RUN/tensors")
-    parser.add_argument(
-        "--output", metavar="FILE", type=Path, help="the picture; default: losses.png beside TENSOR_DIR"
-    )
-    return parser

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from dogbreed.config import cli
 from dogbreed.config.compose import compose
-from dogbreed.config.help import TUNE_HELP
+from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
 from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
@@ -48,7 +47,7 @@ PLAIN_TRAINER: Mapping[str, Sequence[Any]] = {
 TrainRound = Callable[[Sequence[Any]], None]
 
 
-def tune(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Search:
+def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Search:
     """Run one whole search.
 
     Args:
@@ -61,7 +60,7 @@ def tune(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ())
     Raises:
         DogbreedError: Something a person can put right.
     """
-    settings = compose(overrides) if config is None else dict(config)
+    settings = Config.from_dict(compose(overrides) if config is None else config).to_dict()
     prepare_process()
     search = Search(settings)
     quiet = settings["progress"] == "none"
@@ -235,12 +234,3 @@ def _parameters(trial: Any) -> str:
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return the exit code."""
-
-    def task(config: dict[str, Any]) -> None:
-        tune(config)
-
-    return cli.run(task, prog="python -m dogbreed.tune", help=TUNE_HELP, argv=argv)

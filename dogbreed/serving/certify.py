@@ -1,4 +1,4 @@
-"""`python -m dogbreed.certify`: proves that what was trained is what is served.
+"""The proof that what was trained is what is served.
 
 Photographs, and odd files made from one of them, go from their bytes to logits in four ways: through the evaluation
 that training ends with, through `Predictor`, through a running server, and through the handlers of a packed archive in
@@ -6,7 +6,6 @@ a process that sees nothing but the archive. The largest difference is printed a
 explain it, or one way answers what another refuses, there is no certificate.
 """
 
-import argparse
 import hashlib
 import platform
 import time
@@ -20,7 +19,6 @@ import PIL
 import torch
 import torchvision
 
-from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
@@ -42,46 +40,6 @@ INFERENCE_PATHS: dict[str, InferencePath] = {
     "server": parity.server,
     "handler": parity.handler,
 }
-
-_DESCRIPTION = "Proves that what was trained is what is served, for an exported model and some photographs."
-_EPILOG = """\
-Made files are added to the photographs: a drawn one, and odd ones that are grey, CMYK, RGBA, palette, 16 bit, rotated
-by EXIF, progressive, truncated, animated, large.
-
-examples:
-  python -m dogbreed.certify outputs/2026-05-01/10-30-00/model my_dogs/test
-  python -m dogbreed.certify model/ rex.jpg --output certificate.json
-
-exit codes:
-  0    all ways agree: the certificate is written
-  2    they do not, and the certificate says where; or the model or a photograph cannot be read
-"""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python -m dogbreed.certify",
-        description=_DESCRIPTION,
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    parser.add_argument("photos", metavar="PHOTO", nargs="*", help="photographs, or folders of them")
-    parser.add_argument("--output", metavar="FILE", type=Path, help=f"default: {CERTIFICATE} in the model's folder")
-    given = parser.parse_args(argv)
-    return guard(lambda: _run(given.model, given.photos, given.output))
-
-
-def _run(model: Path, photos: Sequence[str], output: Path | None) -> int:
-    certificate = certify(model, photos, output)
-    print(summary(certificate), flush=True)
-    if not certificate["passed"]:
-        raise DogbreedError(
-            f"No certificate: {certificate['fault']}. This model must not be deployed with this version."
-        )
-    return 0
 
 
 def certify(

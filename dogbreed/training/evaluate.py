@@ -4,18 +4,13 @@ Every image goes the way that it goes in an endpoint: its bytes into `images.loa
 The figures therefore are those of what is served, whatever it was trained with.
 """
 
-import csv
 import difflib
 import hashlib
-import io
-import json
 import shlex
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dogbreed.config.compose import compose
-from dogbreed.config.overrides import split as split_arguments
-from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
-from dogbreed.core.metric_lines import TEST_LINE
+from dogbreed.core.files import new_folder, write_csv, write_json
+from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
 from dogbreed.data.datasets import Skipped, SplitFiles
@@ -42,29 +34,7 @@ from dogbreed.metrics.predictions import Predictions
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
 
-OWN_KEYS = ("split", "device")  # the others are keys of the configuration, with its defaults
-CONFIG_KEYS = ("data.root", "data.batch_size", "data.num_workers", "data.on_bad_image", "data.max_pixels", "output_dir")
-
-HELP = """\
-usage: python -m dogbreed.evaluate MODEL_DIR [key=value ...]
-
-Measures an exported model (a run's model/, or the run's folder) on photographs, one folder a breed.
-The images take the same way as in an endpoint. Breeds are matched by name; a number in front is ignored.
-
-  data.root=FOLDER         holds test/<breed>/, or the breeds' folders themselves; default: what it was trained on
-  split=test               test, valid or train, where data.root has these
-  data.batch_size=64       images in one pass
-  data.on_bad_image=skip   skip (told and listed in the report) or error
-  output_dir=FOLDER        default: evaluation/<date>/<time>
-  device=cpu               cpu, cuda, cuda:1, mps; default: a GPU where there is one
-
-Examples:
-  python -m dogbreed.evaluate outputs/2026-05-01/10-30-00/model
-  python -m dogbreed.evaluate model/ data.root=my_dogs split=valid
-  python -m dogbreed.evaluate model/ data.root=photos_of_friends output_dir=friends --batch-size 16
-
-Writes metrics.json, predictions.csv and report.html.
-"""
+PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of the keys in metrics.json
 
 
 @dataclass(frozen=True)
@@ -123,15 +93,14 @@ def evaluate(
     predictor = Predictor(find_model(Path(model)), device=find_device(device), max_pixels=max_pixels)
     root = _root(root, predictor.model.config)
     folder = _split_folder(root, split)
-    files = _files(folder, predictor.class_names)
+    names = predictor.class_names
+    files = _files(folder, names)
     predictions, samples, skipped = _predictions_of(
         predictor, files, split, batch_size, num_workers, on_bad_image, quiet
     )
-    names = predictor.class_names
     missing = [names[label] for label in range(len(names)) if label not in set(samples.labels.tolist())]
-    correct = int((predictions.predicted == predictions.labels).sum())
     metrics = {
-        **measure(predictions),
+        **measure(predictions, PREFIX[split]),
         "temperature": predictions.temperature,
         "split": split,
         "images": len(predictions),
@@ -142,34 +111,49 @@ def evaluate(
         "backbone": predictor.model.backbone,
         "package_version": __version__,
     }
-    destination = Path(output_dir) if output_dir else _new_folder()
-    _write(destination, metrics, predictions, names, root)
-    if not quiet:
-        loss, percent = metrics["test_loss"], 100 * metrics["test_acc"]
-        line = TEST_LINE.format(loss=loss, correct=correct, total=len(predictions), percent=percent)
-        print(line.replace("Test", split.capitalize(), 1), flush=True)  # a tool that looks for a test finds no other
-    command = ["python", "-m", "dogbreed.evaluate", str(model), f"data.root={root}"]
-    command += [] if split == "test" else [f"split={split}"]
+    destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
+    write_json(destination / "metrics.json", metrics)
+    write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, root))
     photos = {split: samples, **_other_splits(root, folder, split, names)}
-    training_report.write_safely(
-        destination / "report.html",
-        ReportInputs(
-            class_names=names,
-            backbone=predictor.model.backbone,
-            preprocessing=predictor.model.preprocessing,
-            root=root,
-            photos=photos,
-            predictions=predictions,
-            metrics=metrics,
-            skipped=skipped,
-            config=predictor.model.config,
-            command=shlex.join(command),
-            network=predictor.model.network,
-        ),
-    )
+    report = _report(str(model), root, predictor, photos, predictions, metrics, skipped)
+    training_report.write_safely(destination / "report.html", report)
     if not quiet:
+        print(_test_line(predictions, metrics), flush=True)
         print(_summary(metrics, destination, skipped, missing))
     return Result(metrics, destination, predictions)
+
+
+def _test_line(predictions: Predictions, metrics: Mapping[str, Any]) -> str:
+    correct, total = int((predictions.predicted == predictions.labels).sum()), len(predictions)
+    loss = metrics[f"{PREFIX[predictions.split]}_loss"]
+    line = TEST_LINE.format(loss=loss, correct=correct, total=total, percent=100 * correct / total)
+    return line.replace("Test", predictions.split.capitalize(), 1)  # a tool that looks for a test finds no other
+
+
+def _report(
+    model: str,
+    root: Path,
+    predictor: Predictor,
+    photos: Mapping[str, SplitFiles],
+    predictions: Predictions,
+    metrics: dict[str, Any],
+    skipped: Sequence[Skipped],
+) -> ReportInputs:
+    command = ["python", "-m", "dogbreed.evaluate", model, f"data.root={root}"]
+    command += [] if predictions.split == "test" else [f"split={predictions.split}"]
+    return ReportInputs(
+        class_names=predictor.class_names,
+        backbone=predictor.model.backbone,
+        preprocessing=predictor.model.preprocessing,
+        root=root,
+        photos=dict(photos),
+        predictions=predictions,
+        metrics=metrics,
+        skipped=skipped,
+        config=predictor.model.config,
+        command=shlex.join(command),
+        network=predictor.model.network,
+    )
 
 
 def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
@@ -277,36 +261,12 @@ def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) ->
     return found
 
 
-def _new_folder() -> Path:
-    now = datetime.now().astimezone()
-    base = Path("evaluation") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
-
-
-def _write(
-    folder: Path, metrics: Mapping[str, Any], predictions: Predictions, names: Sequence[str], root: Path
-) -> None:
-    with atomic_write(folder / "metrics.json") as file:
-        file.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    text = io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(PREDICTIONS)
-    writer.writerows(prediction_rows(predictions, names, root))
-    with atomic_write(folder / "predictions.csv") as file:
-        file.write_text(text.getvalue(), encoding="utf-8", errors="surrogateescape")
-
-
 def _summary(metrics: Mapping[str, Any], folder: Path, skipped: Sequence[Skipped], missing: Sequence[str]) -> str:
-    low, high = metrics["test_acc_ci95"]
+    prefix = PREFIX[metrics["split"]]
     lines = [
-        f"Accuracy {metrics['test_acc']:.1%} (95 % interval {low:.1%} to {high:.1%}), "
-        f"among the first five {metrics['test_top5']:.1%}.",
-        f"Calibration error {metrics['test_ece']:.3f} with temperature {metrics['temperature']:.3f}, "
-        f"{metrics['test_ece_uncalibrated']:.3f} without.",
+        f"{accuracy_line(metrics, prefix, metrics['images'])}.",
+        f"Calibration error {metrics[f'{prefix}_ece']:.3f} with temperature {metrics['temperature']:.3f}, "
+        f"{metrics[f'{prefix}_ece_uncalibrated']:.3f} without.",
     ]
     if skipped:
         lines.append(f"Skipped {len(skipped)} files, such as {skipped[0].path} ({skipped[0].reason}).")
@@ -314,43 +274,3 @@ def _summary(metrics: Mapping[str, Any], folder: Path, skipped: Sequence[Skipped
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         lines.append(f"No images of {len(missing)} of the model's breeds: {', '.join(missing[:3])}{more}.")
     return "\n".join([*lines, f"Wrote {folder}/report.html, predictions.csv and metrics.json."])
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-    return guard(lambda: _run(sys.argv[1:] if argv is None else list(argv)))
-
-
-def _run(argv: list[str]) -> int:
-    if not argv or {"-h", "--help"} & set(argv):
-        print(HELP, end="")
-        return 0 if argv else 2
-    # The model may come anywhere among the settings, which all have a name.
-    flags, words = split_arguments(argv)
-    models = [word for word in words if "=" not in word or Path(word).exists()]
-    overrides = [word for word in words if word not in models]
-    if flags or len(models) != 1:
-        raise DogbreedError("Give one exported model, then settings as key=value; --help shows them.")
-    given = dict(word.split("=", 1) for word in overrides)
-    for key in given:
-        if key not in (*OWN_KEYS, *CONFIG_KEYS):
-            raise DogbreedError(f"{key} is not a setting of an evaluation; known are {', '.join(known_settings())}.")
-    settings = compose([word for word in overrides if word.split("=", 1)[0] not in OWN_KEYS])
-    data = settings["data"]
-    evaluate(
-        models[0],
-        data["root"] if "data.root" in given else None,
-        split=given.get("split", "test"),
-        output_dir=settings["output_dir"],
-        batch_size=data["batch_size"] if "data.batch_size" in given else 64,
-        num_workers=0 if data["num_workers"] == "auto" else data["num_workers"],
-        on_bad_image=data["on_bad_image"],
-        max_pixels=data["max_pixels"],
-        device=given.get("device"),
-    )
-    return 0
-
-
-def known_settings() -> list[str]:
-    """Every key that `python -m dogbreed.evaluate` takes."""
-    return [*CONFIG_KEYS, *OWN_KEYS]

@@ -23,9 +23,8 @@ from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
 
 from dogbreed.cache.callback import FeatureCache
-from dogbreed.config import cli
 from dogbreed.config.compose import compose, to_yaml
-from dogbreed.config.help import TRAIN_HELP
+from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import TEST_LINE
@@ -75,7 +74,7 @@ class Result:
     model: DogBreedClassifier
 
 
-def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Result:
+def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Result:
     """One whole run.
 
     Args:
@@ -86,7 +85,7 @@ def train(config: Mapping[str, Any] | None = None, overrides: Sequence[str] = ()
         DogbreedError: Something a person can put right; before training starts, nothing has been written.
     """
     started = time.monotonic()
-    settings = compose(overrides) if config is None else dict(config)
+    settings = Config.from_dict(compose(overrides) if config is None else config).to_dict()
     prepare_process()
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     say = _Say(main_process)
@@ -372,12 +371,3 @@ class _Say:
         if self.main_process:
             # Names of files need not be UTF-8, and a terminal takes nothing else.
             print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """The command; returns the exit code."""
-
-    def task(config: dict[str, Any]) -> None:
-        train(config)
-
-    return cli.run(task, prog="python -m dogbreed.train", help=TRAIN_HELP, argv=argv)

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.config.compose import compose
-from dogbreed.config.overrides import quote, split
+from dogbreed.config.overrides import quote, split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.metric_lines import EXPORT_LINE
@@ -45,7 +45,7 @@ def run(argv: Sequence[str]) -> None:
     """
     show_channels()
     folder = Path(os.environ["DOGBREED_CHECKPOINTS"]) / os.environ.get("TRAINING_JOB_NAME", "job")
-    _, overrides = split(argv)
+    _, overrides = split_argv(argv)
     own = [*weights(), f"output_dir={folder}", "resume=auto", "progress=plain"]
     if compose(overrides)["search"]["where"] == "one_job":
         overrides = [*overrides, *search([*overrides, *weights()], folder)]

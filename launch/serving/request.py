@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dogbreed.config.compose import known_keys
-from dogbreed.config.overrides import split
+from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
@@ -106,7 +106,7 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     """Split a command line into names, and the rest with the short keys of `sagemaker.endpoint` written in full."""
     group = "sagemaker.endpoint."
     short = {key.removeprefix(group) for key in known_keys() if key.startswith(group)}
-    flags, overrides = split([word for word in argv if "=" in word or word.startswith("-")])
+    flags, overrides = split_argv([word for word in argv if "=" in word or word.startswith("-")])
     names = [word for word in argv if "=" not in word and not word.startswith("-")]
     return names, [*flags, *(f"{group}{w}" if w.partition("=")[0] in short else w for w in overrides)]
 

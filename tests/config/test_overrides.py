@@ -8,7 +8,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dogbreed.config.overrides import SHORT, dotted, from_wire, quote, split, to_overrides, to_wire
+from dogbreed.config.overrides import SHORT, dotted, from_wire, quote, split_argv, to_overrides, to_wire
 from dogbreed.core.errors import DogbreedError
 
 
@@ -101,7 +101,7 @@ def test_an_interpolation_stays_one():
 
 def test_hydras_flags_pass_with_their_values_and_come_first():
     argv = ["seed=1", "-m", "--config-dir", "my conf", "--lr", "0.1", "--config-name=other", "~search.space.data"]
-    given, overrides = split(argv)
+    given, overrides = split_argv(argv)
     assert given == ["-m", "--config-dir", "my conf", "--config-name", "other"]
     assert overrides == ["seed=1", "model.lr=0.1", "~search.space.data"]
     assert to_overrides(["--info", "seed=1"]) == ["--info", "all", "seed=1"]

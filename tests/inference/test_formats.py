@@ -10,8 +10,8 @@ import torch
 from support.exports import NAMES, export_tiny
 
 from dogbreed import Predictor
+from dogbreed.export import main
 from dogbreed.inference import formats
-from dogbreed.inference.model_folder import main
 
 pytestmark = pytest.mark.slow
 

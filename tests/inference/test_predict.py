@@ -16,7 +16,9 @@ from support.exports import NAMES, export_tiny
 from support.places import SHARED_DATA
 
 from dogbreed import Predictor
-from dogbreed.inference.photographs import find_model, find_photographs, main
+from dogbreed.inference.manifest import find_model
+from dogbreed.inference.photographs import find_photographs
+from dogbreed.predict import main
 
 
 @pytest.fixture(scope="module")

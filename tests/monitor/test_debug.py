@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from support.debugger import result_of
 
+from dogbreed import debug as debug_command
 from dogbreed.core.errors import DogbreedError
 from dogbreed.monitor import debug, smdebug_reader
 from dogbreed.monitor.smdebug_reader import Evaluation, Recorded
@@ -147,7 +148,7 @@ said = {}
 for name in ("tensors", "running", "half", "no index", "cut", "gone", "bad index", "bad list", "no loss"):
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = debug.main([str(folder / name), "--output", str(folder / f"{name}.png")])
+        code = debug_command.main([str(folder / name), "--output", str(folder / f"{name}.png")])
     said[name] = [code, out.getvalue(), err.getvalue(), (folder / f"{name}.png").exists()]
 print(json.dumps(said))
 """
@@ -198,7 +199,7 @@ def test_bad_folders_get_a_sentence(name, sentence, said):
 
 
 def test_arguments(tmp_path, capsys):
-    assert debug.main([str(tmp_path), "--output", "losses.doc"]) == 2
+    assert debug_command.main([str(tmp_path), "--output", "losses.doc"]) == 2
     assert "a picture ends in .png, .svg or .pdf" in capsys.readouterr().err
-    assert debug.main([str(tmp_path / "missing")]) == 2
+    assert debug_command.main([str(tmp_path / "missing")]) == 2
     assert capsys.readouterr().err.startswith("error: ")

@@ -82,7 +82,8 @@ from pathlib import Path
 folder, published, arguments = Path(sys.argv[1]), sys.argv[2], json.loads(sys.argv[3])
 
 import dogbreed.train
-from dogbreed.training.run import main, train
+from dogbreed.train import main
+from dogbreed.training.run import train
 
 said = {}
 

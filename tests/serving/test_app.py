@@ -25,8 +25,8 @@ from support.exports import NAMES, export_tiny
 from support.serving import is_refusal, received, request, serving
 
 from dogbreed import Predictor
+from dogbreed.serve import main
 from dogbreed.serving.app import create_app
-from dogbreed.serving.serve import main
 from dogbreed.serving.server import bind, make_server
 from dogbreed.serving.service import Limits, Service
 
@@ -286,7 +286,8 @@ def test_sigterm_answers_what_was_asked(model, photos):
 
 IMPATIENT = """
 import sys
-from dogbreed.serving import serve, server
+from dogbreed import serve
+from dogbreed.serving import server
 server.SHUTDOWN_SECONDS = 1
 sys.exit(serve.main())
 """

@@ -12,6 +12,7 @@ import pytest
 from support.exports import NAMES, export_tiny
 
 import dogbreed
+from dogbreed import certify as command
 from dogbreed.data.images import Preprocessing
 from dogbreed.inference import model_folder
 from dogbreed.models import backbones
@@ -109,7 +110,7 @@ def test_other_preprocessing_is_refused(tmp_path, capsys):
 )
 def test_bad_use(arguments, sentence, tmp_path, capsys):
     model = export_tiny(tmp_path / "model")
-    assert certify.main([word.replace("MODEL", str(model)) for word in arguments]) == 2
+    assert command.main([word.replace("MODEL", str(model)) for word in arguments]) == 2
     assert capsys.readouterr().err.startswith(sentence)
     assert not (model / "certificate.json").exists()
 

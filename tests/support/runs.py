@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from support.places import ROOT
 
 from dogbreed.data.synthetic import make_sample
-from dogbreed.training.run import main
+from dogbreed.train import main
 
 # Inputs of 64 pixels and one thread: a run takes a second, and adds its numbers in the same order each time.
 TINY = (

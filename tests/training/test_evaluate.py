@@ -10,9 +10,10 @@ import pytest
 from support import runs
 from support.exports import NAMES, export_tiny
 
+from dogbreed import evaluate
 from dogbreed.core.metric_lines import METRIC_REGEXES
 from dogbreed.data.datamodule import DogImages
-from dogbreed.training.evaluate import HELP, evaluate, known_settings, main
+from dogbreed.evaluate import HELP, known_settings, main
 
 
 @pytest.fixture(scope="module")

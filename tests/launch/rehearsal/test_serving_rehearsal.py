@@ -13,9 +13,9 @@ from support import runs
 from support.exports import export_tiny
 from support.places import SHARED_DATA
 
+from dogbreed import certify
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import archive
-from dogbreed.serving import certify
 from dogbreed.serving.client import Endpoint
 
 pytest.importorskip("boto3")

@@ -1,0 +1,77 @@
+"""What `python -m dogbreed.cache` does with the feature stores: list, verify and delete them."""
+
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dogbreed.cache.extract import PRECISIONS
+from dogbreed.cache.store import META, Store, cache_folder, delete, format_bytes, stores
+from dogbreed.core.errors import DogbreedError
+
+_UNREADABLE = f"its {META} is damaged: delete it"
+
+
+def _description(store: Path) -> dict[str, Any] | None:
+    """Return what a store says of itself; None where that is damaged."""
+    try:
+        description: dict[str, Any] = json.loads((store / META).read_bytes())
+        complete = PRECISIONS[description["precision"]] and {"shape", "backbone", "cut"} <= description.keys()
+        return description if complete else None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _list(folder: Path, names: Sequence[str]) -> int:
+    found = sorted(stores(folder), key=lambda entry: -entry[2])
+    if not found:
+        print(f"No features in {folder}.")
+        return 0
+    print(f"{'key':24}  {'size':>8}  {'last used':16}  {'precision':9}  of")
+    for store, size, used in found:
+        description = _description(store)
+        when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
+        if description is None:
+            print(f"{store.name:24}  {format_bytes(size):>8}  {when}  {_UNREADABLE}")
+            continue
+        what = f"{description['backbone']} up to {description['cut']}"
+        print(f"{store.name:24}  {format_bytes(size):>8}  {when}  {description['precision']:9}  {what}")
+    print(f"{format_bytes(sum(size for _, size, _ in found))} in {folder}")
+    return 0
+
+
+def _verify(folder: Path, names: Sequence[str]) -> int:
+    bad = 0
+    for path, _, _ in stores(folder):
+        description = _description(path)
+        if description is None:
+            bad += 1
+            print(f"{path.name}  {_UNREADABLE}")
+            continue
+        store = Store(path, description["shape"], PRECISIONS[description["precision"]])
+        damaged = store.refresh()
+        bad += damaged
+        state = f"{damaged} damaged; the next run computes them again" if damaged else "all good"
+        print(f"{path.name}  {len(store._rows):,} rows, {state}")
+    return 1 if bad else 0
+
+
+def _delete_named(folder: Path, names: Sequence[str]) -> int:
+    everything = [store for store, _, _ in stores(folder)]
+    for name in names:
+        chosen = everything if name == "all" else [store for store in everything if store.name.startswith(name)]
+        if not chosen and name != "all":
+            raise DogbreedError(f"No store in {folder} begins with {name}; python -m dogbreed.cache lists them.")
+        for store in chosen:
+            print(f"{'deleted' if delete(store) else 'in use, kept'}  {store.name}")
+    return 0
+
+
+ACTIONS: dict[str, Callable[[Path, Sequence[str]], int]] = {"list": _list, "verify": _verify, "delete": _delete_named}
+
+
+def manage(action: str, folder: str | None, names: Sequence[str] = ()) -> int:
+    """List, verify or delete stores; return 1 where a row is damaged, else 0."""
+    return ACTIONS[action](cache_folder(folder or os.environ.get("DOGBREED_CACHE")) / "features", names)

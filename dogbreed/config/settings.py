@@ -1,0 +1,217 @@
+"""The configuration as objects: one frozen class per group. conf/*.yaml holds the defaults and says what each means.
+
+A field's type says what the key takes: `PathText` is expanded (`~`) and is always text, a `Literal` lists the choices,
+and the keys of a `Mapping` are those of the YAML file, with values of the same kind.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from functools import cache
+from types import NoneType, UnionType
+from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+
+PathText = Annotated[str, "path"]
+# Words that stand where a path may stand, too.
+NOT_A_PATH = {"model.weights": ("imagenet", "none"), "resume": ("last", "auto")}
+
+
+@dataclass(frozen=True)
+class Data:
+    source: Literal["dogimages", "sample"]
+    root: PathText
+    download: bool
+    url: str | None
+    batch_size: int
+    num_workers: int | str
+    augment: Literal["none", "flip", "crop"]
+    resize: Literal["squash", "crop"]
+    size: int | None
+    on_bad_image: Literal["skip", "error"]
+    max_pixels: int
+
+
+@dataclass(frozen=True)
+class Model:
+    backbone: str
+    weights: PathText
+    trainable: Literal["head", "block", "all"]
+    lr: float
+    backbone_lr: float | None
+    weight_decay: float
+    label_smoothing: float
+    optimizer: Literal["adam", "adamw", "sgd"]
+    schedule: Literal["constant", "cosine", "onecycle"]
+
+
+@dataclass(frozen=True)
+class Cache:
+    mode: Literal["auto", "off", "require"]
+    dir: PathText | None
+    precision: Literal["float32", "bfloat16"]
+    views: int
+    max_gb: float
+
+
+@dataclass(frozen=True)
+class Debugger:
+    enabled: bool | str
+    config_file: PathText | None
+    dir: PathText | None
+    train: Mapping[str, Any]
+    eval: Mapping[str, Any]
+    reductions: str | None
+    collections: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Rules:
+    enabled: bool
+    on_trigger: Literal["warn", "stop"]
+    skip: Any
+    every: int
+    loss_not_decreasing: Mapping[str, Any]
+    overfit: Mapping[str, Any]
+    overtraining: Mapping[str, Any]
+    vanishing_gradient: Mapping[str, Any]
+    exploding_tensor: Mapping[str, Any]
+    poor_weight_initialization: Mapping[str, Any]
+    dead_relu: Mapping[str, Any]
+    data_loading: Mapping[str, Any]
+    low_gpu_utilization: Mapping[str, Any]
+    cpu_bottleneck: Mapping[str, Any]
+    io_bottleneck: Mapping[str, Any]
+    gpu_memory_increase: Mapping[str, Any]
+    step_outlier: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Search:
+    trials: int
+    objective: str
+    direction: str
+    parallel: int
+    prune: bool
+    where: str
+    space: Mapping[str, Any] | None
+
+
+@dataclass(frozen=True)
+class Config:
+    mode: str
+    job: str | None
+    output_dir: PathText | None
+    overwrite: bool
+    seed: int
+    resume: PathText | None
+    early_stopping: int | None
+    progress: Literal["auto", "bar", "plain", "none"]
+    test: bool
+    profile: bool | str | None
+    loggers: Mapping[str, Any] | None
+    data: Data
+    model: Model
+    trainer: Mapping[str, Any]  # every argument of lightning.Trainer
+    cache: Cache
+    debugger: Debugger
+    rules: Rules
+    search: Search
+    sagemaker: Mapping[str, Any]  # read by launch/, which checks it
+
+    @classmethod
+    def from_dict(cls, config: "Mapping[str, Any] | Config") -> Self:
+        """Return a checked mapping as an object; paths are expanded."""
+        if not isinstance(config, Mapping):
+            return config  # type: ignore[return-value]
+        built: Self = _build(cls, normalized({**config}))
+        return built
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain dicts, lists and scalars, as a checkpoint and `config.yaml` keep them."""
+        return asdict(self)
+
+
+def _build(kind: Any, values: Mapping[str, Any]) -> Any:
+    hints = hints_of(kind)
+    return kind(**{name: _build(hint, values[name]) if is_dataclass(hint) else values[name] for name, hint in hints})
+
+
+@cache
+def hints_of(kind: Any) -> tuple[tuple[str, Any], ...]:
+    """Return the fields of a group with what they take."""
+    hints = get_type_hints(kind, include_extras=True)
+    return tuple((field.name, hints[field.name]) for field in fields(kind))
+
+
+@cache
+def path_keys() -> frozenset[str]:
+    """Return the dotted keys whose value is a path."""
+    return frozenset({*_path_keys(Config, ""), *_OF_LAUNCH})
+
+
+# These lie in the group that launch/ reads.
+_OF_LAUNCH = ("sagemaker.prices", "sagemaker.endpoint.photo", "sagemaker.endpoint.input")
+
+
+def _path_keys(kind: Any, above: str) -> Iterator[str]:
+    for name, hint in hints_of(kind):
+        if is_dataclass(hint):
+            yield from _path_keys(hint, f"{above}{name}.")
+        elif "path" in str(hint):
+            yield f"{above}{name}"
+
+
+def normalized(config: dict[str, Any]) -> dict[str, Any]:
+    """Return a configuration whose paths are text, with `~` expanded; the mapping itself stays as it is."""
+    for key in path_keys():
+        *groups, name = key.split(".")
+        level: Any = config
+        for group in groups:
+            level = level.get(group) if isinstance(level, Mapping) else None
+        value = level.get(name) if isinstance(level, Mapping) else None
+        if isinstance(value, str | int | float | os.PathLike) and not isinstance(value, bool):
+            text = str(value)
+            if text not in NOT_A_PATH.get(key, ()):
+                text = os.path.expanduser(text)
+            if text != value:
+                config = _with(config, [*groups, name], text)
+    return config
+
+
+def _with(config: Mapping[str, Any], parts: list[str], value: Any) -> dict[str, Any]:
+    inner = value if len(parts) == 1 else _with(config[parts[0]], parts[1:], value)
+    return {**config, parts[0]: inner}
+
+
+def accepts(hint: Any, value: Any) -> bool:
+    """Return whether a key of this type takes a value; text may be written as a number, a number without a point."""
+    if hint is Any:
+        return True
+    origin = get_origin(hint)
+    if origin is Annotated:
+        return accepts(get_args(hint)[0], value)
+    if origin in (Union, UnionType):
+        return any(accepts(part, value) for part in get_args(hint))
+    if origin is Literal:
+        return value in get_args(hint)
+    if hint is NoneType:
+        return value is None
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if hint is bool:
+        return isinstance(value, bool)
+    if hint is int:
+        return whole
+    if hint is float:
+        return whole or isinstance(value, float)
+    return isinstance(value, str | int | float)
+
+
+def refusal(key: str, hint: Any, value: Any) -> str:
+    """Return the sentence for a value that a key does not take."""
+    parts = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
+    parts.discard(NoneType)
+    kind = next(iter(parts)) if len(parts) == 1 else str
+    if get_origin(kind) is Literal and value is not None:
+        return f"{key}={value} is unknown; it is one of {', '.join(get_args(kind))}."
+    kinds = {bool: "true or false", int: "a whole number", float: "a number"}
+    return f"{key} must be {kinds.get(kind, 'a word or a path')}, not {'null' if value is None else repr(value)}"
