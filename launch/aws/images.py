@@ -57,10 +57,20 @@ def inference_image(config: Mapping[str, Any], region: str) -> str:
 
 
 def rules_image(config: Mapping[str, Any], region: str) -> str | None:
-    """Return the address of the image that evaluates managed rules; None where none are enabled."""
+    """Return the address of the image that evaluates managed rules; None where none are enabled.
+
+    Raises:
+        DogbreedError: AWS has no such image there.
+    """
     if not any(config["sagemaker"][name]["enabled"] for name in ("debugger", "profiler")):
         return None
-    return _retrieve("debugger", region)
+    try:
+        return _retrieve("debugger", region)
+    except ValueError as error:
+        raise DogbreedError(
+            f"AWS has no image for the rules of sagemaker.debugger and sagemaker.profiler in {region}; leave both "
+            "off (the same rules run locally in every run), or give another sagemaker.region."
+        ) from error
 
 
 def patch_notice(image: str, today: date | None = None) -> str | None:

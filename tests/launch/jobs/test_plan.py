@@ -394,6 +394,11 @@ def test_the_stand_ins_are_named(run):
     [
         ("tune", ["sagemaker.debugger.enabled=true"], "sagemaker.debugger.enabled cannot go with a tuning job"),
         ("tune", ["sagemaker.profiler.enabled=true"], "sagemaker.profiler.enabled cannot go with a tuning job"),
+        (
+            "train",
+            ["sagemaker.debugger.enabled=true", "sagemaker.region=ap-south-2"],
+            "no image for the rules of sagemaker.debugger and sagemaker.profiler in ap-south-2",
+        ),
         ("train", ["loggers.csv={}"], "loggers.csv={} cannot travel as a hyperparameter"),
         ("train", ["trainer.devices=[0,1]"], "Write it into a file conf/experiment/NAME.yaml"),
         ("train", ["~loggers.tensorboard"], "cannot travel as a hyperparameter"),
