@@ -170,11 +170,14 @@ class Account:
 
 
 def _session_role(arn: str) -> str | None:
-    """Return the ARN of the role whose session this is; None for a user.
+    """Return the ARN of the role whose session this is; None for a user or for one who signed in by SSO.
 
     A role's path is not part of a session's ARN, so a role of a path other than `/` has to be named.
     """
     parts = arn.split(":")
     if parts[2:3] != ["sts"] or not parts[5].startswith("assumed-role/"):
         return None
-    return f"arn:{parts[1]}:iam::{parts[4]}:role/{parts[5].split('/')[1]}"
+    name = parts[5].split("/")[1]
+    if name.startswith("AWSReservedSSO_"):  # a person's, which SageMaker cannot take
+        return None
+    return f"arn:{parts[1]}:iam::{parts[4]}:role/{name}"

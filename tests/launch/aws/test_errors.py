@@ -129,8 +129,10 @@ def test_no_role_is_known(run, cloud, words):
     refuses(run("train", *(word for word in words if "role" not in word)), "No execution role is known")
 
 
-def test_the_role_of_the_session_is_taken(run, cloud, words):
-    arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/Notebook/session"
+@pytest.mark.parametrize(("name", "taken"), [("Notebook", True), ("AWSReservedSSO_Admin_0123456789abcdef", False)])
+def test_the_role_of_the_session_is_taken(run, cloud, words, name, taken):
+    """But not a person's, who signed in by SSO: SageMaker cannot assume it."""
+    arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/{name}/session"
     text = (
         "<GetCallerIdentityResponse><GetCallerIdentityResult>"
         f"<Arn>{arn}</Arn><UserId>x</UserId><Account>{ACCOUNT}</Account>"
@@ -139,7 +141,11 @@ def test_the_role_of_the_session_is_taken(run, cloud, words):
     from werkzeug.wrappers import Response
 
     cloud.answer("GetCallerIdentity", Response(text, content_type="text/xml"))
-    assert run("train", *(word for word in words if "role" not in word)).code == 0
+    done = run("train", *(word for word in words if "role" not in word))
+    if not taken:
+        refuses(done, "No execution role is known")
+        return
+    assert done.code == 0
     assert cloud.sent("CreateTrainingJob")[0]["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/Notebook"
 
 
