@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,7 +16,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
 from dogbreed.data.layout import list_images
-from dogbreed.inference.manifest import find_model
+from dogbreed.inference.manifest import MANIFEST, find_model
 from dogbreed.inference.predictor import Prediction, Predictor, Source
 
 STDIN = "-"
@@ -73,6 +74,11 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
             found.append(path)
             continue
         inside = [str(file) for file in list_images(Path(path)) if file.suffix.lower() in IMAGE_SUFFIXES]
+        if not inside and (find_model(path) / MANIFEST).is_file():
+            raise DogbreedError(
+                f"{path} is an exported model; the model comes first, then photographs: "
+                f"python -m dogbreed.predict {shlex.quote(path)} PHOTO"
+            )
         if not inside:
             raise DogbreedError(f"{path} holds no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}.")
         found += inside
@@ -83,8 +89,8 @@ class _JsonLines:
     """One object a line; a name that is not UTF-8 keeps its bytes as escapes, as Python itself writes them."""
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:
-        told = {"error": str(answer)} if isinstance(answer, BadImage) else answer.to_dict()
-        print(json.dumps({"path": name, **told}), flush=True)
+        result = {"error": str(answer)} if isinstance(answer, BadImage) else answer.to_dict()
+        print(json.dumps({"path": name, **result}), flush=True)
 
 
 class _Table:

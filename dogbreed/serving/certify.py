@@ -33,7 +33,7 @@ from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare
 
 InferencePath = Callable[[Path, Mapping[str, bytes], parity.Tick], list[Answer]]
 
-# The first is what all others are held against.
+# The first is the reference.
 INFERENCE_PATHS: dict[str, InferencePath] = {
     "training": parity.training,
     "predictor": parity.predictor,
@@ -52,7 +52,7 @@ def certify(
 
     Args:
         model: An exported model, or the folder of its run.
-        photos: Photographs, or folders of them; made files are added.
+        photos: Photographs, or folders of them; generated files are added.
         output: The certificate; None puts it beside the model's files.
         others: Further ways, or others in place of those of the same name.
 
@@ -141,9 +141,9 @@ def _content(
 
 
 def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[dict[str, Any]]:
-    """What was answered for each file, for whoever wants to hold an endpoint against it."""
+    """Return what was answered for each file, for comparison with an endpoint."""
     predictor = Predictor(folder, device="cpu")
-    told: list[dict[str, Any]] = []
+    entries: list[dict[str, Any]] = []
     for (name, data), answer in zip(files.items(), answers, strict=True):
         entry: dict[str, Any] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
         if answer.logits is None:
@@ -151,21 +151,21 @@ def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]
         else:
             (prediction,) = predictor.predictions(torch.tensor([answer.logits]), 1)
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
-        told.append(entry)
-    return told
+        entries.append(entry)
+    return entries
 
 
 def summary(certificate: Mapping[str, Any]) -> str:
-    """The certificate as lines for a person."""
-    lines = [f"{certificate['photographs']} photographs and {certificate['generated']} made files"]
+    """Return the certificate as text."""
+    lines = [f"{certificate['photographs']} photographs and {certificate['generated']} generated files"]
     if certificate["refused"]:
         lines[0] += f", of which {certificate['refused']} cannot be read"
     lines.append("")
-    for number, (name, way) in enumerate(certificate["ways"].items()):
-        told = f"largest difference {way['largest_difference']:.1e}" if number else "what the others are held against"
-        lines.append(f"  {name:<10}  {way['seconds']:>6.1f} s   {told}")
+    for number, (name, path) in enumerate(certificate["ways"].items()):
+        result = f"largest difference {path['largest_difference']:.1e}" if number else "the reference"
+        lines.append(f"  {name:<10}  {path['seconds']:>6.1f} s   {result}")
     lines.append("")
     if certificate["passed"]:
-        found, bound = certificate["largest_difference"], certificate["tolerance"]
-        lines.append(f"Certified: no logit differs by more than {found:.1e} (allowed is {bound:g}).")
+        largest, tolerance = certificate["largest_difference"], certificate["tolerance"]
+        lines.append(f"Certified: no logit differs by more than {largest:.1e} (allowed is {tolerance:g}).")
     return "\n".join(lines)

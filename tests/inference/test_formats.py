@@ -49,8 +49,8 @@ def test_onnx_answers_the_same(written, asked):
     found = session.run(["logits", "probabilities"], {"images": asked[0].numpy()})
     np.testing.assert_allclose(found[0], asked[1].numpy(), atol=1e-4)
     np.testing.assert_allclose(found[1], asked[2].numpy(), atol=1e-4)
-    told = {entry.key: entry.value for entry in onnx.load(written / "dogs.onnx").metadata_props}
-    assert json.loads(told["model.json"])["class_names"] == list(NAMES)
+    metadata = {entry.key: entry.value for entry in onnx.load(written / "dogs.onnx").metadata_props}
+    assert json.loads(metadata["model.json"])["class_names"] == list(NAMES)
 
 
 def test_torch_export_answers_the_same(written, asked):

@@ -48,9 +48,9 @@ def test_answers_are_the_predictors(name, folder, model):
     expected = predictor.logits(predictor.read(ODD[name])[None])
     (prediction,) = predictor.predictions(expected)
     assert kind == "application/json"
-    told = json.loads(body)
-    assert told["logits"] == expected[0].tolist()
-    assert told["predictions"] == [
+    content = json.loads(body)
+    assert content["logits"] == expected[0].tolist()
+    assert content["predictions"] == [
         {"label": guess.label, "index": guess.index, "probability": guess.probability} for guess in prediction.top
     ]
 

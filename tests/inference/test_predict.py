@@ -98,6 +98,7 @@ def test_standard_input(model, photos, capsys, monkeypatch):
         (["{model}", "{photos}", "--batch-size", "0"], "batch_size=0 is out of range"),
         (["{model}", "{photos}", "--device", "abacus"], "The device abacus cannot be used"),
         (["{model}", "-", "-"], "Standard input can be read once"),
+        (["{photos}/Z.JPG", "{model}"], "is an exported model; the model comes first, then photographs"),
     ],
 )
 def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsys):
@@ -109,6 +110,20 @@ def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsy
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == "", "no head of a table that never comes"
+
+
+@pytest.mark.slow
+def test_what_one_photograph_does_not_load(model, photos):
+    """What costs seconds and has no part in an answer."""
+    program = (
+        "import sys; from dogbreed.inference.photographs import find_model, find_photographs\n"
+        "from dogbreed import Predictor; Predictor(sys.argv[1]).predict(sys.argv[2])\n"
+        "print(*sorted({'lightning', 'hydra', 'omegaconf', 'matplotlib', 'scipy', 'optuna', 'onnx', 'pandas'} "
+        "& sys.modules.keys()))"
+    )
+    command = [sys.executable, "-c", program, str(model), str(first_photo(photos))]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=runs.environment())
+    assert done.stdout == "\n"
 
 
 def test_a_run_stands_for_its_model(model):

@@ -53,10 +53,10 @@ def expected(model, photos):
     return Predictor(model, device="cpu").predict(photos, top_k=4)
 
 
-def same(told: list[dict], prediction) -> bool:
+def same(scores: list[dict], prediction) -> bool:
     """Labels in the same order, probabilities to 1e-5."""
-    pairs = list(zip(told, prediction.top, strict=False))
-    return len(told) > 0 and all(
+    pairs = list(zip(scores, prediction.top, strict=False))
+    return len(scores) > 0 and all(
         (one["label"], one["index"]) == (two.label, two.index)
         and one["probability"] == pytest.approx(two.probability, abs=1e-5)
         for one, two in pairs
@@ -141,9 +141,9 @@ def test_boto3_speaks_to_it(server, photos, expected):
         EndpointName="dogs", ContentType="image/jpeg", Accept="application/json; top_k=3", Body=photos[2]
     )
     assert answer["ContentType"] == "application/json"
-    told = json.loads(answer["Body"].read())["predictions"]
-    assert len(told) == 3
-    assert same(told, expected[2])
+    content = json.loads(answer["Body"].read())["predictions"]
+    assert len(content) == 3
+    assert same(content, expected[2])
     with pytest.raises(client.exceptions.ModelError, match="not an image") as refused:
         client.invoke_endpoint(EndpointName="dogs", ContentType="image/jpeg", Body=b"no image")
     assert refused.value.response["OriginalStatusCode"] == 400
@@ -151,15 +151,15 @@ def test_boto3_speaks_to_it(server, photos, expected):
 
 
 def test_explain_gives_a_map_for_each_breed(server, photos, expected):
-    told = server.post(photos[0], path="/explain?top_k=3").json()
-    assert same(told["predictions"], expected[0])
-    assert len(told["predictions"]) == 3
-    for guess in told["predictions"]:
+    content = server.post(photos[0], path="/explain?top_k=3").json()
+    assert same(content["predictions"], expected[0])
+    assert len(content["predictions"]) == 3
+    for guess in content["predictions"]:
         values = [value for row in guess["heat_map"] for value in row]
         assert len(values) == 9
         assert max(values) in (0, 1)
         assert min(values) >= 0
-    assert (told["resize"], told["seen"]) == ("squash", 1)
+    assert (content["resize"], content["seen"]) == ("squash", 1)
     assert server.post(b"", path="/explain").json() == {"error": "The image cannot be used: empty file."}
 
 
@@ -446,7 +446,7 @@ def test_decoding_counts_as_waiting_for_the_answer(model):
 
 
 def test_a_dead_network_is_not_healthy(model, photos):
-    """In this process: the thread dies as it would of a fault in torch, and everybody is told."""
+    """In this process: the thread dies as it would of a fault in torch, and every client gets a 503."""
     service = Service(Predictor(model, device="cpu"))
     app = create_app(service)
 

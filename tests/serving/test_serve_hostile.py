@@ -109,11 +109,11 @@ class Attacker:
         return self.server.post(BOMBS[int(self.rng.integers(0, len(BOMBS)))], "image/png", self.path())
 
     def odd_json(self):
-        told = base64.b64encode(bytes(self.picture())).decode()
+        photo = base64.b64encode(bytes(self.picture())).decode()
         bodies = [
-            {"image": "http://127.0.0.1:1/dog.jpg"}, {"image": told[:-3]}, {"image": told, "url": "file:///etc/passwd"},
-            {"images": [told, "", None]}, {"images": [told] * 65}, {"image": told, "top_k": 10**30}, {"image": {}},
-            {"image": told, "top_k": -1}, [told], None, "x", {"image": told}, {"images": [told, told]},
+            {"image": "http://127.0.0.1:1/dog.jpg"}, {"image": photo[:-3]}, {"image": photo, "url": "file:///etc/passwd"},
+            {"images": [photo, "", None]}, {"images": [photo] * 65}, {"image": photo, "top_k": 10**30}, {"image": {}},
+            {"image": photo, "top_k": -1}, [photo], None, "x", {"image": photo}, {"images": [photo, photo]},
         ]  # fmt: skip
         body = json.dumps(bodies[int(self.rng.integers(0, len(bodies)))]).encode()
         return self.server.post(body, "application/json", self.path())
@@ -225,9 +225,9 @@ def test_then_a_soak_without_one_error(server, dog_tree: Path):
     before = server.memory()
 
     def ask(number: int) -> bool:
-        told = server.post(photos[number % len(photos)])
-        assert told.status == 200
-        pairs = zip(told.json()["predictions"], first[number % len(photos)], strict=True)
+        answer = server.post(photos[number % len(photos)])
+        assert answer.status == 200
+        pairs = zip(answer.json()["predictions"], first[number % len(photos)], strict=True)
         return all(a["label"] == b["label"] and abs(a["probability"] - b["probability"]) < 1e-4 for a, b in pairs)
 
     with ThreadPoolExecutor(AT_ONCE) as pool:

@@ -9,11 +9,11 @@ let address = null;
 
 // What the network is
 
-const known = fetch("/model").then((response) => response.json()).then((told) => {
-  const parts = [told.backbone, told.class_names.length === 1 ? "1 breed" : `${told.class_names.length} breeds`];
-  if (told.test_acc) parts.push(`${(100 * told.test_acc).toFixed(1)} % right on its test photographs`);
+const known = fetch("/model").then((response) => response.json()).then((content) => {
+  const parts = [content.backbone, content.class_names.length === 1 ? "1 breed" : `${content.class_names.length} breeds`];
+  if (content.test_acc) parts.push(`${(100 * content.test_acc).toFixed(1)} % test accuracy`);
   $("model").textContent = parts.join(" · ");
-  return told;
+  return content;
 }).catch(() => ({}));
 
 // Ways in
@@ -67,10 +67,10 @@ async function ask(file) {
       headers: { "content-type": TYPES.includes(file.type) ? file.type : "application/octet-stream" },
       signal: mine.signal,
     });
-    const told = await response.json();
+    const content = await response.json();
     if (mine !== asking) return;
-    if (told.predictions) present(told);
-    else fail(told.error);
+    if (content.predictions) present(content);
+    else fail(content.error);
   } catch (error) {
     if (error.name !== "AbortError") fail("The server does not answer; is it still running?");
   }
@@ -120,20 +120,20 @@ const percent = (p) => (p > 0.9994 ? "> 99.9 %" : p < 0.001 ? "< 0.1 %" : `${(10
 
 // Answering
 
-function present(told) {
-  answer = told;
-  const best = told.predictions[0];
+function present(content) {
+  answer = content;
+  const best = content.predictions[0];
   say("");
   const name = document.createElement("strong");
   name.textContent = shown(best.label);
   $("status").append(name, `${percent(best.probability)} sure`);
-  $("rows").replaceChildren(...told.predictions.map(row));
+  $("rows").replaceChildren(...content.predictions.map(row));
   $("breeds").hidden = false;
   const pictured = !$("frame").hidden;
   const mapped = pictured && Boolean(best.heat_map);
-  $("legend").textContent = mapped ? "Choose a breed to see what spoke for it" : "The likeliest breeds";
+  $("legend").textContent = mapped ? "Choose a breed to see what argued for it" : "The likeliest breeds";
   $("switch").hidden = !mapped;
-  $("note").hidden = mapped && told.seen === 1;
+  $("note").hidden = mapped && content.seen === 1;
   $("note").textContent = mapped
     ? "The network looks at the middle of the photograph."
     : pictured ? "This network has no map of where it looked."

@@ -73,7 +73,7 @@ def test_certificate_of_real_photographs(run, monkeypatch, capsys):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     assert certify.main([str(run), str(PHOTOS)]) == 0
     said = capsys.readouterr().out
-    assert "61 photographs and 12 made files, of which 1 cannot be read" in said
+    assert "61 photographs and 12 generated files, of which 1 cannot be read" in said
     assert "Certified: no logit differs by more than" in said
     content = json.loads((run / "model" / "certificate.json").read_text())
     assert content["passed"]
