@@ -1,6 +1,6 @@
 """`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,12 +23,14 @@ from dogbreed.data.datasets import (
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
-from dogbreed.data.layout import SPLITS, class_folders, list_images, plain_name
+from dogbreed.data.layout import find_classes, list_images, plain_name
+from dogbreed.data.locate import find_root
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 from dogbreed.data.scan import scan
 from dogbreed.data.synthetic import make_sample
 
 AUGMENT = ("none", "flip", "crop")
+_USES = {"train": "train", "valid": "validate", "test": "test"}
 
 
 class DogImages(LightningDataModule):
@@ -56,6 +58,7 @@ class DogImages(LightningDataModule):
         classes: Class names without their `001.` prefix, by index.
         samples: The usable images by split.
         skipped: Files left out.
+        warnings: What is odd about the images, a sentence each.
 
     Raises:
         DogbreedError: An argument is out of range; in `setup`, the folder does not hold what it should.
@@ -92,6 +95,8 @@ class DogImages(LightningDataModule):
             raise DogbreedError(f"seed={seed} is out of range; it is a whole number from 0.")
         if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
             raise DogbreedError(f"data.num_workers={num_workers} is out of range; it is auto or 0 and more.")
+        if "://" in str(root):  # a Path would lose a slash of it
+            find_root(root)
         self.root = Path(root)
         self.batch_size = batch_size
         self.num_workers = min(cpu_count(), 8) if num_workers == "auto" else num_workers
@@ -110,6 +115,7 @@ class DogImages(LightningDataModule):
         self.classes: list[str] = []
         self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []
+        self.warnings: list[str] = []
         self._readers: dict[str, FeatureReader] = {}
 
     # Lightning calls prepare_data in one process a machine, setup in every process.
@@ -122,7 +128,7 @@ class DogImages(LightningDataModule):
         """
         if self.source == "sample":
             make_sample(self.root, **self.sample)
-        elif not self.root.exists() and self.download and self.root.name == "dogImages":
+        elif self.root.name == "dogImages" and self.download and not self.root.exists():
             fetch_dog_images(self.root, self.url)
 
     def setup(self, stage: str | None = None) -> None:
@@ -134,17 +140,18 @@ class DogImages(LightningDataModule):
         """
         if self.samples:
             return
-        folders = _checked_folders(self.root)
-        names = sorted(folders[SPLITS[0]])
+        self.root = find_root(self.root, quiet=self.quiet)
+        folders = find_classes(self.root)
+        names = sorted(folders["train"])
         self.classes = [plain_name(name) for name in names]
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DogbreedError(f"{self.root} has two class folders that are both named {twice} but for their number.")
         found = [
             (split, label, path)
-            for split in SPLITS
+            for split, by_name in folders.items()
             for label, name in enumerate(names)
-            for path in list_images(folders[split][name])
+            for path in list_images(by_name[name])
         ]
         scanned = scan(
             [path for _, _, path in found], memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet
@@ -159,7 +166,7 @@ class DogImages(LightningDataModule):
                 f"{len(self.skipped)} of {len(scanned)} files in {self.root} cannot be used, the first {first.path} "
                 f"({first.reason}); data.on_bad_image=skip leaves them out."
             )
-        for split in SPLITS:
+        for split in folders:
             mine = [(label, file) for where, label, file in usable if where == split]
             if not mine:
                 raise DogbreedError(f"{self.root / split} holds no readable image.")
@@ -167,6 +174,27 @@ class DogImages(LightningDataModule):
             views = self._views(len(paths)) if split == "train" else [[WHOLE] * len(paths)]
             labels = np.array([label for label, _ in mine], dtype=np.int64)
             self.samples[split] = SplitFiles(paths, labels, [file.digest for _, file in mine], views)
+        self.warnings = [*self._classes_without_images(), *self._files_with_two_labels()]
+        if "test" not in self.samples:
+            self.warnings.append(
+                "No test images: the figures are of the validation images, on which the epoch is chosen."
+            )
+
+    def _classes_without_images(self) -> Iterator[str]:
+        for split, files in self.samples.items():
+            absent = sorted(set(range(len(self.classes))) - set(files.labels.tolist()))
+            if absent:
+                some = ", ".join(self.classes[label] for label in absent[:5])
+                more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
+                yield f"No photograph to {_USES[split]} {some}{more}."
+
+    def _files_with_two_labels(self) -> Iterator[str]:
+        first: dict[str, tuple[Path, int]] = {}
+        for files in self.samples.values():
+            for path, label, digest in zip(files.paths, files.labels.tolist(), files.digests, strict=True):
+                other, known = first.setdefault(digest, (path, label))
+                if known != label:
+                    yield f"One file under two labels: {other} ({self.classes[known]}), {path} ({self.classes[label]})."
 
     def _views(self, count: int) -> list[list[View]]:
         if self.augment == "none":
@@ -218,36 +246,6 @@ class DogImages(LightningDataModule):
             pin_memory=torch.cuda.is_available(),
             generator=generator,
         )
-
-
-def _checked_folders(root: Path) -> dict[str, dict[str, Path]]:
-    """Class folders by split and name, after checking that the splits agree."""
-    if not root.is_dir():
-        raise DogbreedError(
-            f"The data folder {root} does not exist; give data.root=FOLDER with train/, valid/ and test/, "
-            "or try data=sample."
-        )
-    missing = [split for split in SPLITS if not (root / split).is_dir()]
-    if missing:
-        raise DogbreedError(f"{root} has no folder {missing[0]}/; it should hold train/, valid/ and test/.")
-    folders = {split: class_folders(root / split) for split in SPLITS}
-    if not any(folders.values()):
-        raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder a class.")
-    everywhere = set().union(*folders.values())
-    for name in everywhere:  # it becomes a class name, which travels in JSON
-        if name.encode("utf-8", "replace").decode() != name:
-            told = name.encode("utf-8", "backslashreplace").decode()
-            raise DogbreedError(f"{root} has a class folder whose name is not UTF-8, {told}; rename it.")
-    for split in SPLITS:
-        lacking = sorted(everywhere - folders[split].keys())
-        if lacking:
-            other = next(where for where in SPLITS if lacking[0] in folders[where])
-            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
-            raise DogbreedError(
-                f"The splits have different classes: {lacking[0]}{more} is in {root / other} but not in "
-                f"{root / split}; every class needs a folder in train/, valid/ and test/."
-            )
-    return folders
 
 
 def _one_of(key: str, value: Any, allowed: Sequence[str]) -> None:

@@ -25,7 +25,8 @@ from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
 from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import BadImage, load
-from dogbreed.data.layout import SPLITS, class_folders, list_images, plain_name
+from dogbreed.data.layout import SPLITS, class_folders, find_splits, list_images, plain_name
+from dogbreed.data.locate import find_root
 from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
@@ -162,16 +163,14 @@ def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
         if root is None or not Path(root).is_dir():
             told = "" if root is None else f" ({root}, on which it was trained, is not here)"
             raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{told}.")
-    if not Path(root).is_dir():
-        raise DogbreedError(f"The data folder {root} does not exist.")
-    return Path(root)
+    return find_root(root)
 
 
 def _split_folder(root: Path, split: str) -> Path:
     """`root/split`, or root itself where it has no splits."""
-    if (root / split).is_dir():
-        return root / split
-    there = [name for name in SPLITS if (root / name).is_dir()]
+    there = find_splits(root)
+    if split in there:
+        return there[split]
     if there:
         raise DogbreedError(f"{root} has no folder {split}/; it has {', '.join(there)}: choose one with split=.")
     return root

@@ -176,14 +176,16 @@ def _start_folder(history: History, settings: Mapping[str, Any], data: DogImages
 
 
 def _facts(data: DogImages, model: DogBreedClassifier, settings: Mapping[str, Any]) -> list[str]:
-    counts = " / ".join(f"{len(data.samples[split]):,}" for split in ("train", "valid", "test"))
+    counts = " / ".join(f"{len(data.samples[split]):,}" for split in data.samples)
     trained = sum(p.numel() for p in model.network.parameters() if p.requires_grad)
     everything = sum(p.numel() for p in model.network.parameters())
     facts = [
-        f"Data:   {data.root}, {len(data.classes)} classes, {counts} images to train / validate / test",
+        f"Data:   {data.root}, {len(data.classes)} classes, {counts} images to "
+        f"{' / '.join(['train', 'validate', 'test'][: len(data.samples)])}",
         f"Model:  {model.hparams['backbone']}, weights {settings['model']['weights']}; "
         f"{model.hparams['trainable']} trains, {trained:,} of {everything:,} parameters",
     ]
+    facts[1:1] = data.warnings[:5]
     if data.skipped:
         first = data.skipped[0]
         facts.insert(1, f"Skipped {len(data.skipped)} files, such as {first.path} ({first.reason})")
@@ -226,7 +228,7 @@ def _finish(
     trainer.validate(model, datamodule=data, verbose=False)
     valid = _predictions(model)
     test = None
-    if settings["test"] and settings["trainer"]["limit_test_batches"] != 0:
+    if settings["test"] and "test" in data.samples and settings["trainer"]["limit_test_batches"] != 0:
         model.predictions = None  # those of the validation may not pass for the test's
         trainer.test(model, datamodule=data, verbose=False)
         test = _predictions(model)

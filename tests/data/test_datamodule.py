@@ -2,6 +2,7 @@
 
 import math
 import shutil
+import unicodedata
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage, Preprocessing, View, load
+from dogbreed.data.layout import find_splits
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 
 SMALL = Preprocessing(size=24, resize_size=28)
@@ -317,7 +319,7 @@ def test_a_class_in_some_splits_only(tmp_path, write_tree, split):
     with pytest.raises(DogbreedError, match=rf"002.Blue_spitz is in .* but not in .*{split}; every class needs"):
         dogs(tmp_path)
     shutil.rmtree(tmp_path / split / "003.Green-eyed_setter")
-    with pytest.raises(DogbreedError, match=r"002\.Blue_spitz and 1 more is in"):
+    with pytest.raises(DogbreedError, match=r"002\.Blue_spitz and 1 more are in"):
         dogs(tmp_path)
 
 
@@ -441,3 +443,77 @@ def test_real_photographs(dogs120):
     # Photographs from ImageNet have its mean and deviation.
     assert batch.inputs.mean((0, 2, 3)).abs().max() < 0.3
     assert (batch.inputs.std((0, 2, 3)) - 1).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("names", [("val", "test"), ("validation", "eval"), ("dev", "TEST")])
+def test_other_names_of_the_splits(tmp_path, write_tree, names):
+    write_tree(tmp_path)
+    for old, new in zip(("valid", "test"), names, strict=True):
+        (tmp_path / old).rename(tmp_path / new)
+    assert {split: len(files) for split, files in dogs(tmp_path).samples.items()} == {
+        "train": 24, "valid": 12, "test": 12
+    }  # fmt: skip
+    (tmp_path / "valid").mkdir()
+    with pytest.raises(DogbreedError, match="two folders for one split"):
+        dogs(tmp_path)
+
+
+def test_without_a_test_split_the_data_say_so(tmp_path, write_tree):
+    write_tree(tmp_path)
+    shutil.rmtree(tmp_path / "test")
+    data = dogs(tmp_path)
+    assert set(data.samples) == {"train", "valid"}
+    assert any("No test images" in warning for warning in data.warnings)
+
+
+@pytest.mark.parametrize("kind", ["zip", "gztar"])
+def test_an_archive_and_a_folder_within_a_folder(tmp_path, write_tree, kind):
+    write_tree(tmp_path / "around" / "dogs")
+    (tmp_path / "around" / "@eaDir").mkdir()
+    archive = shutil.make_archive(str(tmp_path / "dogs"), kind, tmp_path / "around")
+    for root in (tmp_path / "around", archive, archive):
+        assert len(dogs(root).samples["train"]) == 24
+    assert dogs(archive).root.is_relative_to(f"{archive}.unpacked")
+    (tmp_path / "notes.txt").write_text("no archive")
+    with pytest.raises(DogbreedError, match=r"notes\.txt is a file and no archive"):
+        dogs(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("address", "command"),
+    [
+        ("s3://bucket/dogs", "aws s3 sync s3://bucket/dogs data/dogs"),
+        ("hf://datasets/me/dogs", "hf download me/dogs --repo-type dataset"),
+        ("https://example.org/dogs.zip", "curl -L -o data/dogs.zip https://example.org/dogs.zip"),
+    ],
+)
+def test_addresses_get_the_command_that_fetches_them(address, command):
+    with pytest.raises(DogbreedError, match="is not on this machine") as error:
+        dogs(address)
+    assert command in str(error.value)
+
+
+def test_composed_and_decomposed_names_are_one_class(tmp_path, write_tree):
+    breeds = [unicodedata.normalize("NFC", "L\u00f6wchen"), "Zz"]
+    write_tree(tmp_path, breeds=breeds)
+    (tmp_path / "valid" / breeds[0]).rename(tmp_path / "valid" / unicodedata.normalize("NFD", breeds[0]))
+    assert dogs(tmp_path).classes == breeds
+
+
+def test_a_class_may_be_called_train(tmp_path, write_tree):
+    write_tree(tmp_path, breeds=["bus", "train"])
+    assert dogs(tmp_path).classes == ["bus", "train"]
+    assert find_splits(tmp_path / "train") == {}
+
+
+def test_classes_without_photographs_and_files_with_two_labels_are_named(tmp_path, write_tree):
+    write_tree(tmp_path)
+    for split in ("train", "valid", "test"):
+        (tmp_path / split / "005.Zebra").mkdir()
+    source = next(tmp_path.glob("train/001*/*.jpg"))
+    shutil.copy(source, tmp_path / "test" / "002.Blue_spitz" / "again.jpg")
+    warnings = dogs(tmp_path).warnings
+    assert "No photograph to train Zebra." in warnings
+    (twice,) = [warning for warning in warnings if "two labels" in warning]
+    assert f"{source} (Amber_hound)" in twice
+    assert "again.jpg (Blue_spitz)" in twice

@@ -1,0 +1,54 @@
+"""From any address of a data set that a person may give to the folder that holds its splits or its classes."""
+
+import re
+from pathlib import Path
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.archives import is_archive, unpack
+from dogbreed.data.layout import find_splits, is_noise
+
+
+def find_root(root: Path | str, *, quiet: bool = False) -> Path:
+    """Return the folder that holds the splits or the classes, for any address a person may give.
+
+    A zip or tar file is unpacked beside it, once; of a folder whose only content is the folder with the splits (an
+    unpacked archive) it is the inner one.
+
+    Raises:
+        DogbreedError: There is no such folder, or it has to be fetched first.
+    """
+    address = str(root)
+    if scheme := re.match(r"([a-z][a-z0-9]+):/+(.+)", address):
+        raise DogbreedError(_how_to_fetch(*scheme.groups()))
+    folder = Path(root).expanduser()
+    if is_archive(folder):
+        unpacked = folder.with_name(f"{folder.name}.unpacked")
+        if not unpacked.is_dir() or unpacked.stat().st_mtime < folder.stat().st_mtime:
+            if unpacked.is_dir():
+                raise DogbreedError(f"{unpacked} is older than {folder}: remove it, and it is unpacked again.")
+            unpack(folder, unpacked, quiet=quiet)
+        folder = unpacked
+    if folder.is_file():
+        raise DogbreedError(f"{folder} is a file and no archive; data.root is a folder, a zip or a tar file.")
+    if not folder.is_dir():
+        raise DogbreedError(
+            f"The data folder {root} does not exist; give data.root=FOLDER with train/, valid/ and test/, "
+            "or try data=sample."
+        )
+    inner = folder
+    while not find_splits(inner):
+        entries = [path for path in inner.iterdir() if not is_noise(path.name)]
+        if len(entries) != 1 or not entries[0].is_dir():
+            return folder
+        inner = entries[0]
+    return inner
+
+
+def _how_to_fetch(scheme: str, rest: str) -> str:
+    name = rest.rstrip("/").rpartition("/")[2]
+    how = {
+        "s3": f"aws s3 sync s3://{rest} data/{name}",
+        "gs": f"gcloud storage rsync -r gs://{rest} data/{name}",
+        "hf": f"hf download {rest.removeprefix('datasets/')} --repo-type dataset --local-dir data/{name}",
+    }.get(scheme, f"curl -L -o data/{name} {scheme}://{rest}")
+    return f"data.root={scheme}://{rest} is not on this machine; fetch it ({how}), then give data.root=data/{name}."
