@@ -21,6 +21,7 @@ from dogbreed.core.files import atomic_write
 from dogbreed.core.machine import cpu_count
 from dogbreed.models.classifier import DogBreedClassifier, NonFiniteLoss
 from dogbreed.monitor import rules, system_rules
+from dogbreed.monitor.curve_diagnosis import diagnose
 from dogbreed.monitor.history import History
 from dogbreed.monitor.recorder import Recorder
 from dogbreed.monitor.rules import Finding
@@ -29,10 +30,9 @@ from dogbreed.monitor.system_metrics import Gpus, Sample, SystemMetrics
 LOOK_EVERY = 50  # batches
 LOOK_AT_MACHINE_EVERY = 60.0  # seconds, as SageMaker's rules do
 
+OF_LOSSES = ("loss_not_decreasing", "overfit", "overtraining")
 OF_TRAINING = (
-    "loss_not_decreasing",
-    "overfit",
-    "overtraining",
+    *OF_LOSSES,
     "vanishing_gradient",
     "exploding_tensor",
     "poor_weight_initialization",
@@ -68,7 +68,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         self.findings: dict[str, Finding] = {}
         skipped = settings["skip"] or ()
         self._active = [name for name in RULES if settings["enabled"] and name not in skipped]
-        self._spoken: set[str] = set()
+        self._classes = 2
         self._wants_stop = ""
         self._recorder: Recorder | None = None
 
@@ -81,6 +81,10 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         assert isinstance(pl_module, DogBreedClassifier)
+        self._classes = len(pl_module.class_names)
+        if self.history.rows:  # resumed: what was found before the interruption was said then
+            before = epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
+            self.findings |= {name: finding for name, finding in before.items() if name in self._active}
         if self._active:
             self._recorder = Recorder(
                 pl_module,
@@ -157,23 +161,34 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         assert recorder is not None
         found = recorder.findings(last)
         if epoch_ended:
-            per_epoch = math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
-            found |= epoch_findings(self.history.rows, per_epoch, self.settings)
+            found |= epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
         if self.system and (last or time.monotonic() - self._looked_at_machine > LOOK_AT_MACHINE_EVERY):
             self._looked_at_machine = time.monotonic()
             found |= machine_findings(self.system.samples, self.system.gpus.names, self.settings)
         for name in self._active:
-            # What was found once stays found, where later steps show nothing of it.
-            if name in found and not (name in self.findings and self.findings[name].triggered):
-                self.findings[name] = found[name]
-                if found[name].triggered:
-                    self._speak(trainer, found[name])
+            before = self.findings.get(name)
+            # The losses are known from the first epoch on; of a gradient, what was found once stays found.
+            if name not in found or (before and before.triggered and name not in OF_LOSSES):
+                continue
+            self.findings[name] = found[name]
+            if found[name].triggered and not (before and before.triggered):
+                self._speak(trainer, found[name])
+            elif before and before.triggered and not found[name].triggered:
+                self._say(trainer, f"Rule {name}, epoch {trainer.current_epoch + 1}: withdrawn. {found[name].message}")
 
     def _speak(self, trainer: Trainer, finding: Finding) -> None:
         if finding.rule in OF_TRAINING:
             self._wants_stop = self._wants_stop or finding.rule
-        self._say(trainer, f"Rule {finding.rule}, epoch {trainer.current_epoch + 1}: {finding.message}")
+        advice = f" {self._advice()}" if finding.rule in OF_LOSSES else ""
+        self._say(trainer, f"Rule {finding.rule}, epoch {trainer.current_epoch + 1}: {finding.message}{advice}")
         self._write(trainer)
+
+    def _advice(self) -> str:
+        """Return what the diagnosis of the curves so far advises while the run goes on."""
+        diagnosis = diagnose(self.history.rows, self._classes, self.history.config)
+        if diagnosis.kind == "improving":
+            return "val_loss still falls: nothing to change yet."
+        return "Too early to advise." if diagnosis.kind in ("short", "unclear") else diagnosis.advice
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:
@@ -192,6 +207,10 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             self.findings.get(name) or rules.not_applicable(name, reasons.get(name, "There was nothing to look at."))
             for name in self._active
         ]
+
+
+def _steps_per_epoch(trainer: Trainer) -> int:
+    return math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
 
 
 def check(settings: Mapping[str, Any]) -> None:

@@ -1,11 +1,13 @@
-"""What can be seen in a training run while it goes on: rules over recorded series.
+"""Rules over what is recorded of a training run while it goes on.
 
-Each rule is a pure function: a series in, a `Finding` out. Names, definitions and default parameters follow the
+Each rule is a pure function from series to a `Finding`. Names, definitions and default parameters follow the
 built-in rules of Amazon SageMaker Debugger ("List of Debugger Built-in Rules", docs.aws.amazon.com/sagemaker/latest/dg/
 debugger-built-in-rules.html). The code behind those is not public: these are rules of the same name, not AWS's own.
-What the page leaves open is decided here and said so. The rules for the machine are in `machine_rules`.
+What the page leaves open is decided here and said so. The rules for the machine are in `system_rules`.
 
-`steps` are the places at which a series was recorded, rising: steps of the optimizer, or epochs.
+The rules over losses judge where a series has come to, and observe only: a finding is withdrawn when it is no longer
+true, and what to do about it is said by `curve_diagnosis`, from the whole history. `steps` are the places at which a
+series was recorded, rising: steps of the optimizer, or epochs.
 """
 
 import math
@@ -21,13 +23,13 @@ Series = Sequence[float]
 
 @dataclass(frozen=True)
 class Finding:
-    """What a rule says about a series.
+    """What a rule observes in a series.
 
     Attributes:
         rule: Its name, as in the configuration.
         triggered: Whether it found what it looks for.
-        message: One sentence with the figure, and with the remedy where it was triggered.
-        step: Where it was triggered first; None where it was not.
+        message: One sentence with the figure.
+        step: Where it was triggered; None where it was not.
         figures: The numbers in the message, by name.
         parameters: What the rule was asked to look for.
         applies: False where there is nothing that the rule could look at; the message says why.
@@ -60,18 +62,17 @@ def loss_not_decreasing(
     diff_percent: float = 0.1,
     increase_threshold_percent: float = 5.0,
 ) -> Finding:
-    """Looks for a loss that no longer falls (LossNotDecreasing).
+    """Look for a loss that no longer falls (LossNotDecreasing).
 
-    Every `num_steps` steps the loss is compared with the one that was compared last.
+    Every `num_steps` steps the loss is compared with the one that was compared last; the last comparison counts.
 
     Args:
         steps: Where the losses were recorded.
         losses: Mean losses; noise between single batches would trigger the rule, so record means over many.
         num_steps: Least distance of the steps that are compared.
         diff_percent: It has to fall by this many percent.
-        increase_threshold_percent: A rise by more than this counts as running away, with another remedy. The page
-            allows a loss "to increase in case loss has been increasing" by so much; here a loss that rises by less is
-            one that does not fall.
+        increase_threshold_percent: A rise by more than this is called one. The page allows a loss "to increase in case
+            loss has been increasing" by so much; here a loss that rises by less is one that does not fall.
     """
     parameters = {
         "num_steps": num_steps,
@@ -80,28 +81,30 @@ def loss_not_decreasing(
     }
     name = "loss_not_decreasing"
     pairs = [(step, loss) for step, loss in zip(steps, losses, strict=True) if math.isfinite(loss)]
-    compared = 0
-    for place in range(1, len(pairs)):
-        (before, old), (step, new) = pairs[compared], pairs[place]
+    compared, since, finding = 0, 0, None
+    for index in range(1, len(pairs)):
+        (before, old), (step, new) = pairs[compared], pairs[index]
         if step - before < num_steps:
             continue
-        compared = place
+        compared = index
         fall = 100 * (old - new) / old if old > 0 else math.inf  # a loss of zero cannot fall
         if fall >= diff_percent:
+            finding = None
             continue
         figures = {"before": old, "after": new, "fall_percent": fall}
         if -fall > increase_threshold_percent:
-            told = f"The training loss rose by {-fall:.1f} % from step {before} to step {step} ({old:.4f} to {new:.4f})"
-            way_out = "try a smaller model.lr, or trainer.gradient_clip_val=1.0"
+            change = f"rose by {-fall:.1f} %"
         else:
-            way = f"fell by only {fall:.2f} %" if fall > 0 else f"did not fall ({-fall:+.2f} %)"
-            told = f"The training loss {way} from step {before} to step {step} ({old:.4f} to {new:.4f})"
-            way_out = "try another model.lr, or model.schedule=cosine; if it is low enough already, stop there"
-        return Finding(name, True, f"{told}: {way_out}.", step, figures, parameters)
+            change = f"fell by only {fall:.2f} %" if fall > 0 else f"did not fall ({-fall:+.2f} %)"
+        message = f"The training loss {change} from step {before} to step {step} ({old:.4f} to {new:.4f})."
+        since = since if finding else step
+        finding = Finding(name, True, message, since, figures, parameters)
+    if finding:
+        return finding
     if not compared:
         return Finding(name, False, f"Fewer than {num_steps} steps between two losses.", parameters=parameters)
-    told = f"The training loss fell by at least {diff_percent:g} % each time, to {pairs[compared][1]:.4f}."
-    return Finding(name, False, told, figures={"after": pairs[compared][1]}, parameters=parameters)
+    message = f"The training loss last fell by at least {diff_percent:g} %, to {pairs[compared][1]:.4f}."
+    return Finding(name, False, message, figures={"after": pairs[compared][1]}, parameters=parameters)
 
 
 def overfit(
@@ -113,7 +116,7 @@ def overfit(
     patience: int = 1,
     ratio_threshold: float = 0.1,
 ) -> Finding:
-    """Looks for a validation loss well above the training loss (Overfit).
+    """Look for a validation loss that ends well above the training loss (Overfit).
 
     Args:
         steps: Where both losses were recorded.
@@ -126,26 +129,21 @@ def overfit(
     parameters = {"start_step": start_step, "patience": patience, "ratio_threshold": ratio_threshold}
     name = "overfit"
     rows = _finite_rows(steps, train_losses, val_losses)
-    in_a_row, ratio = 0, math.nan
-    for place, (step, train, val) in enumerate(rows):
+    in_a_row, ratio, since = 0, math.nan, 0
+    train = val = math.nan
+    for step, train, val in rows:
         if step < start_step:
             continue
         ratio = (val - train) / train if train > 0 else math.inf * (val > train)
         in_a_row = in_a_row + 1 if ratio > ratio_threshold else 0
-        if in_a_row < patience:
-            continue
+        since = step if in_a_row == patience else since
+    if in_a_row >= patience:
         figures = {"train_loss": train, "val_loss": val, "ratio": ratio}
         more = f"{100 * ratio:.0f} % above" if ratio < 10 else f"{ratio + 1:.0f} times"
-        lowest = min(row[2] for row in rows[: place + 1])
-        if val > lowest:
-            state = f"and has risen from {lowest:.4f}: stop earlier (early_stopping=2)"
-        else:
-            state = "though it still falls: train on"
-        told = (
-            f"The validation loss ({val:.4f}) is {more} the training loss ({train:.4f}), {state}; what narrows the gap "
-            "is data.augment=crop, model.label_smoothing=0.1, model.weight_decay, or more photographs."
-        )
-        return Finding(name, True, told, step, figures, parameters)
+        message = f"The validation loss ({val:.4f}) is {more} the training loss ({train:.4f})"
+        lowest = min(row[2] for row in rows)
+        message += f", and has risen from {lowest:.4f}." if val > lowest else ", though it still falls."
+        return Finding(name, True, message, since, figures, parameters)
     if math.isnan(ratio):
         return Finding(name, False, "No training and validation loss to compare.", parameters=parameters)
     limit, now = f"{100 * ratio_threshold:g}", f"{100 * ratio:+.0f}"
@@ -163,7 +161,7 @@ def overtraining(
     delta: float = 0.01,
     unit: str = "step",
 ) -> Finding:
-    """Looks for training that goes on after either loss has stopped improving (Overtraining).
+    """Look for training that goes on although either loss has stopped improving (Overtraining).
 
     Args:
         steps: Where both losses were recorded.
@@ -179,39 +177,37 @@ def overtraining(
     rows = _finite_rows(steps, train_losses, val_losses)
     if not rows:
         return Finding(name, False, "No training and validation loss to compare.", parameters=parameters)
-    best_train, best_val = rows[0], rows[0]
-    waited_train = waited_val = 0
+    best_train, best_val, last = rows[0], rows[0], rows[-1]
+    waited_train = waited_val = since = 0
     for row in rows[1:]:
-        step, train, val = row
-        waited_train = 0 if best_train[1] - train >= delta else waited_train + 1
-        waited_val = 0 if best_val[2] - val >= delta else waited_val + 1
+        waited_train = 0 if best_train[1] - row[1] >= delta else waited_train + 1
+        waited_val = 0 if best_val[2] - row[2] >= delta else waited_val + 1
         best_train = row if not waited_train else best_train
         best_val = row if not waited_val else best_val
-        if waited_train < patience_train and waited_val < patience_validation:
-            continue
-        figures = {
-            "train_loss": train,
-            "val_loss": val,
-            "best_train_loss": best_train[1],
-            "best_val_loss": best_val[2],
-            "waited_train": waited_train,
-            "waited_validation": waited_val,
-        }
-        which = "validation" if waited_val >= patience_validation else "training"
-        waited = waited_val if which == "validation" else waited_train
-        best = (best_val[0], best_val[2]) if which == "validation" else (best_train[0], best_train[1])
-        told = (
-            f"The {which} loss has not improved by {delta:g} on {best[1]:.4f} ({unit} {best[0]}) for {waited} {unit}s: "
-            f"training on gains nothing, and may overfit; stop at {unit} {best[0]}, or let early_stopping=3 decide."
-        )
-        return Finding(name, True, told, step, figures, parameters)
-    told = f"The losses kept improving: training {best_train[1]:.4f}, validation {best_val[2]:.4f}."
+        stalled = waited_train >= patience_train or waited_val >= patience_validation
+        since = since or row[0] if stalled else 0
     figures = {"best_train_loss": best_train[1], "best_val_loss": best_val[2]}
-    return Finding(name, False, told, figures=figures, parameters=parameters)
+    if not since:
+        message = f"The losses keep improving: training {best_train[1]:.4f}, validation {best_val[2]:.4f}."
+        return Finding(name, False, message, figures=figures, parameters=parameters)
+    which = "validation" if waited_val >= patience_validation else "training"
+    waited, best, step = (
+        (waited_val, best_val[2], best_val[0])
+        if which == "validation"
+        else (waited_train, best_train[1], best_train[0])
+    )
+    message = f"The {which} loss has not improved by {delta:g} on {best:.4f} ({unit} {step}) for {waited} {unit}s."
+    figures |= {
+        "train_loss": last[1],
+        "val_loss": last[2],
+        "waited_train": waited_train,
+        "waited_validation": waited_val,
+    }
+    return Finding(name, True, message, since, figures, parameters)
 
 
 def vanishing_gradient(steps: Sequence[int], gradients: Mapping[str, Series], *, threshold: float = 1e-7) -> Finding:
-    """Looks for gradients that have all but disappeared (VanishingGradient).
+    """Look for gradients that have all but disappeared (VanishingGradient).
 
     Args:
         steps: Where they were recorded.
@@ -239,7 +235,7 @@ def vanishing_gradient(steps: Sequence[int], gradients: Mapping[str, Series], *,
 
 
 def exploding_tensor(steps: Sequence[int], tensors: Mapping[str, Series], *, only_nan: bool = False) -> Finding:
-    """Looks for values that are not finite (ExplodingTensor).
+    """Look for values that are not finite (ExplodingTensor).
 
     Args:
         steps: Where they were recorded.
@@ -273,7 +269,7 @@ def poor_weight_initialization(
     patience: int = 5,
     first_steps: int = 10,
 ) -> Finding:
-    """Looks for weights that were drawn so that the network cannot learn (PoorWeightInitialization).
+    """Look for weights that were drawn so that the network cannot learn (PoorWeightInitialization).
 
     The page checks "the variance of activation inputs across layers, the distribution of gradients, and the loss
     convergence for the initial steps". Here the loss has to stand still and one of the other two has to be poor: on
@@ -331,7 +327,7 @@ def dead_relu(
     threshold_inactivity: float = 1.0,
     threshold_layer: float = 50.0,
 ) -> Finding:
-    """Looks for layers in which most rectifiers never fire (DeadRelu).
+    """Look for layers in which most rectifiers never fire (DeadRelu).
 
     Args:
         steps: Where the activity was recorded.

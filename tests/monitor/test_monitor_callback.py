@@ -4,6 +4,7 @@ import json
 import math
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,8 @@ from torch import nn
 from dogbreed.config.compose import compose
 from dogbreed.data.datasets import Batch, FeatureBatch, ImageDataset
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.monitor.callback import RULES, machine_findings
+from dogbreed.monitor.callback import RULES, LiveRules, epoch_findings, machine_findings
+from dogbreed.monitor.history import History
 from dogbreed.monitor.recorder import Recorder
 from dogbreed.monitor.system_metrics import Sample
 
@@ -40,8 +42,36 @@ def test_a_run_says_what_its_rules_found_once(tmp_path):
     assert left["poor_weight_initialization"]["message"] == "Only the last layer trains."
     assert not left["low_gpu_utilization"]["applies"] or torch.cuda.is_available()
     page = (tmp_path / "run" / "report.html").read_text()
-    assert "What the rules found" in page
+    assert 'id="rules"' in page
     assert left["loss_not_decreasing"]["message"] in page
+
+
+def test_a_finding_says_its_epoch_and_is_withdrawn_when_it_is_no_longer_true(tmp_path, capsys):
+    """Over the losses of a run: above, far above, and below again; a resumed run does not say it anew."""
+
+    def watch(ratios: list[float], already: int = 0) -> LiveRules:
+        history = History(tmp_path, {})
+        live = LiveRules(compose([])["rules"], history)
+        trainer = SimpleNamespace(num_training_batches=3, accumulate_grad_batches=1, is_global_zero=True)
+        live._recorder = SimpleNamespace(findings=lambda last: {}, reasons={})
+        for epoch, ratio in enumerate(ratios):
+            row = {"epoch": epoch + 1, "train_loss": 0.9**epoch, "val_loss": ratio * 0.9**epoch, "lr": 0.01}
+            history.rows.append(row)
+            trainer.current_epoch = epoch
+            if epoch == already - 1:
+                live.findings = epoch_findings(history.rows, 3, live.settings)
+            elif epoch >= already:
+                live._look(trainer, epoch_ended=True)
+        return live
+
+    live = watch([1.0, 1.5, 4.0])
+    assert capsys.readouterr().out.count("Rule overfit, epoch 2: The validation loss (1.3500) is 50 % above") == 1
+    assert "300 % above" in live.findings["overfit"].message, "the figure is that of the end"
+    watch([1.0, 1.5, 4.0], already=2)
+    assert "Rule overfit" not in capsys.readouterr().out
+    live = watch([1.0, 1.5, 1.0])
+    assert "Rule overfit, epoch 3: withdrawn. The validation loss stayed within 10 %" in capsys.readouterr().out
+    assert not live.findings["overfit"].triggered
 
 
 def test_a_rule_can_stop_the_run(tmp_path):
@@ -65,7 +95,7 @@ def test_rules_change_nothing_in_the_result(tmp_path):
     runs.assert_same_result(tmp_path / "with", tmp_path / "without")
     assert (tmp_path / "with" / "rules.json").exists()
     assert not (tmp_path / "without" / "rules.json").exists()
-    assert "What the rules found" not in (tmp_path / "without" / "report.html").read_text()
+    assert 'id="rules"' not in (tmp_path / "without" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

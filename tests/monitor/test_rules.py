@@ -71,22 +71,38 @@ def test_a_loss_that_is_too_short_or_no_number_says_nothing():
 
 @pytest.mark.parametrize(("val", "triggered"), [(1.09, False), (1.1000001, True)])
 def test_overfit_from_a_tenth_above(val, triggered):
-    found = rules.overfit([1, 2, 3], [1.0, 1.0, 1.0], [1.0, val, 1.0])
+    found = rules.overfit([1, 2, 3], [1.0, 1.0, 1.0], [1.0, 1.0, val])
     assert found.triggered is triggered
-    assert found.step == (2 if triggered else None)
+    assert found.step == (3 if triggered else None)
 
 
 def test_overfit_waits_for_its_patience_in_a_row_and_its_first_step():
-    train, val = [1.0] * 6, [2.0, 1.0, 2.0, 2.0, 1.0, 1.0]
-    rising(rules.overfit(range(6), train, val, patience=2), step=3)
-    quiet(rules.overfit(range(6), train, val, patience=3))
-    quiet(rules.overfit(range(6), train, val, start_step=4))
-    rising(rules.overfit(range(6), train, val, start_step=3), step=3)
+    train, val = [1.0] * 5, [2.0, 1.0, 2.0, 2.0, 2.0]
+    rising(rules.overfit(range(5), train, val, patience=2), step=3)
+    rising(rules.overfit(range(5), train, val, patience=3), step=4)
+    quiet(rules.overfit(range(5), train, val, patience=4))
+    quiet(rules.overfit(range(5), train, val, start_step=5))
+    rising(rules.overfit(range(5), train, val, start_step=4), step=4)
 
 
-def test_overfit_says_whether_to_stop():
-    assert "still falls: train on" in rules.overfit([1, 2], [1.0, 0.5], [1.0, 0.9]).message
-    assert "risen from 0.9000: stop earlier" in rules.overfit([1, 2], [1.0, 0.5], [0.9, 1.0]).message
+def test_what_is_no_longer_true_is_no_longer_found():
+    quiet(rules.overfit([1, 2, 3], [1.0, 1.0, 1.0], [1.0, 2.0, 1.0]))
+    quiet(rules.loss_not_decreasing([0, 10, 20], [1.0, 1.0, 0.9]))
+    rising(rules.loss_not_decreasing([0, 10, 20, 30], [1.0, 1.0, 0.9, 0.9]), step=30)
+    flat = [1.0, *[0.5] * 6]
+    rising(rules.overtraining(range(7), flat, flat), step=6)
+    quiet(rules.overtraining(range(8), [*flat, 0.3], [*flat, 0.3]))
+
+
+def test_the_figures_are_those_at_the_end():
+    found = rising(rules.overfit([1, 2, 3], [1.0, 0.5, 0.1], [1.0, 0.66, 0.567]), step=2)
+    assert "467 % above" in found.message
+    assert found.figures["ratio"] == pytest.approx(4.67)
+
+
+def test_overfit_says_where_the_validation_loss_goes():
+    assert "though it still falls." in rules.overfit([1, 2], [1.0, 0.5], [1.0, 0.9]).message
+    assert "has risen from 0.9000." in rules.overfit([1, 2], [1.0, 0.5], [0.9, 1.0]).message
     assert "4 times the training loss" not in rules.overfit([1], [1.0], [4.0]).message
     assert "101 times the training loss" in rules.overfit([1], [0.01], [1.01]).message
 
@@ -98,7 +114,7 @@ def test_overfit_without_anything_to_compare():
 
 @pytest.mark.parametrize(("standing", "triggered"), [(4, False), (5, True)])
 def test_overtraining_after_five_without_a_better_training_loss(standing, triggered):
-    train = [1.0, 0.5] + [0.495] * standing + [0.3]  # 0.005 lower is no new optimum
+    train = [1.0, 0.5] + [0.495] * standing  # 0.005 lower is no new optimum
     val = [1.0 - 0.02 * place for place in range(len(train))]
     found = rules.overtraining(range(len(train)), train, val)
     assert found.triggered is triggered
@@ -107,7 +123,7 @@ def test_overtraining_after_five_without_a_better_training_loss(standing, trigge
 
 @pytest.mark.parametrize(("standing", "triggered"), [(9, False), (10, True)])
 def test_overtraining_after_ten_without_a_better_validation_loss(standing, triggered):
-    val = [1.0, 0.5] + [0.6] * standing + [0.3]
+    val = [1.0, 0.5] + [0.6] * standing
     train = [1.0 - 0.02 * place for place in range(len(val))]
     found = rules.overtraining(range(len(val)), train, val, unit="epoch")
     assert found.triggered is triggered
