@@ -34,6 +34,7 @@ OPEN_CLASSES = 20  # more are folded away
 WHOLE_MATRIX = 30  # classes up to which the whole matrix is shown at once
 MOST_CONFUSED = 24  # classes of the part that is shown first of a larger one
 MOST_LABELS = 160  # classes up to which the whole one can be opened: beyond, names and cells are too small to read
+FEW_TO_CALIBRATE = 100  # images below which a calibration error is mostly noise
 TOP5_FROM = 10  # classes below which a top-5 accuracy says nothing
 _USE = {"test": "to test", "valid": "to validate", "train": "to train"}
 _TRAINED = {"head": "the head was trained", "block": "head and last stage were trained", "all": "all was trained"}
@@ -237,12 +238,19 @@ def _calibration(run: ReportInputs) -> Markup | None:
         if abs(off) >= 0.01
         else "well balanced. "
     )
-    text += (
-        f"The temperature {predictions.temperature:.3f}, fitted on the validation split, changes the calibration error "
-        f"from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}; the predicted classes stay the same. "
-        "On the dashed line confidence is accuracy; below it the model claims too much. Each dot has its number of "
-        "images and its 95 % interval."
-    )
+    if predictions.temperature == 1:
+        text += "No temperature: on the validation split none was better beyond doubt. "
+    else:
+        text += (
+            f"The temperature {predictions.temperature:.3f}, chosen on the validation split, changes the calibration "
+        )
+        text += f"error from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}"
+        text += ", measured on the very images it was fitted on; " if predictions.split == "valid" else "; "
+        text += "the predicted classes stay the same. "
+    if len(predictions) < FEW_TO_CALIBRATE:
+        text += f"How well calibrated the model is cannot be told on {count(len(predictions), 'image')}. "
+    text += "On the dashed line confidence is accuracy; below it the model claims too much. Each dot has its number of "
+    text += "images and its 95 % interval."
     drawings = []
     for name, key, temperature, colour in (
         ("Without the temperature", "x_ece_uncalibrated", 1.0, ORANGE),

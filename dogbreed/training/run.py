@@ -31,7 +31,7 @@ from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
 from dogbreed.inference import model_folder
-from dogbreed.metrics.calibration import fit_temperature
+from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.models import backbones
@@ -235,7 +235,7 @@ def _finish(
     if not trainer.is_global_zero:
         return Result({}, folder, model)
 
-    temperature = fit_temperature(valid.logits, valid.labels)
+    temperature = choose_temperature(valid.logits, valid.labels)
     measured = measure(_predictions_of("valid", valid, data, temperature), "val")
     training_seconds = sum(row["seconds"] for row in history.rows)
     metrics: dict[str, Any] = {

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dogbreed.metrics.calibration import calibration_error, fit_temperature, wilson_interval
+from dogbreed.metrics.calibration import calibration_error, choose_temperature, fit_temperature, wilson_interval
 
 
 @pytest.mark.parametrize(
@@ -119,3 +119,43 @@ def test_large_logits_do_not_overflow():
     logits, labels = predictions(500)
     assert fit_temperature(logits * 1e4, labels) == pytest.approx(20)
     assert math.isfinite(calibration_error(logits * 1e4, labels))
+
+
+def split(images: int, scale: float, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits of eight classes that are right in their probabilities when divided by `scale`, and labels."""
+    logits = torch.randn(images, 8, generator=generator) * 2
+    return logits * scale, torch.multinomial(logits.softmax(1), 1, generator=generator)[:, 0]
+
+
+def test_too_few_images_choose_no_temperature():
+    generator = torch.Generator().manual_seed(0)
+    assert choose_temperature(*split(8, 3.0, generator)) == 1
+    assert choose_temperature(torch.eye(4).repeat(10, 1) * 9, torch.arange(4).repeat(10)) < 1, "ever right: surer"
+
+
+def test_many_images_choose_about_the_one_that_fits():
+    generator = torch.Generator().manual_seed(0)
+    logits, labels = split(2000, 1.8, generator)
+    assert choose_temperature(logits, labels) == pytest.approx(fit_temperature(logits, labels), rel=0.03)
+    assert choose_temperature(logits, labels) < fit_temperature(logits, labels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scale", [1.0, 1.5, 0.7])
+@pytest.mark.parametrize("images", [8, 24, 48, 120, 360])
+def test_the_temperature_is_never_worse_than_none_by_more_than_noise(images, scale):
+    """On 2,000 held-out images, over 40 validation splits of each size."""
+    generator = torch.Generator().manual_seed(images)
+    losses = []
+    for _ in range(40):
+        logits, labels = split(images + 2000, scale, generator)
+        temperature = choose_temperature(logits[:images], labels[:images])
+        served, without = (
+            float(torch.nn.functional.cross_entropy(logits[images:] / divisor, labels[images:]))
+            for divisor in (temperature, 1.0)
+        )
+        losses.append(served - without)
+    assert max(losses) < 0.03
+    assert sum(losses) / 40 < 0.002
+    if images >= 120 and scale != 1:
+        assert sum(losses) / 40 < -0.03, "and it helps where there are images enough"
