@@ -170,6 +170,8 @@ def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: 
         return
     yield f"Costs ${hour:.3f} per hour, used or not ({machines}):"
     yield f"  ${hour * 24:,.2f} per day, ${hour * HOURS_PER_MONTH:,.0f} per month if it is forgotten"
+    if options["min_count"] == 0:
+        yield "  $0.000 per hour while no request waits, after some minutes without one"
     if options["max_count"]:
         most = hour / options["instance_count"] * options["max_count"]
         yield f"  up to ${most:.3f} per hour with {options['max_count']} instances under load"

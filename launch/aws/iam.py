@@ -30,7 +30,8 @@ class _Names:
         self.bucket = f"arn:{self.partition}:s3:::{bucket}"
         self.role = self._arn("iam", "role/*" if "role" in target.assumed else target.role.split(":")[5], region="")
         self.logs = self._arn("logs", "log-group:/aws/sagemaker")
-        self.scales, self.queues = endpoint["max_count"] is not None, endpoint["kind"] == "async"
+        self.scales = any(endpoint[key] is not None for key in ("min_count", "max_count"))
+        self.queues = endpoint["kind"] == "async"
         self.vpc = bool(cloud["subnets"])
         self.kms = [self._key(key) for key in dict.fromkeys((cloud["kms_key"], cloud["volume_kms_key"])) if key]
         self.disks = [self._key(cloud["volume_kms_key"])] if cloud["volume_kms_key"] else []
@@ -205,7 +206,7 @@ def _deploy(names: _Names) -> list[Statement]:
 def _scaling() -> list[Statement]:
     """Allow auto scaling, which makes alarms in the caller's name, and a role of its own the first time."""
     scaling = ("RegisterScalableTarget", "DeregisterScalableTarget", "PutScalingPolicy")
-    alarms = ("PutMetricAlarm", "DescribeAlarms", "DeleteAlarms")
+    alarms = ("PutMetricAlarm", "DescribeAlarms", "DeleteAlarms", "TagResource")
     service = "sagemaker.application-autoscaling.amazonaws.com"
     return [
         _allow([f"application-autoscaling:{action}" for action in scaling], "*"),

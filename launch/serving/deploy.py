@@ -11,6 +11,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.manifest import read_manifest
+from dogbreed.serving.client import MAX_BYTES
 from launch.aws.account import Account, Target
 from launch.aws.errors import explained
 from launch.aws.images import inference_image
@@ -21,9 +22,10 @@ from launch.serving import certificates
 from launch.serving.cost import check_cost
 from launch.serving.delete import delete_unused
 from launch.serving.request import EXPIRES, SCALING, Deployment, describe
-from launch.serving.resources import delete_resource, find, settled, wait
+from launch.serving.resources import delete_resource, find, scalable_targets, settled, wait
 from launch.serving.smoke_test import EndpointProbe
 
+MAX_BYTES_OF_KIND = {"serverless": 4 * 2**20, "realtime": MAX_BYTES}  # of a request
 BATCH_SECONDS = 5 * 86400  # the longest that a transform job may take
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -86,6 +88,10 @@ def read_images(config: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]
     images = [file for file in files if file.is_file() and file.suffix.lower() in IMAGES]
     if not images:
         raise DogbreedError(f"photo={photo} is no image, nor a folder of images.")
+    kind, size = config["sagemaker"]["endpoint"]["kind"], images[0].stat().st_size
+    limit = MAX_BYTES_OF_KIND.get(kind, size)
+    if size > limit:  # before anything is made that it cannot test
+        raise DogbreedError(f"{images[0]} has {size:,} bytes, and kind={kind} takes {limit:,} per request.")
     return {str(file): file.read_bytes() for file in images}, [str(file) for file in images]
 
 
@@ -139,7 +145,8 @@ class Deployer:
                 made.append(("Endpoint", name))
             elif former != settings:
                 made.append(("Update", former))
-                self._update(name, settings)
+                serverless = deployment.kind == "serverless"  # has no instances that could be kept
+                self._update(name, settings, scales=not serverless and bool(scalable_targets(self.account, name)))
             self._wait(name, settings)
             self._scale(deployment)
             self.say(f"Testing {name}")
@@ -209,9 +216,14 @@ class Deployer:
         with explained(f"making {request[f'{kind}Name']}"):
             getattr(self.sagemaker, calls[kind])(**request)
 
-    def _update(self, name: str, settings: str) -> None:
+    def _update(self, name: str, settings: str, *, scales: bool) -> None:
+        """Put other settings behind an endpoint; one that has scaled out keeps its instances, and loses no request."""
+        retain: dict[str, Any] = {}
+        if scales:
+            retain["RetainAllVariantProperties"] = True
+            retain["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": "DataCaptureConfig"}]
         with explained(f"updating {name}"):
-            self.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=settings)
+            self.sagemaker.update_endpoint(EndpointName=name, EndpointConfigName=settings, **retain)
 
     def _tag(self, deployment: Deployment) -> None:
         """Tag an updated endpoint with what it serves and until when; without expires=, the former end stays."""
@@ -239,11 +251,17 @@ class Deployer:
         self.say(f"{name} is in service")
 
     def _scale(self, deployment: Deployment) -> None:
+        """Send what concerns auto scaling; the alarm calls the policy that was made before it."""
         calls = {"RegisterScalableTarget": "register_scalable_target", "PutScalingPolicy": "put_scaling_policy"}
+        policy = ""
         for step in deployment.steps:
-            if step.service == SCALING:
-                with explained(f"sending {step.operation}"):
-                    getattr(self.account.client(SCALING), calls[step.operation])(**step.request)
+            with explained(f"sending {step.operation}"):
+                if step.service == SCALING:
+                    policy = getattr(self.account.client(SCALING), calls[step.operation])(**step.request).get(
+                        "PolicyARN"
+                    )
+                elif step.operation == "PutMetricAlarm":
+                    self.account.client(step.service).put_metric_alarm(**{**step.request, "AlarmActions": [policy]})
 
     # What is there, and taking it back
 
@@ -287,7 +305,7 @@ class Deployer:
                     continue
                 endpoint = settled(self.sagemaker, name, self.say)
                 if endpoint is not None and endpoint["EndpointConfigName"] != former:
-                    self._update(name, former)
+                    self._update(name, former, scales=bool(scalable_targets(self.account, name)))
                     self._wait(name, former)
             except (DogbreedError, KeyboardInterrupt) as error:
                 reason = str(error) or "interrupted."

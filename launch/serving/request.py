@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dogbreed.config.compose import known_keys
+from dogbreed.config.compose import compose, known_keys
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
@@ -27,6 +27,24 @@ KINDS = ("realtime", "serverless", "async", "batch")
 VARIANT = "AllTraffic"
 EXPIRES = "expires"  # the tag
 SCALING = "application-autoscaling"
+ALARM = "-backlog"  # ends the name of the alarm that wakes an endpoint which is scaled to zero
+POLICY_ARN = "arn:of-the-step-policy"  # in a plan: AWS gives it when it makes the policy
+# The kinds that read a key; the others refuse it, since they would ignore it.
+READ_BY = {
+    "workers": ("realtime", "async", "batch"),
+    "instance_type": ("realtime", "async", "batch"),
+    "instance_count": ("realtime", "async", "batch"),
+    "min_count": ("async",),
+    "max_count": ("realtime", "async"),
+    "target": ("realtime", "async"),
+    "capture": ("realtime",),
+    "memory_mb": ("serverless",),
+    "concurrency": ("serverless", "async", "batch"),
+    "input": ("batch",),
+    "output": ("async", "batch"),
+    "expires": ("realtime", "serverless", "async"),
+    "update": ("realtime", "serverless", "async"),
+}
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 # TorchServe takes 6.5 MB at most unless told otherwise (its max_request_size), as InvokeEndpoint does; the others take
 # more.
@@ -93,13 +111,31 @@ def describe(
         DogbreedError: Something in it cannot be.
     """
     kind = config["sagemaker"]["endpoint"]["kind"]
-    if kind not in KINDS:
-        raise DogbreedError(f"kind={kind} is unknown; it is one of {', '.join(KINDS)}.")
+    _check_kind(config["sagemaker"], kind, target.region)
     builder = _Builder(config, archive, backbone, target, image, now)
     steps = builder.batch() if kind == "batch" else builder.endpoint()
     for step in steps:
         check_request(step.operation, step.request, step.service)
     return Deployment(kind, builder.name, archive, builder.model_uri, steps, target, builder.images)
+
+
+def _check_kind(cloud: Mapping[str, Any], kind: str, region: str) -> None:
+    """Refuse what a kind of deployment cannot do, or would ignore."""
+    if kind not in KINDS:
+        raise DogbreedError(f"kind={kind} is unknown; it is one of {', '.join(KINDS)}.")
+    defaults = compose(())["sagemaker"]["endpoint"]
+    for key, kinds in READ_BY.items():
+        if kind not in kinds and cloud["endpoint"][key] != defaults[key]:
+            value = cloud["endpoint"][key]
+            raise DogbreedError(f"{key}={value} cannot go with kind={kind}; it is for {', '.join(kinds)}.")
+    if kind == "serverless":
+        for key in ("subnets", "volume_kms_key"):
+            if cloud[key]:
+                raise DogbreedError(
+                    f"sagemaker.{key} cannot go with kind=serverless, which SageMaker runs on machines of its own."
+                )
+        if region.startswith("cn-"):
+            raise DogbreedError(f"kind=serverless is not in China's regions ({region}); choose another kind.")
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -167,8 +203,6 @@ class _Builder:
         if self.cloud["isolate"]:
             request["EnableNetworkIsolation"] = True
         if self.cloud["subnets"]:
-            if self.options["kind"] == "serverless":
-                raise DogbreedError("sagemaker.subnets cannot go with kind=serverless, which SageMaker runs in no VPC.")
             groups = {"Subnets": self.cloud["subnets"], "SecurityGroupIds": self.cloud["security_groups"]}
             request["VpcConfig"] = groups
         return Step("sagemaker", "CreateModel", {**self._named("ModelName", request), "Tags": self.tags})
@@ -199,28 +233,27 @@ class _Builder:
             parallel = {"MaxConcurrentInvocationsPerInstance": options["concurrency"]}
             request["AsyncInferenceConfig"] = {"ClientConfig": parallel, "OutputConfig": output}
         if percent := _whole("capture", options["capture"], 0, 100):
-            if kind in ("serverless", "async"):
-                raise DogbreedError(f"capture={percent} cannot go with kind={kind}: SageMaker captures realtime alone.")
             request["DataCaptureConfig"] = {
                 "EnableCapture": True,
                 "InitialSamplingPercentage": percent,
                 "DestinationS3Uri": f"{self.folder}/captured/{self.name}",
                 "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
             }
-        if self.cloud["volume_kms_key"] and kind != "serverless":
+        if self.cloud["volume_kms_key"]:
             request["KmsKeyId"] = self.cloud["volume_kms_key"]
         return Step(
             "sagemaker", "CreateEndpointConfig", {**self._named("EndpointConfigName", request), "Tags": self.tags}
         )
 
     def _scaling(self) -> tuple[Step, ...]:
-        most, least = self.options["max_count"], self.options["instance_count"]
-        if most is None:
+        options, queued = self.options, self.options["kind"] == "async"
+        if options["max_count"] is None and options["min_count"] is None:
             return ()
-        if self.options["kind"] == "serverless":
-            raise DogbreedError("max_count cannot go with kind=serverless, which grows by itself up to concurrency.")
-        _whole("max_count", most, least, 1000)
-        what = {
+        least = options["instance_count"] if options["min_count"] is None else options["min_count"]
+        _whole("min_count", least, 0, options["instance_count"])
+        most = options["instance_count"] if options["max_count"] is None else options["max_count"]
+        _whole("max_count", most, max(least, 1), 1000)
+        scope = {
             "ServiceNamespace": "sagemaker",
             "ResourceId": f"endpoint/{self.name}/variant/{VARIANT}",
             "ScalableDimension": DIMENSION,
@@ -229,28 +262,58 @@ class _Builder:
         metric: dict[str, Any] = {
             "PredefinedMetricSpecification": {"PredefinedMetricType": "SageMakerVariantInvocationsPerInstance"}
         }
-        if self.options["kind"] == "async":
-            metric = {
-                "CustomizedMetricSpecification": {
-                    "MetricName": "ApproximateBacklogSizePerInstance",
-                    "Namespace": "AWS/SageMaker",
-                    "Dimensions": [{"Name": "EndpointName", "Value": self.name}],
-                    "Statistic": "Average",
-                }
-            }
+        if queued:
+            backlog = {"MetricName": "ApproximateBacklogSizePerInstance", "Statistic": "Average"}
+            metric = {"CustomizedMetricSpecification": {**backlog, **self._endpoint_metric()}}
         policy = {
-            **what,
+            **scope,
             "PolicyName": f"{self.name}-requests",
             "PolicyType": "TargetTrackingScaling",
             "TargetTrackingScalingPolicyConfiguration": {
-                "TargetValue": float(_whole("target", self.options["target"], 1, 100_000)),
+                "TargetValue": float(_whole("target", options["target"], 1, 100_000)),
                 "ScaleInCooldown": 300,
                 "ScaleOutCooldown": 60,
                 **metric,
             },
         }
-        limits = {**what, "MinCapacity": least, "MaxCapacity": most}
-        return Step(SCALING, "RegisterScalableTarget", limits), Step(SCALING, "PutScalingPolicy", policy)
+        limits = {**scope, "MinCapacity": least, "MaxCapacity": most}
+        steps = Step(SCALING, "RegisterScalableTarget", limits), Step(SCALING, "PutScalingPolicy", policy)
+        return steps if least else (*steps, *self._wake_up(scope))
+
+    def _endpoint_metric(self) -> dict[str, Any]:
+        return {"Namespace": "AWS/SageMaker", "Dimensions": [{"Name": "EndpointName", "Value": self.name}]}
+
+    def _wake_up(self, scope: Mapping[str, Any]) -> tuple[Step, Step]:
+        """Start an instance where there is none and a request waits: a backlog per instance is then not defined.
+
+        https://docs.aws.amazon.com/sagemaker/latest/dg/async-inference-autoscale.html
+        """
+        policy = {
+            **scope,
+            "PolicyName": f"{self.name}-wake-up",
+            "PolicyType": "StepScaling",
+            "StepScalingPolicyConfiguration": {
+                "AdjustmentType": "ChangeInCapacity",
+                "MetricAggregationType": "Average",
+                "Cooldown": 300,
+                "StepAdjustments": [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}],
+            },
+        }
+        alarm = {
+            "AlarmName": f"{self.name}{ALARM}",
+            "MetricName": "HasBacklogWithoutCapacity",
+            **self._endpoint_metric(),
+            "Statistic": "Average",
+            "Period": 60,
+            "EvaluationPeriods": 2,
+            "DatapointsToAlarm": 2,
+            "Threshold": 1.0,
+            "ComparisonOperator": "GreaterThanOrEqualToThreshold",
+            "TreatMissingData": "missing",
+            "AlarmActions": [POLICY_ARN],
+            "Tags": self.tags,
+        }
+        return Step(SCALING, "PutScalingPolicy", policy), Step("cloudwatch", "PutMetricAlarm", alarm)
 
     def _transform(self, model: str) -> Step:
         options = self.options

@@ -12,7 +12,7 @@ from launch.aws.account import Account
 from launch.aws.errors import AwsError, explained
 from launch.aws.naming import MARK
 from launch.aws.pricing import Prices
-from launch.serving.request import DIMENSION, EXPIRES, SCALING
+from launch.serving.request import ALARM, DIMENSION, EXPIRES, SCALING
 
 POLL_SECONDS = 10.0
 START_SECONDS = 3600  # the longest that SageMaker itself lets a start take
@@ -197,10 +197,19 @@ def delete_resource(account: Account, kind: str, name: str, say: Callable[[str],
             raise DogbreedError(f"{name} is still there after it was deleted; it is {endpoint['EndpointStatus']}.")
 
 
-def _delete_scaling(account: Account, name: str) -> None:
-    client = account.client(SCALING)
-    with explained(f"deleting the auto scaling of {name}"):
+def scalable_targets(account: Account, name: str) -> list[dict[str, Any]]:
+    """Return the variants of an endpoint that scale by themselves."""
+    with explained(f"looking for the auto scaling of {name}"):
         scope = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
-        for target in client.describe_scalable_targets(**scope)["ScalableTargets"]:
-            if target["ResourceId"].startswith(f"endpoint/{name}/"):
-                client.deregister_scalable_target(**scope, ResourceId=target["ResourceId"])
+        targets = account.client(SCALING).describe_scalable_targets(**scope)["ScalableTargets"]
+    return [target for target in targets if target["ResourceId"].startswith(f"endpoint/{name}/")]
+
+
+def _delete_scaling(account: Account, name: str) -> None:
+    targets = scalable_targets(account, name)
+    with explained(f"deleting the auto scaling of {name}"):
+        for target in targets:  # with its policies
+            keys = ("ServiceNamespace", "ScalableDimension", "ResourceId")
+            account.client(SCALING).deregister_scalable_target(**{key: target[key] for key in keys})
+        if any(target["MinCapacity"] == 0 for target in targets):
+            account.client("cloudwatch").delete_alarms(AlarmNames=[f"{name}{ALARM}"])

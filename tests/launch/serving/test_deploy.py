@@ -239,15 +239,17 @@ def test_names_that_are_taken(aws, model, other, capsys):
     assert left() == [NAME], "what is not ours stays"
 
 
-def test_update_in_place(aws, model, other, monkeypatch, capsys):
+def test_update_in_place(aws, address, model, other, monkeypatch, capsys):
     """moto has no UpdateEndpoint: the answer is made here, and its effect on moto's own records."""
     assert run_deploy(model) == 0
     before = left()
     updates: list[str] = []
+    bodies: list[dict[str, Any]] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
         wanted = json.loads(request.body)
         updates.append(wanted["EndpointConfigName"])
+        bodies.append(wanted)
         from moto.sagemaker.models import sagemaker_backends
 
         endpoint = sagemaker_backends["123456789012"][REGION].endpoints[wanted["EndpointName"]]
@@ -274,6 +276,25 @@ def test_update_in_place(aws, model, other, monkeypatch, capsys):
     assert updates[2:] == [new], "it went back"
     assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
     assert sorted(left()) == sorted([NAME, new, before[2]])
+
+    monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
+    assert not any("RetainAllVariantProperties" in body for body in bodies), "a count that was given is used"
+    assert run_deploy(model, "instance_type=ml.m5.2xlarge", "update=true", "max_count=3") == 0
+    assert run_deploy(model, "instance_type=ml.m5.4xlarge", "update=true") == 0
+    assert bodies[-1]["RetainAllVariantProperties"], "what has scaled out stays so"
+    assert bodies[-1]["ExcludeRetainedVariantProperties"] == [{"VariantPropertyType": "DataCaptureConfig"}]
+
+
+def test_an_endpoint_that_scales_to_zero(aws, model, monkeypatch, capsys):
+    monkeypatch.setattr(EndpointProbe, "__call__", lambda self, name: None)  # no moto runs an asynchronous endpoint
+    assert run_deploy(model, "kind=async", "min_count=0", "max_count=2") == 0, capsys.readouterr().err
+    policies = client("application-autoscaling").describe_scaling_policies(ServiceNamespace="sagemaker")
+    step = next(each for each in policies["ScalingPolicies"] if each["PolicyType"] == "StepScaling")
+    (alarm,) = client("cloudwatch").describe_alarms(AlarmNamePrefix=NAME)["MetricAlarms"]
+    assert alarm["AlarmActions"] == [step["PolicyARN"]]
+    assert sagemaker_delete.main([NAME, *CLOUD]) == 0
+    assert client("cloudwatch").describe_alarms(AlarmNamePrefix=NAME)["MetricAlarms"] == []
+    assert scaled() == []
 
 
 def record(name: str) -> Any:

@@ -16,7 +16,7 @@ from dogbreed.inference import archive
 from launch import sagemaker_deploy
 from launch.aws.account import resolve_target
 from launch.aws.pricing import Prices
-from launch.serving import cost, delete, request
+from launch.serving import cost, delete, deploy, request
 from launch.serving.resources import Resource
 
 NOW = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
@@ -97,6 +97,33 @@ def test_async(model):
     assert made.request("CreateModel")["PrimaryContainer"]["Environment"]["TS_MAX_REQUEST_SIZE"] == "100000000"
 
 
+def test_async_scales_to_zero(model):
+    """As AWS documents it: backlog per instance has no value without one, so an alarm on another metric starts it."""
+    made = describe(model, "kind=async", "min_count=0", "max_count=3")
+    limits = made.request("RegisterScalableTarget")
+    assert (limits["MinCapacity"], limits["MaxCapacity"]) == (0, 3)
+    tracking, step = (each.request for each in made.steps if each.operation == "PutScalingPolicy")
+    assert tracking["PolicyType"] == "TargetTrackingScaling"
+    assert step["PolicyType"] == "StepScaling"
+    assert step["PolicyName"] != tracking["PolicyName"]
+    adjustments = step["StepScalingPolicyConfiguration"]["StepAdjustments"]
+    assert adjustments == [{"MetricIntervalLowerBound": 0.0, "ScalingAdjustment": 1}]
+    alarm = made.request("PutMetricAlarm")
+    assert (alarm["MetricName"], alarm["Threshold"]) == ("HasBacklogWithoutCapacity", 1)
+    assert alarm["Dimensions"] == [{"Name": "EndpointName", "Value": made.name}]
+    assert describe(model, "kind=async", "min_count=0").request("RegisterScalableTarget")["MaxCapacity"] == 1
+
+
+def test_an_image_that_is_too_large_to_test_with_is_refused_first(tmp_path):
+    image = tmp_path / "large.jpg"
+    image.write_bytes(b"x" * (4 * 2**20 + 1))
+    _, overrides = request.split_arguments([f"photo={image}", "kind=serverless"])
+    with pytest.raises(DogbreedError, match="has 4,194,305 bytes, and kind=serverless takes 4,194,304 per request"):
+        deploy.read_images(compose(overrides))
+    _, overrides = request.split_arguments([f"photo={image}"])
+    assert list(deploy.read_images(compose(overrides))[0]) == [str(image)]
+
+
 def test_batch(model, tmp_path):
     made = describe(model, "kind=batch", f"input={tmp_path}", "concurrency=4")
     assert [step.operation for step in made.steps] == ["CreateModel", "CreateTransformJob"]
@@ -117,10 +144,20 @@ def test_batch(model, tmp_path):
         (["kind=lambda"], "kind=lambda is unknown; it is one of realtime, serverless, async, batch"),
         (["expires=soon"], "expires=soon is no span of time; it looks like 30m, 2h or 7d"),
         (["kind=serverless", "memory_mb=1000"], "memory_mb=1000 is out of range"),
-        (["kind=serverless", "max_count=3"], "max_count cannot go with kind=serverless"),
+        (["kind=serverless", "max_count=3"], "max_count=3 cannot go with kind=serverless"),
         (["kind=serverless", "concurrency=500"], "500"),
-        (["kind=serverless", "capture=5"], "SageMaker captures realtime alone"),
+        (["kind=serverless", "capture=5"], "capture=5 cannot go with kind=serverless; it is for realtime"),
+        (["kind=async", "capture=5"], "capture=5 cannot go with kind=async; it is for realtime"),
+        (
+            ["kind=serverless", "instance_type=ml.m5.xlarge"],
+            "instance_type=ml.m5.xlarge cannot go with kind=serverless",
+        ),
+        (["kind=serverless", "sagemaker.volume_kms_key=alias/dogs"], "volume_kms_key cannot go with kind=serverless"),
+        (["kind=serverless", "sagemaker.region=cn-north-1"], "kind=serverless is not in China's regions (cn-north-1)"),
         (["kind=serverless", "sagemaker.subnets=[subnet-1]"], "cannot go with kind=serverless"),
+        (["memory_mb=2048"], "memory_mb=2048 cannot go with kind=realtime; it is for serverless"),
+        (["min_count=0"], "min_count=0 cannot go with kind=realtime; it is for async"),
+        (["kind=async", "min_count=2"], "min_count=2 is out of range; it is a whole number from 0 to 1"),
         (["instance_count=0"], "instance_count=0 is out of range"),
         (["max_count=1", "instance_count=2"], "max_count=1 is out of range; it is a whole number from 2"),
         (["instance_type=ml.dog.large"], "ml.dog.large"),
