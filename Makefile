@@ -1,4 +1,4 @@
-# Everything from a bare checkout: each target makes .venv and installs what it needs. `make help` lists the targets.
+# Everything from a bare checkout: each target creates .venv and installs what it needs. `make help` lists the targets.
 
 PYTHON ?= python3
 ARGS ?=
@@ -11,32 +11,50 @@ DEBUGGER := .venvs/debugger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint bench clean
+.PHONY: help train test lint docs bench release-check clean
 
-help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'ARGS passes arguments on: make train ARGS="data.root=my_dogs", make test ARGS="-m '"'not slow'"'"'
-	@echo 'PYTHON picks the interpreter, 3.11 to 3.13: make PYTHON=python3.12 test'
+	@echo 'PYTHON selects the interpreter, 3.11 to 3.13: make PYTHON=python3.12 test'
 
-train: $(RUN) ## trains on made-up photographs (experiment=quickstart), or as ARGS says
+train: $(RUN) ## train on generated images (experiment=quickstart), or with the settings in ARGS
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
-test: lint $(DEBUGGER)/.installed ## style, types and the whole suite; ARGS="-m 'not slow'" for the quick part
+test: lint docs $(DEBUGGER)/.installed ## style, types, documentation and all tests; ARGS="-m 'not slow'" for the quick ones
 	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
-lint: $(DEV) ## style and types alone
+lint: $(DEV) ## style and types only
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(DEV) ## measures, and writes benchmarks/results/*.json
+docs: $(DEV) ## build the documentation into site/; a warning is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+bench: $(DEV) ## measure, and write benchmarks/results/*.json
 	$(BIN)/python -m benchmarks $(ARGS)
 
-clean: ## removes what tools leave behind; .venv, data/ and outputs/ stay
-	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+# The wheel is installed into an environment of its own, which borrows only the dependencies, so that torch is not
+# installed twice; dogbreed itself comes from the wheel, since the quickstart runs in an empty folder.
+release-check: $(DEV) ## build the package, check it, install the wheel and run the quickstart from it
+	rm -rf build dist
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python -m venv --clear build/venv
+	build/venv/bin/python -m pip install --quiet --no-deps dist/*.whl
+	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
+		> "$$(build/venv/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/dependencies.pth"
+	mkdir build/empty
+	cd build/empty && ../venv/bin/python -c 'import dogbreed; assert "build/venv" in dogbreed.__file__, dogbreed.__file__'
+	cd build/empty && ../venv/bin/dogbreed-train experiment=quickstart output_dir=run $(ARGS)
+	cd build/empty && ../venv/bin/dogbreed-predict run/model "$$(find data -name '*.jpg' | head -n 1)"
+
+clean: ## remove what tools leave behind; .venv, data/ and outputs/ stay
+	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# torch and torchvision come in one pip call, so that pip picks a pair that belongs together.
+# torch and torchvision are installed by one pip call, so that pip selects versions that belong together.
 $(RUN): pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable .
 	@touch $@
@@ -45,19 +63,19 @@ $(DEV): pyproject.toml $(VENV)/.made
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(RUN)
 
-# smdebug pins a protobuf that others have left behind, so it lives apart, in an environment that finds everything else
-# (torch, several GB) in the first one.
+# smdebug pins an old protobuf, so it has an environment of its own, which finds everything else (torch, several GB) in
+# the first one.
 $(DEBUGGER)/.installed: $(DEV)
 	$(BIN)/python -m venv --clear $(DEBUGGER)
 	$(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))' \
 		> "$$($(DEBUGGER)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/packages.pth"
 	$(DEBUGGER)/bin/python -m pip install --editable '.[debugger]' || \
-		{ rm -rf $(DEBUGGER); echo 'smdebug could not be installed (a part of it is C); its tests will be skipped' >&2; }
+		{ rm -rf $(DEBUGGER); echo 'smdebug could not be installed (part of it is C); its tests will be skipped' >&2; }
 	@test ! -d $(DEBUGGER) || touch $@
 
 $(VENV)/.made:
 	@command -v $(PYTHON) >/dev/null || \
-		{ echo 'There is no $(PYTHON); install Python 3.11 to 3.13, or name one: make PYTHON=python3.12' >&2; exit 1; }
+		{ echo '$(PYTHON) was not found; install Python 3.11 to 3.13, or name one: make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || \
 		{ echo "$(PYTHON) is $$($(PYTHON) -V 2>&1); 3.11 to 3.13 is needed: make PYTHON=python3.12" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)

@@ -1,7 +1,6 @@
 """What several rooms' tests share: small folders of photographs, cache folders of their own, a disk that is full."""
 
 import os
-import resource
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -10,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import settings as hypothesis_settings
 from PIL import Image
 from support.browser import browser, chromium  # noqa: F401  (fixtures)
+from support.ci import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  (hooks)
 from support.debugger import smdebug_python  # noqa: F401
 from support.places import SHARED_DATA
 
@@ -20,6 +21,10 @@ from support.places import SHARED_DATA
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: threads beyond it would only be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# An example that takes long on a busy machine is no failure.
+hypothesis_settings.register_profile("no-deadline", deadline=None)
+hypothesis_settings.load_profile("no-deadline")
 
 # Class folders as in dogImages, and a colour that tells each apart.
 BREEDS = {
@@ -105,6 +110,8 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def largest_file() -> Callable[[int], object]:
     """`with largest_file(1000):` no file of this process may grow beyond 1,000 bytes, as on a disk that is full."""
+
+    import resource  # there is none on Windows
 
     @contextmanager
     def limited(size: int) -> Iterator[None]:

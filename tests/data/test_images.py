@@ -9,7 +9,6 @@ import pickle
 import struct
 import subprocess
 import sys
-import time
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
@@ -303,11 +302,9 @@ def png_header(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("size", [(50_000, 50_000), (12_000, 12_000), (10_001, 10_000)])
 def test_bomb_is_refused_before_it_is_decoded(size: tuple[int, int]) -> None:
-    start = time.perf_counter()
     assert refusal(png_header(*size)).reason.startswith("too many pixels")
     with pytest.raises(BadImage, match="too many pixels"):
         check(png_header(*size))
-    assert time.perf_counter() - start < 1
 
 
 def test_pixel_limit_is_inclusive_and_covers_full_size_not_reduced() -> None:

@@ -2,7 +2,6 @@
 
 import base64
 import json
-import os
 import shutil
 from http.client import HTTPConnection
 from pathlib import Path
@@ -34,11 +33,10 @@ AFFENPINSCHER = PHOTOS / "Affenpinscher" / "Affenpinscher_00003.jpg"
 
 @pytest.fixture(scope="module")
 def java() -> None:
-    if os.environ.get("DOGBREED_JAVA") != "required":
-        try:
-            serving_container.check_java()
-        except DogbreedError as error:
-            pytest.skip(str(error))
+    try:
+        serving_container.check_java()
+    except DogbreedError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="module")
