@@ -38,8 +38,8 @@ PARTS = {
 NEEDED = ("machine", "extraction", "loops", "warm", "search", "profiling")  # for the table
 
 
-def asked_and_reached(found: dict[str, float]) -> list[tuple[str, str, float]]:
-    """What was asked for and what was reached: (what, asked, reached)."""
+def targets_and_measured(found: dict[str, float]) -> list[tuple[str, str, float]]:
+    """Return each target beside what was measured: (what, target, measured)."""
     rows = tasks(found)
 
     def times(task: str, way: str) -> float:
@@ -64,15 +64,15 @@ def asked_and_reached(found: dict[str, float]) -> list[tuple[str, str, float]]:
 
 
 def show(found: dict[str, float]) -> None:
-    """Prints the seconds of each task by each way, and what was asked beside what was reached."""
+    """Print the seconds of each task in each loop, and each target beside what was measured."""
     rows = tasks(found)
     ways = list(next(iter(rows.values())))
     print(f"\n{'seconds, scaled to dogImages':34}" + "".join(f"{way:>15}" for way in ways))
     for task, seconds in rows.items():
         print(f"{task:34}" + "".join(f"{seconds[way]:15,.1f}" for way in ways))
-    print(f"\n{'against the published loop':64} {'asked':>12} {'reached':>10}")
-    for what, asked, reached in asked_and_reached(found):
-        print(f"{what:64} {asked:>12} {reached:>10.3g}")
+    print(f"\n{'compared with the published loop':64} {'target':>12} {'measured':>10}")
+    for what, target, measured in targets_and_measured(found):
+        print(f"{what:64} {target:>12} {measured:>10.3g}")
 
 
 def main() -> None:
@@ -83,8 +83,8 @@ def main() -> None:
     given = parser.parse_args()
     warnings.filterwarnings("ignore")
     prepare_process()
-    told = environment.machine()
-    print(", ".join(told.values()))
+    machine_facts = environment.machine()
+    print(", ".join(machine_facts.values()))
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), given.photographs, given.weights)
         for name in given.only:
@@ -92,9 +92,9 @@ def main() -> None:
             PARTS[name](bench)
     if set(NEEDED) <= set(given.only):
         show(bench.found)
-    main = told["GPU"] if bench.device.type == "cuda" else told["processor"]
+    main = machine_facts["GPU"] if bench.device.type == "cuda" else machine_facts["processor"]
     name = "".join(c if c.isalnum() else "-" for c in main).strip("-").lower()
-    print(f"\n{write(RESULTS / f'{name}.json', told, bench.found)}")
+    print(f"\n{write(RESULTS / f'{name}.json', machine_facts, bench.found)}")
 
 
 def write(file: Path, machine: dict[str, Any], found: dict[str, float]) -> Path:
@@ -105,8 +105,9 @@ def write(file: Path, machine: dict[str, Any], found: dict[str, float]) -> Path:
     measured = {**(before["measured"] if same else {}), **found}
     try:
         result["seconds"] = tasks(measured)
-        result["reached"] = [
-            {"what": what, "asked": asked, "reached": reached} for what, asked, reached in asked_and_reached(measured)
+        result["targets"] = [
+            {"what": what, "target": target, "measured": value}
+            for what, target, value in targets_and_measured(measured)
         ]
     except KeyError:  # parts that have never run
         pass

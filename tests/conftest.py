@@ -1,4 +1,4 @@
-"""What several rooms' tests share: small folders of photographs, cache folders of their own, a disk that is full."""
+"""What the tests of several packages share: folders of images, cache folders of their own, a disk that is full."""
 
 import os
 import signal

@@ -18,7 +18,8 @@ PHRASES = (
     r"What_is_mixed_up", r"Can_its_probabilities_be_trusted", r"Loss_of_guessing", r"told_to_try_again",
     r"something_to_go_on_with", r"starts_anew", r"Not_one_epoch", r"came_to_its_end", r"gives_a_trial_no_end",
     r"This_should_not_have", r"requests_that_mean_harm", r"other_things_to_do_as_well", r"takes_the_machine_away",
-    r"Bew[a]re:", r"Features_of_[^.]{1,40}_images_up_to", r"\(features:_", r"no_part_of_it_before", r"more_is_in\b",
+    r"Bew[a]re:", r"Features_of_[^.]{1,40}_images_up_to", r"\(features:_(built|hit|off|\{)",
+    r"no_part_of_it_before", r"more_is_in\b",
     r"Features_of_1_images", r"none_found_something", r"\ba_like_picture", r"red_spoke_for", r"made_files",
     r"what_the_others_are_held", r"in_four_ways", r"as_it_is_really_gone", r"with_the_reason_why_not",
     r"nothing_of_it_is_left", r"those_in_force", r"behind_the_median", r"with_the_figure_and_the_remedy",
@@ -34,6 +35,11 @@ PLACES = [
     *PACKAGES, "dogbreed/*.py", "launch/*.py", "conf", "tests", "benchmarks", "docs", "*.md", "Makefile", ".ci",
     "pyproject.toml", "mkdocs.yml",
 ]  # fmt: skip
+# Packages that are still to be reworded; the list only shrinks.
+TO_CLEAN = {
+    f"dogbreed/{name}" for name in ("config", "inference", "monitor", "serving", "training")
+} | {"launch/serving"}  # fmt: skip
+PLACES = [place for place in PLACES if place not in TO_CLEAN]
 # The text of a licence, and what an older commit wrote, stay as they are.
 EXCLUDED = ("tests/legacy/", "benchmarks/results/")
 

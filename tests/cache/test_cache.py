@@ -637,8 +637,8 @@ def made_up(folder: Path, name: str, age: float, size: int = 1000) -> Path:
     """A store of `size` features, last used `age` seconds ago."""
     place = folder / "features" / name
     Store(place, (size,), torch.float32).add([name.ljust(16).encode()], torch.randn(1, size))
-    told = {"backbone": "vgg16", "cut": "classifier.1", "shape": [size], "precision": "float32", "preprocessing": {}}
-    (place / "store.json").write_text(json.dumps(told))
+    meta = {"backbone": "vgg16", "cut": "classifier.1", "shape": [size], "precision": "float32", "preprocessing": {}}
+    (place / "store.json").write_text(json.dumps(meta))
     os.utime(place / "store.json", (time.time() - age,) * 2)
     return place
 
