@@ -13,7 +13,6 @@ import torch
 import yaml
 from support import runs
 
-import dogbreed
 from dogbreed import DogBreedClassifier, Predictor
 from dogbreed.core.metric_lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.data.images import load
@@ -339,7 +338,3 @@ def test_multirun_and_folders_by_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?", "/".join(f.parts[-2:])) for f in folders)
     assert [runs.metrics(folder)["cache"] for folder in sorted(folders, key=lambda f: f.stat().st_mtime)].count("hit")
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "cache"}
-
-
-def test_public_names() -> None:
-    assert set(dogbreed.__all__) == {"__version__", "DogBreedClassifier", "DogImages", "Predictor", "train"}
