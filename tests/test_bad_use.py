@@ -287,7 +287,7 @@ def test_resume_from_something_else(bad: Callable[..., str], tmp_path: Path) -> 
     bad(f"resume={tmp_path / 'nothing'}", says=["nothing is no checkpoint and no run's folder"])
     bad(f"resume={text}", says=["text.ckpt is not a readable checkpoint"])
     bad(f"resume={state}", says=["state.pth is no checkpoint of this project", "model.weights=PATH"])
-    bad("resume=last", says=["resume=last found no checkpoint", "resume=auto"])
+    bad("resume=last", says=["resume=last: there is no checkpoint in", "resume=auto"])
 
 
 def test_resume_from_a_checkpoint_alone(bad: Callable[..., str], done: Path, tmp_path: Path) -> None:

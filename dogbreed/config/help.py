@@ -49,7 +49,7 @@ Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: config.yaml, met
 rules.json, checkpoints/, model/ (what is deployed), report.html, predictions.csv.
 
 To go on with a run that was stopped: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT.
-resume=auto goes on if there is something to go on with, and starts anew otherwise.
+resume=auto: resume if a checkpoint exists, otherwise start from scratch.
 """
 
 TUNE_HELP = """

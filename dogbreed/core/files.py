@@ -76,6 +76,18 @@ def new_folder(parent: Path) -> Path:
             return folder
 
 
+@contextmanager
+def discarded_if_empty(folder: Path) -> Iterator[None]:
+    """Remove a folder, and those above it that were made with it, where what follows fails before it writes there."""
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first that is not empty ends it
+            for path in (folder, *folder.parents[:2]):
+                path.rmdir()
+        raise
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders, whether they are there or not."""
     for path in paths:

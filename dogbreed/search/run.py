@@ -10,7 +10,7 @@ import csv
 import io
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import redirect_stdout, suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ import torch
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
+from dogbreed.core.files import discarded_if_empty
 from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
@@ -63,6 +64,12 @@ def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[s
     settings = Config.from_dict(compose(overrides) if config is None else config).to_dict()
     prepare_process()
     search = Search(settings)
+    with nullcontext() if settings["output_dir"] else discarded_if_empty(search.folder):
+        _search(search, settings)
+    return search
+
+
+def _search(search: Search, settings: Mapping[str, Any]) -> None:
     quiet = settings["progress"] == "none"
     say = (lambda text: None) if quiet else _say
     reason = _why_not_stacked(settings, search.space)
@@ -90,7 +97,6 @@ def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[s
         ) from None
     search.write()
     say(_summary(search))
-    return search
 
 
 # Side by side

@@ -5,7 +5,6 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from lightning.pytorch import Callback, Trainer
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import diff, flatten
+from dogbreed.config.compose import compose, diff, flatten
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import new_folder
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import network_state
@@ -28,6 +28,7 @@ from dogbreed.monitor.smdebug_hook import TensorHook, wanted
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
     "output_dir",
+    "overwrite",
     "resume",
     "progress",
     "loggers",
@@ -103,20 +104,22 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 def run_folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
-    """Where a run writes; not made yet."""
+    """Return where a run writes; a folder of the run's own is made at once, so that no other run takes the same.
+
+    Raises:
+        DogbreedError: The folder holds the results of another run.
+    """
     if os.environ.get(FOLDER_FOR_RANKS):
         return Path(os.environ[FOLDER_FOR_RANKS])
     if settings["output_dir"]:
-        return Path(settings["output_dir"])
-    if checkpoint is not None:
-        return checkpoint.parent.parent
-    now = datetime.now().astimezone()
-    base = Path("outputs") / now.strftime("%Y-%m-%d") / now.strftime("%H-%M-%S")
-    folder, number = base, 1
-    while folder.exists():
-        number += 1
-        folder = base.with_name(f"{base.name}-{number}")
-    return folder
+        folder = Path(settings["output_dir"])
+        if (folder / "metrics.json").is_file() and not (settings["resume"] or settings["overwrite"]):
+            raise DogbreedError(
+                f"{folder} holds a finished run; give another output_dir, continue it with resume={folder}, or replace "
+                "it with overwrite=true."
+            )
+        return folder
+    return checkpoint.parent.parent if checkpoint is not None else new_folder(Path("outputs"))
 
 
 def find_checkpoint(settings: Mapping[str, Any]) -> Path | None:
@@ -137,7 +140,7 @@ def find_checkpoint(settings: Mapping[str, Any]) -> Path | None:
         if wanted == "auto":
             return None
         where = settings["output_dir"] or "outputs/"
-        raise DogbreedError(f"resume=last found no checkpoint in {where}; resume=auto starts anew where there is none.")
+        raise DogbreedError(f"resume=last: there is no checkpoint in {where}; resume=auto starts from scratch then.")
     path = Path(wanted)
     if path.is_dir():
         path = path / "checkpoints" / "last.ckpt"
@@ -155,15 +158,21 @@ def check_same_run(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], p
     kept = checkpoint.get("callbacks", {}).get("History", {}).get("config")
     if kept is None:
         raise DogbreedError(f"{path} was not written by a run of dogbreed.train, so it cannot be resumed.")
-    keys = [key for key in diff(kept, settings) if not key.startswith(MAY_DIFFER)]
+    old, new, defaults = flatten(kept), flatten(settings), flatten(compose(()))
+    keys = [
+        key
+        for key in diff(kept, settings)
+        if not key.startswith(MAY_DIFFER) and (key in old or new.get(key) != defaults.get(key))  # a key of today
+    ]
     if settings["data"]["augment"] != "crop" and "cache.views" in keys:
         keys.remove("cache.views")  # nothing looks at them
     if settings["model"]["schedule"] != "constant" and "trainer.max_epochs" in diff(kept, settings):
         keys.append("trainer.max_epochs")  # the schedule is spread over all epochs
     if keys:
-        old, new = flatten(kept), flatten(settings)
-        told = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
-        raise DogbreedError(f"{path} belongs to another configuration: {told}. Resume with the same, or start anew.")
+        differences = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
+        raise DogbreedError(
+            f"{path} belongs to another configuration: {differences}. Resume with the same, or start from scratch."
+        )
 
 
 def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:

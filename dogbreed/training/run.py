@@ -14,6 +14,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from dogbreed.cache.callback import FeatureCache
 from dogbreed.config.compose import compose, to_yaml
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError, Interrupted
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, discarded_if_empty
 from dogbreed.core.metric_lines import TEST_LINE
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
@@ -86,14 +87,19 @@ def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[
     """
     started = time.monotonic()
     settings = Config.from_dict(compose(overrides) if config is None else config).to_dict()
+    check_trainer(settings["trainer"])
+    checkpoint_path = find_checkpoint(settings)
+    folder = run_folder(settings, checkpoint_path)
+    with discarded_if_empty(folder) if not settings["output_dir"] else nullcontext():
+        return _train(settings, folder, checkpoint_path, started)
+
+
+def _train(settings: Mapping[str, Any], folder: Path, checkpoint_path: Path | None, started: float) -> Result:
     prepare_process()
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     say = _Say(main_process)
 
-    checkpoint_path = find_checkpoint(settings)
-    folder = run_folder(settings, checkpoint_path)
     trainer_arguments = dict(settings["trainer"])
-    check_trainer(trainer_arguments)
     callbacks = build_callbacks(settings, quiet=not main_process)
     callbacks += build_hook(settings, folder, quiet=not main_process)
     cache = next(callback for callback in callbacks if isinstance(callback, FeatureCache))
@@ -220,7 +226,7 @@ def _finish(
     folder = history.folder
     if history.chosen is None:
         raise DogbreedError(
-            "Not one epoch came to its end, so there is nothing to evaluate; give trainer.max_epochs, "
+            "No epoch finished, so there is nothing to evaluate; give trainer.max_epochs, "
             "trainer.max_steps or trainer.max_time room for one."
         )
     file, best = history.chosen

@@ -14,8 +14,10 @@ import yaml
 from support import runs
 
 from dogbreed import DogBreedClassifier, Predictor
+from dogbreed.config.compose import compose
 from dogbreed.core.metric_lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.data.images import load
+from dogbreed.training.build import run_folder
 from dogbreed.training.run import Result
 
 EPOCHS = 3
@@ -338,3 +340,27 @@ def test_multirun_and_folders_by_time(tmp_path: Path, monkeypatch: pytest.Monkey
     assert all(re.fullmatch(r"\d{4}-\d\d-\d\d/\d\d-\d\d-\d\d(-\d+)?", "/".join(f.parts[-2:])) for f in folders)
     assert [runs.metrics(folder)["cache"] for folder in sorted(folders, key=lambda f: f.stat().st_mtime)].count("hit")
     assert {path.name for path in tmp_path.iterdir()} == {"outputs", "cache"}
+
+
+def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The folder is made at the moment of choosing, and is gone again where a run is refused."""
+    monkeypatch.chdir(tmp_path)
+    first, second = (run_folder(compose(()), None) for _ in range(2))
+    assert first != second
+    assert first.is_dir()
+    assert second.is_dir()
+    shutil.rmtree("outputs")
+    assert runs.run(*runs.TINY, f"data.root={tmp_path / 'nowhere'}").code == 2
+    assert not Path("outputs").exists()
+
+
+def test_a_finished_run_is_not_destroyed(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runs.train_in(folder, "trainer.max_epochs=1")
+    before = (folder / "metrics.json").read_bytes()
+    again = runs.run(*runs.overrides(folder, "trainer.max_epochs=1", "seed=1"))
+    assert again.code == 2
+    assert "holds a finished run; give another output_dir" in again.err
+    assert (folder / "metrics.json").read_bytes() == before
+    runs.train_in(folder, "trainer.max_epochs=1", "seed=1", "overwrite=true")
+    assert (folder / "metrics.json").read_bytes() != before
