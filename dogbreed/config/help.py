@@ -27,7 +27,7 @@ What people change most, with the defaults:
   cache.mode=auto              auto, off, require
   seed=0                       --seed 0
 
-Rules speak once, with the figure and the remedy: rules.on_trigger=stop ends training then, rules.enabled=false silences
+Rules report once, with the value and what to do: rules.on_trigger=stop ends training then, rules.enabled=false silences
 them. profile=true says where the time goes, in profile/report.html.
 
 Examples:
@@ -57,10 +57,10 @@ Searches hyperparameters on this machine. Optuna proposes the trials; those that
 on features that are computed once, so a search costs little more than one training.
 
 What people change most, with the defaults:
-  search.trials=20             settings to try, the first of them those in force
+  search.trials=20             settings to try, starting with your settings
   search.objective=val_loss    or val_acc with search.direction=maximize
   search.parallel=10           trials proposed at a time; the next ones learn from their results
-  search.prune=true            stop a trial that is behind the median of the others at the same epoch
+  search.prune=true            stop a trial that is worse than the median at the same epoch
   trainer.max_epochs=5         epochs a trial
   search.space.model.lr.high=0.2                                            change a range
   'search.space.model.weight_decay={low: 1e-6, high: 1e-2, log: true}'      add a range

@@ -28,7 +28,7 @@ class ProgressBar(Callback):
             TextColumn("epoch {task.fields[epoch]}/{task.fields[epochs]}"),
             BarColumn(),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[told]}"),
+            TextColumn("{task.fields[status]}"),
             TimeElapsedColumn(),
             TextColumn("<"),
             TimeRemainingColumn(),
@@ -37,7 +37,7 @@ class ProgressBar(Callback):
         per_epoch = int(trainer.num_training_batches)
         epochs = trainer.max_epochs or 1
         self._task = self._bar.add_task(
-            "", total=per_epoch * epochs, completed=per_epoch * trainer.current_epoch, epoch=1, epochs=epochs, told=""
+            "", total=per_epoch * epochs, completed=per_epoch * trainer.current_epoch, epoch=1, epochs=epochs, status=""
         )
         self._bar.start()
         self._rate.restart(images_seen(pl_module))
@@ -47,9 +47,9 @@ class ProgressBar(Callback):
     ) -> None:
         if self._bar is None:
             return
-        told = f"loss {_loss(outputs):.3f} "
-        told += f"{self._accuracy}{self._rate(images_seen(pl_module)):,.0f} images/s"
-        self._bar.update(self._task, advance=1, epoch=trainer.current_epoch + 1, told=told)
+        status = f"loss {_loss(outputs):.3f} "
+        status += f"{self._accuracy}{self._rate(images_seen(pl_module)):,.0f} images/s"
+        self._bar.update(self._task, advance=1, epoch=trainer.current_epoch + 1, status=status)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if "val_acc" in trainer.callback_metrics:
@@ -73,17 +73,17 @@ class PlainProgress(Callback):
     def __init__(self, every_seconds: float = 15.0) -> None:
         self.every_seconds = every_seconds
         self._rate = _Rate()
-        self._told = 0.0
+        self._last = 0.0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._told = time.monotonic()
+        self._last = time.monotonic()
         self._rate.restart(images_seen(pl_module))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         now = time.monotonic()
-        if not trainer.is_global_zero or now - self._told < self.every_seconds:
+        if not trainer.is_global_zero or now - self._last < self.every_seconds:
             return
         rate = self._rate(images_seen(pl_module))
         steps = int(trainer.num_training_batches)
@@ -94,7 +94,7 @@ class PlainProgress(Callback):
             f"{rate:,.1f} images/s, {left:.0f} s left in this epoch",
             flush=True,
         )
-        self._told = now
+        self._last = now
 
 
 class _Rate:

@@ -147,8 +147,8 @@ def overfit(
     if math.isnan(ratio):
         return Finding(name, False, "No training and validation loss to compare.", parameters=parameters)
     limit, now = f"{100 * ratio_threshold:g}", f"{100 * ratio:+.0f}"
-    told = f"The validation loss stayed within {limit} % of the training loss (now {now} %)."
-    return Finding(name, False, told, figures={"ratio": ratio}, parameters=parameters)
+    message = f"The validation loss stayed within {limit} % of the training loss (now {now} %)."
+    return Finding(name, False, message, figures={"ratio": ratio}, parameters=parameters)
 
 
 def overtraining(
@@ -223,15 +223,15 @@ def vanishing_gradient(steps: Sequence[int], gradients: Mapping[str, Series], *,
     if len(found):
         place, which = found[0]
         small = values[which, place]
-        told = (
+        message = (
             f"The mean gradient of {names[which]} is {small:.1e} at step {steps[place]}, less than {threshold:g}: it "
             "hardly learns any more; where the loss is still high, try a larger model.lr, model.weights=imagenet, or a "
             "network with shortcuts such as model.backbone=resnet50."
         )
-        return Finding(name, True, told, int(steps[place]), {"gradient": float(small)}, parameters)
+        return Finding(name, True, message, int(steps[place]), {"gradient": float(small)}, parameters)
     low = float(np.nanmin(values)) if not np.isnan(values).all() else math.nan
-    told = f"The smallest mean gradient of a parameter was {low:.1e}."
-    return Finding(name, False, told, figures={"gradient": low}, parameters=parameters)
+    message = f"The smallest mean gradient of a parameter was {low:.1e}."
+    return Finding(name, False, message, figures={"gradient": low}, parameters=parameters)
 
 
 def exploding_tensor(steps: Sequence[int], tensors: Mapping[str, Series], *, only_nan: bool = False) -> Finding:
@@ -250,11 +250,11 @@ def exploding_tensor(steps: Sequence[int], tensors: Mapping[str, Series], *, onl
     if len(found):
         place, which = found[0]
         bad = "not a number" if np.isnan(values[which, place]) else "infinite"
-        told = (
+        message = (
             f"{list(tensors)[which]} is {bad} at step {steps[place]}: try a smaller model.lr, "
             "trainer.gradient_clip_val=1.0, or trainer.precision=bf16-mixed in place of 16-mixed."
         )
-        return Finding(name, True, told, int(steps[place]), {"value": float(values[which, place])}, parameters)
+        return Finding(name, True, message, int(steps[place]), {"value": float(values[which, place])}, parameters)
     return Finding(name, False, "All recorded values are finite.", parameters=parameters)
 
 
@@ -310,14 +310,14 @@ def poor_weight_initialization(
             causes.append(f"the inputs of its activations differ {ratio:.0f}-fold in variance")
         if narrow < distribution_range:
             causes.append(f"90 % of a gradient's values lie within {narrow:.1e}")
-        told = (
+        message = (
             f"The loss has stood still for {waited} of the first {place + 1} steps and {' and '.join(causes)}: the "
             "weights are poorly initialised; start from model.weights=imagenet, or take a network with batch norm."
         )
         figures = {"variance_ratio": ratio, "gradient_range": narrow, "waited": waited}
-        return Finding(name, True, told, int(steps[place]), figures, parameters)
-    told = f"In the first {count} steps the loss came down to {best:.4f}."
-    return Finding(name, False, told, figures={"variance_ratio": ratio, "loss": best}, parameters=parameters)
+        return Finding(name, True, message, int(steps[place]), figures, parameters)
+    message = f"In the first {count} steps the loss came down to {best:.4f}."
+    return Finding(name, False, message, figures={"variance_ratio": ratio, "loss": best}, parameters=parameters)
 
 
 def dead_relu(
@@ -345,16 +345,16 @@ def dead_relu(
             units: NDArray[np.float64] = np.asarray(series[place], dtype=float)
             dead = 100 * float((units < threshold_inactivity).mean()) if units.size else 0.0
             if dead > threshold_layer:
-                told = (
+                message = (
                     f"{dead:.0f} % of the {units.size} rectifiers of {layer} are dead at step {step} (they fire for "
                     f"less than {threshold_inactivity:g} % of their inputs): try a smaller model.lr, or start again "
                     "from model.weights=imagenet."
                 )
-                return Finding(name, True, told, int(step), {"dead_percent": dead}, parameters)
+                return Finding(name, True, message, int(step), {"dead_percent": dead}, parameters)
             if dead >= most:
                 most, where = dead, layer
-    told = f"At most {most:.0f} % of a layer's rectifiers are dead ({where})."
-    return Finding(name, False, told, figures={"dead_percent": most}, parameters=parameters)
+    message = f"At most {most:.0f} % of a layer's rectifiers are dead ({where})."
+    return Finding(name, False, message, figures={"dead_percent": most}, parameters=parameters)
 
 
 def _finite_rows(steps: Sequence[int], one: Series, other: Series) -> list[tuple[int, float, float]]:

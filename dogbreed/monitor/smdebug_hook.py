@@ -174,8 +174,8 @@ class TensorHook(Callback):
             parse.get_include_collections(self.config)
             parse.add_collections_to_manager(manager, self.config, general)
         except Exception as error:  # SMDebugError, ValueError, TypeError, AttributeError ...
-            told = " ".join(str(error).split()) or type(error).__name__
-            raise DogbreedError(f"smdebug refuses the debugger's settings: {told}.") from error
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise DogbreedError(f"smdebug refuses the debugger's settings: {reason}.") from error
 
 
 def _hook_class(library: ModuleType) -> Any:

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 
 LOSS = "CrossEntropyLoss_output_0"
 END_OF_JOB = "training_job_end.ts"  # what smdebug writes when a run has ended
-_INSTALL = "pip install 'dogbreed[debugger]'"
+_INSTALL = install("debugger")
 
 
 def smdebug(module: str) -> ModuleType:
@@ -39,8 +40,10 @@ def smdebug(module: str) -> ModuleType:
             f"{what} not installed: {_INSTALL}, best in an environment of its own (it wants protobuf 3.20)."
         ) from error
     except Exception as error:  # protobuf refuses with a TypeError, others with what they like
-        told = " ".join(str(error).split())[:200]
-        raise DogbreedError(f"smdebug does not work here ({told}): {_INSTALL} in an environment of its own.") from error
+        reason = " ".join(str(error).split())[:200]
+        raise DogbreedError(
+            f"smdebug does not work here ({reason}): {_INSTALL} in an environment of its own."
+        ) from error
 
 
 class _Array(np.ndarray[Any, Any]):
@@ -90,7 +93,7 @@ class Recorded:
         gradient_steps: Where gradients were saved.
         gradients: Mean of the absolute values of each parameter's gradient at those steps; NaN where there is none.
         names: Of all tensors.
-        ended: Whether the run came to its end.
+        ended: Whether the run ended.
     """
 
     train: Mapping[int, float]
@@ -124,8 +127,8 @@ def read(folder: Path) -> Recorded:
     except DogbreedError:
         raise
     except Exception as error:  # what a damaged file makes of struct, json, protobuf and numpy has no common class
-        told = " ".join(str(error).split()) or type(error).__name__
-        raise DogbreedError(f"{folder} is damaged ({told[:200]}); copy it again, or train again.") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise DogbreedError(f"{folder} is damaged ({reason[:200]}); copy it again, or train again.") from error
 
 
 def check_folder(folder: Path) -> None:

@@ -46,24 +46,24 @@ def low_gpu_utilization(
     }
     if not gpus:
         return Finding(name, False, NO_GPU, parameters=parameters, applies=False)
-    told, figures = "", {}
+    message, figures = "", {}
     for gpu, series in gpus.items():
         if len(series) <= patience:
             continue
         low, high = np.quantile(np.asarray(series[-window:], dtype=float), (0.05, 0.95)).tolist()
         figures = {"p95": high, "p5": low}
         if high < threshold_p95:
-            told = f"{gpu} is idle: in 95 % of the time no more than {high:.0f} % of it is used"
+            message = f"{gpu} is idle: in 95 % of the time no more than {high:.0f} % of it is used"
         elif high > threshold_p95 and low < threshold_p5:
-            told = f"{gpu} stops and goes: it is used up to {high:.0f} %, but now and then only {low:.0f} %"
+            message = f"{gpu} stops and goes: it is used up to {high:.0f} %, but now and then only {low:.0f} %"
         else:
             continue
-        told += "; try a larger data.batch_size, more data.num_workers, or cache.mode=auto with a frozen backbone."
-        return Finding(name, True, told, len(series), figures, parameters)
+        message += "; try a larger data.batch_size, more data.num_workers, or cache.mode=auto with a frozen backbone."
+        return Finding(name, True, message, len(series), figures, parameters)
     if not figures:
         return _too_early(name, parameters, max(map(len, gpus.values())), patience)
-    told = f"The GPUs are busy: 95th percentile {figures['p95']:.0f} %, 5th {figures['p5']:.0f} %."
-    return Finding(name, False, told, figures=figures, parameters=parameters)
+    message = f"The GPUs are busy: 95th percentile {figures['p95']:.0f} %, 5th {figures['p5']:.0f} %."
+    return Finding(name, False, message, figures=figures, parameters=parameters)
 
 
 def cpu_bottleneck(
@@ -155,14 +155,14 @@ def gpu_memory_increase(
         if over.size:
             step = int(over[0]) + max(0, patience + 1 - 2 * window) + 2 * window
             rise, now = float(rises[over[0]]), float(values[step - 1])
-            told = (
+            message = (
                 f"The memory of {gpu} rose by {rise:.0f} points to {now:.0f} % within {2 * window} samples: something "
                 "holds on to tensors (a loss that is added up without .item(), say), or a batch is larger; try a "
                 "smaller data.batch_size."
             )
-            return Finding(name, True, told, step, {"rise": rise, "memory": now}, parameters)
-    told = f"The GPU's memory never rose by more than {max(most, 0):.1f} points at a time."
-    return Finding(name, False, told, figures={"rise": most}, parameters=parameters)
+            return Finding(name, True, message, step, {"rise": rise, "memory": now}, parameters)
+    message = f"The GPU's memory never rose by more than {max(most, 0):.1f} points at a time."
+    return Finding(name, False, message, figures={"rise": most}, parameters=parameters)
 
 
 def data_loading(
@@ -199,18 +199,18 @@ def data_loading(
     enough = workers_needed(wait, compute, workers)
     figures = {"wait_percent": share, "wait_seconds": wait / steps, "step_seconds": (wait + compute) / steps}
     who = "CPU" if device == "cpu" else "GPU"
-    told = f"The {who} waited {share:.0f} % of the last {steps} steps for data"
+    message = f"The {who} waited {share:.0f} % of the last {steps} steps for data"
     if share <= threshold:
-        return Finding(name, False, f"{told}.", figures=figures, parameters=parameters)
+        return Finding(name, False, f"{message}.", figures=figures, parameters=parameters)
     advised = min(enough, max(cores, 1))
     if advised > workers:
-        told += f": data.num_workers={advised}"
+        message += f": data.num_workers={advised}"
         if enough > advised:
-            told += f" (all cores; {enough} would be enough)"
+            message += f" (all cores; {enough} would be enough)"
     else:
-        told += f", and {workers} workers already share {cores} cores: a machine with more cores"
-    told += ", or cache.mode=auto with model.trainable=head, which reads each image once."
-    return Finding(name, True, told, len(waits), {**figures, "workers": advised}, parameters)
+        message += f", and {workers} workers already share {cores} cores: a machine with more cores"
+    message += ", or cache.mode=auto with model.trainable=head, which reads each image once."
+    return Finding(name, True, message, len(waits), {**figures, "workers": advised}, parameters)
 
 
 def workers_needed(wait: float, compute: float, workers: int) -> int:
@@ -248,14 +248,14 @@ def step_outlier(
     limit = float(values.mean() + stddev * values.std())
     places = outliers(values, stddev)
     figures = {"outliers": len(places), "limit_seconds": limit, "mean_seconds": float(values.mean())}
-    told = f"{len(places)} of {len(values):,} steps took longer than {1000 * limit:.3g} ms"
+    message = f"{len(places)} of {len(values):,} steps took longer than {1000 * limit:.3g} ms"
     if len(places) <= n_outliers:
-        return Finding(name, False, f"{told}.", figures=figures, parameters=parameters)
-    told += (
+        return Finding(name, False, f"{message}.", figures=figures, parameters=parameters)
+    message += (
         f" (on average {1000 * values.mean():.3g} ms): something else runs on this machine now and then, or "
         "data comes in bursts; try more data.num_workers."
     )
-    return Finding(name, True, told, int(steps[places[n_outliers]]), figures, parameters)
+    return Finding(name, True, message, int(steps[places[n_outliers]]), figures, parameters)
 
 
 def outliers(seconds: ArrayLike, stddev: float = 3.0) -> NDArray[np.intp]:
@@ -282,12 +282,12 @@ def _bottleneck(
     if samples <= parameters["patience"]:
         return _too_early(name, parameters, samples, int(parameters["patience"]))
     share = 100 * float((waiting & busy).mean())
-    told = f"A GPU waited {what} in {share:.0f} % of {samples:,} samples"
+    message = f"A GPU waited {what} in {share:.0f} % of {samples:,} samples"
     if share > parameters["threshold"]:
-        return Finding(name, True, f"{told}: try {remedy}.", samples, {"percent": share}, parameters)
-    return Finding(name, False, f"{told}.", figures={"percent": share}, parameters=parameters)
+        return Finding(name, True, f"{message}: try {remedy}.", samples, {"percent": share}, parameters)
+    return Finding(name, False, f"{message}.", figures={"percent": share}, parameters=parameters)
 
 
 def _too_early(name: str, parameters: Mapping[str, float], there: int, wanted: int, what: str = "samples") -> Finding:
-    told = f"Too early to say: {there} {what}, and it waits for {wanted:,}."
-    return Finding(name, False, told, parameters=parameters)
+    message = f"Too early to say: {there} {what}, and it waits for {wanted:,}."
+    return Finding(name, False, message, parameters=parameters)

@@ -14,6 +14,7 @@ from dogbreed.config import reproduce
 from dogbreed.config.compose import diff, ranges, to_yaml
 from dogbreed.config.overrides import literal
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 from dogbreed.core.files import atomic_write
 from dogbreed.search.plot import Point, plot_trials
 from dogbreed.search.space import check_search, current_values, set_dotted
@@ -222,7 +223,7 @@ def _optuna() -> Any:
     try:
         import optuna
     except ModuleNotFoundError as error:
-        raise DogbreedError("The search needs Optuna: pip install 'dogbreed[search]'.") from error
+        raise DogbreedError(f"The search needs Optuna: {install('search')}.") from error
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     # Trials of one round should not all be the same; the option that sees to it is marked experimental.
     warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)

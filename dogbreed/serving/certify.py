@@ -1,9 +1,9 @@
 """The proof that what was trained is what is served.
 
-Photographs, and odd files made from one of them, go from their bytes to logits in four ways: through the evaluation
-that training ends with, through `Predictor`, through a running server, and through the handlers of a packed archive in
+Photographs, and odd files made from one of them, go from their bytes to logits through four inference
+paths: the evaluation that training ends with, `Predictor`, a running server, and the handlers of a packed archive in
 a process that sees nothing but the archive. The largest difference is printed and written; where float32 does not
-explain it, or one way answers what another refuses, there is no certificate.
+explain it, or one path answers what another refuses, there is no certificate.
 """
 
 import hashlib

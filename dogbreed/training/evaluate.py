@@ -161,8 +161,8 @@ def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
     if root is None:
         root = config.get("data", {}).get("root")
         if root is None or not Path(root).is_dir():
-            told = "" if root is None else f" ({root}, on which it was trained, is not here)"
-            raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{told}.")
+            hint = "" if root is None else f" ({root}, on which it was trained, is not here)"
+            raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{hint}.")
     return find_root(root)
 
 

@@ -28,7 +28,7 @@ from dogbreed.config.compose import compose, to_yaml
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import atomic_write, discarded_if_empty
-from dogbreed.core.metric_lines import TEST_LINE
+from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
 from dogbreed.inference import model_folder
@@ -94,7 +94,7 @@ def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[
         return _train(settings, folder, checkpoint_path, started)
 
 
-def _train(settings: Mapping[str, Any], folder: Path, checkpoint_path: Path | None, started: float) -> Result:
+def _train(settings: dict[str, Any], folder: Path, checkpoint_path: Path | None, started: float) -> Result:
     prepare_process()
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     say = _Say(main_process)
@@ -344,14 +344,11 @@ def _write_csv(file: Path, header: Sequence[str], rows: Sequence[Sequence[Any]])
 def _summary(folder: Path, metrics: Mapping[str, Any], data: DogImages, tested: int, profiled: bool) -> str:
     lines = [""]
     if "test_acc" in metrics:
-        low, high = metrics["test_acc_ci95"]
-        lines.append(
-            f"Reached {metrics['test_acc']:.1%} of {tested:,} test images (95 % interval {low:.1%} to {high:.1%}), "
-            f"among the first five {metrics['test_top5']:.1%},"
-        )
+        features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
+        lines.append(f"{accuracy_line(metrics, 'test', tested)},")
         lines.append(
             f"with the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}, in {metrics['seconds']:.0f} s "
-            f"on {metrics['device']} (features: {metrics['cache']})."
+            f"on {metrics['device']}{features}."
         )
     if data.skipped:
         lines.append(f"Skipped {len(data.skipped)} files that are no readable images: {folder / 'skipped.csv'}")

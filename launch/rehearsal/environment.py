@@ -190,7 +190,7 @@ def _links(names: Sequence[str]) -> list[Path]:
         except metadata.PackageNotFoundError as error:
             raise EnvironmentFailed(
                 f"{name} is not installed here, and a rehearsal runs with the {' and '.join(names)} of this "
-                "environment; install dogbreed with its dependencies: pip install 'dogbreed[rehearse]'."
+                f"environment; install dogbreed with its dependencies: {install('rehearse')}."
             ) from error
         tops = {file.parts[0] for file in package.files or () if file.parts[0] not in ("..", "__pycache__")}
         tops_of[name] = {Path(str(package.locate_file(top))) for top in tops if not top.endswith(".pth")}

@@ -11,6 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 from launch.aws.naming import parse_s3_uri
 from launch.aws.storage import Bucket
 
@@ -130,7 +131,7 @@ def serve(region: str) -> Iterator[LocalS3]:
         from moto.server import ThreadedMotoServer
     except ModuleNotFoundError as error:
         raise DogbreedError(
-            f"A rehearsal needs moto, which plays S3 ({error.name} is not installed): pip install 'dogbreed[rehearse]'."
+            f"A rehearsal needs moto, which plays S3 ({error.name} is not installed): {install('rehearse')}."
         ) from error
     log = logging.getLogger("werkzeug")
     level = log.level

@@ -31,7 +31,7 @@ IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".a
 
 
 class DeploymentFailed(DogbreedError):
-    """The endpoint did not come up, or answered wrongly; nothing of it is left."""
+    """The endpoint did not come up, or answered wrongly; what was made is cleaned up."""
 
 
 def submit(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
