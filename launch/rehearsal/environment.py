@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 READY = "ready"  # an empty file in every environment that is whole
