@@ -9,6 +9,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
 from launch.aws.images import patch_notice
 from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, check_time
+from launch.aws.validate import check_settings
 from launch.jobs.debugger import NOTICE
 from launch.jobs.request import SPLITS, TUNING, Job, in_one_job
 
@@ -45,9 +46,13 @@ def with_max_run(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     Args:
         config: A composed configuration.
         kind: `train` or `tune`.
+
+    Raises:
+        DogbreedError: A setting that the estimate needs could not work.
     """
     if config["sagemaker"]["max_run"] is not None:
         return config
+    check_settings(config)
     one_job = kind == "tune" and in_one_job(config)
     trials = config["search"]["trials"] if one_job else 1
     max_run = Prices(config).training(counts(config), trials=trials, one_job=one_job).max_run

@@ -175,7 +175,7 @@ def test_without_class_names(folder, names):
 @pytest.mark.parametrize("temperature", [0, -1.0, "warm", None, True, float("nan"), float("inf"), ...])
 def test_a_senseless_temperature(folder, temperature):
     rewrite(folder, temperature=temperature)
-    with pytest.raises(DogbreedError, match=r"has temperature .*; it is a number above 0"):
+    with pytest.raises(DogbreedError, match=r"has temperature .*; it must be a number above 0"):
         model_folder.load(folder)
 
 
