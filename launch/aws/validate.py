@@ -117,7 +117,7 @@ def _check_wait(cloud: Mapping[str, Any]) -> None:
         raise DogbreedError(f"sagemaker.max_wait={wait} is out of range; it is a whole number of seconds.")
     if not cloud["spot"]:
         raise DogbreedError("sagemaker.max_wait is for spot jobs; give sagemaker.spot=true too, or leave it out.")
-    if wait < cloud["max_run"]:
+    if cloud["max_run"] is not None and wait < cloud["max_run"]:
         raise DogbreedError(
             f"sagemaker.max_wait={wait} is less than sagemaker.max_run={cloud['max_run']}; the waiting counts the work "
             "too, so it must be at least as long."
