@@ -8,7 +8,6 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.edge_cases import drawn
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.manifest import read_manifest
 from dogbreed.serving.client import MAX_BYTES
@@ -82,6 +81,8 @@ def read_images(config: Mapping[str, Any]) -> tuple[dict[str, bytes], list[str]]
     """
     photo = config["sagemaker"]["endpoint"]["photo"]
     if photo is None:
+        from dogbreed.data.edge_cases import drawn  # here: it takes numpy, and --help needs none
+
         return {"odd/drawn.jpg": drawn()}, []
     path = Path(str(photo))
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
