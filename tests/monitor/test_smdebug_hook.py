@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from support import runs
 from support.debugger import result_of
+from support.places import ROOT
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
@@ -70,7 +71,7 @@ def test_without_smdebug_it_says_what_to_install(tmp_path):
         pytest.skip("smdebug is installed")
     ran = runs.run(*runs.overrides(tmp_path / "run", "debugger.enabled=true"))
     assert ran.code == 2
-    assert "pip install 'dogbreed[debugger]'" in ran.err
+    assert f"pip install -e '{ROOT}[debugger]'" in ran.err
     assert len(ran.err.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 
