@@ -101,7 +101,6 @@ class Config:
     mode: str
     job: str | None
     output_dir: PathText | None
-    overwrite: bool
     seed: int
     resume: PathText | None
     early_stopping: int | None

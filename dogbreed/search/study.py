@@ -27,7 +27,6 @@ MIN_TRIALS_TO_COMPARE = 5
 _MAY_DIFFER = (
     "sagemaker.",
     "output_dir",
-    "overwrite",
     "resume",
     "progress",
     "loggers",

@@ -28,7 +28,6 @@ from dogbreed.monitor.smdebug_hook import TensorHook, wanted
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
     "output_dir",
-    "overwrite",
     "resume",
     "progress",
     "loggers",
@@ -104,21 +103,11 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
 
 
 def run_folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
-    """Return where a run writes; a folder of the run's own is made at once, so that no other run takes the same.
-
-    Raises:
-        DogbreedError: The folder holds the results of another run.
-    """
+    """Return where a run writes; a folder of the run's own is made at once, so that no other run takes the same."""
     if os.environ.get(FOLDER_FOR_RANKS):
         return Path(os.environ[FOLDER_FOR_RANKS])
     if settings["output_dir"]:
-        folder = Path(settings["output_dir"])
-        if (folder / "metrics.json").is_file() and not (settings["resume"] or settings["overwrite"]):
-            raise DogbreedError(
-                f"{folder} holds a finished run; give another output_dir, continue it with resume={folder}, or replace "
-                "it with overwrite=true."
-            )
-        return folder
+        return Path(settings["output_dir"])
     return checkpoint.parent.parent if checkpoint is not None else new_folder(Path("outputs"))
 
 

@@ -185,7 +185,7 @@ assert train(overrides={arguments!r}).metrics["epochs"] == 1
 from dogbreed import train as again
 import dogbreed.train
 assert callable(again) and callable(dogbreed.train)
-assert again(overrides={[*arguments, "overwrite=true"]!r}).metrics["epochs"] == 1
+assert again(overrides={arguments!r}).metrics["epochs"] == 1
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=runs.environment(), capture_output=True, text=True, timeout=240
@@ -352,15 +352,3 @@ def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: 
     shutil.rmtree("outputs")
     assert runs.run(*runs.TINY, f"data.root={tmp_path / 'nowhere'}").code == 2
     assert not Path("outputs").exists()
-
-
-def test_a_finished_run_is_not_destroyed(tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    runs.train_in(folder, "trainer.max_epochs=1")
-    before = (folder / "metrics.json").read_bytes()
-    again = runs.run(*runs.overrides(folder, "trainer.max_epochs=1", "seed=1"))
-    assert again.code == 2
-    assert "holds a finished run; give another output_dir" in again.err
-    assert (folder / "metrics.json").read_bytes() == before
-    runs.train_in(folder, "trainer.max_epochs=1", "seed=1", "overwrite=true")
-    assert (folder / "metrics.json").read_bytes() != before
