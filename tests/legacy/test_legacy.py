@@ -30,6 +30,8 @@ def expected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         archive.extractall(tmp_path, filter="data")
     monkeypatch.chdir(tmp_path)
     content = json.loads(Path("expected.json").read_text())
+    # Colour profiles came later, and none of these images has one: their inputs are the same.
+    monkeypatch.setattr("dogbreed.cache.extract.REVISION", 2)
     for name, version in content["versions"].items():
         module = MODULES[name]
         monkeypatch.setattr(module, "__version__", type(module.__version__)(version))
