@@ -106,12 +106,13 @@ from pathlib import Path
 folder = Path(sys.argv[1])
 
 import torch
-from dogbreed.monitor import debug, smdebug_hook
+from dogbreed import debug as debug_command
+from dogbreed.monitor import smdebug_hook
 from dogbreed.config.compose import compose
 from dogbreed.monitor.smdebug_reader import smdebug
 
 library = smdebug("smdebug.pytorch")
-config = hook.hook_config(compose()["debugger"], folder / "tensors")
+config = smdebug_hook.hook_config(compose()["debugger"], folder / "tensors")
 (folder / "config.json").write_text(json.dumps(config))
 made = library.Hook.create_from_json_file(str(folder / "config.json"))
 network, criterion = torch.nn.Linear(3, 2), torch.nn.CrossEntropyLoss()
