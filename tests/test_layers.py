@@ -1,6 +1,9 @@
 """Imports run downwards, package by package, and what needs no torch does not load it; read from the tree itself."""
 
 import ast
+import tomllib
+from collections.abc import Iterable
+from functools import cache
 from graphlib import TopologicalSorter
 from pathlib import Path
 
@@ -43,6 +46,7 @@ def module_name(file: Path) -> str:
 
 
 MODULES = {module_name(file): file for top in ("dogbreed", "launch") for file in sorted((ROOT / top).rglob("*.py"))}
+PACKAGES = {name for name, file in MODULES.items() if file.name == "__init__.py" and name.count(".") == 1}
 PACKAGED = sorted(name for name in MODULES if name.count(".") > 1)
 
 
@@ -50,17 +54,28 @@ def package_of(module: str) -> str:
     return ".".join(module.split(".")[:2])
 
 
-def imports(module: str) -> set[str]:
-    """Every module that one names in an import, anywhere in it; `from package import module` names the module."""
+def named(nodes: Iterable[ast.AST]) -> set[str]:
+    """Every module that the statements import; `from package import module` names the module."""
     names: set[str] = set()
-    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+    for node in nodes:
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{module} has a relative import"
+            assert node.level == 0, "an import is absolute"
             base = node.module or ""
             names |= {f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names}
     return names
+
+
+@cache
+def tree(module: str) -> ast.Module:
+    return ast.parse(MODULES[module].read_text(encoding="utf-8"))
+
+
+@cache
+def imports(module: str) -> set[str]:
+    """Every module that one names in an import, anywhere in it."""
+    return named(ast.walk(tree(module)))
 
 
 def ours(module: str) -> set[str]:
@@ -68,10 +83,11 @@ def ours(module: str) -> set[str]:
 
 
 def test_every_package_has_its_layer():
-    packages = {package_of(name) for name in PACKAGED}
-    assert packages == set(MAY_IMPORT), "a new package says here what it may import"
-    empty = {name: MODULES[name].read_text() for name in packages if MODULES[name].read_text().strip()}
-    assert not empty, "the __init__ of a package stays empty: it would load its modules for whoever needs one"
+    assert {package_of(name) for name in PACKAGED} | PACKAGES == set(MAY_IMPORT), (
+        "a new package says what it may import"
+    )
+    filled = {name for name in PACKAGES if MODULES[name].read_text(encoding="utf-8").strip()}
+    assert not filled, "the __init__ of a package stays empty: it would load its modules for whoever needs one"
 
 
 @pytest.mark.parametrize("module", PACKAGED)
@@ -90,11 +106,11 @@ def test_no_module_needs_itself():
     list(TopologicalSorter(graph).static_order())  # raises CycleError
 
 
-def test_commands_are_imported_by_nobody():
-    commands = {name for name in MODULES if name.startswith("dogbreed.") and name.count(".") == 1} - {
-        package_of(name) for name in PACKAGED
-    }
-    assert {"dogbreed.train", "dogbreed.predict"} <= commands
+def test_a_module_outside_the_packages_is_a_command_and_imported_by_nobody():
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["scripts"]
+    commands = {entry.removesuffix(":main") for entry in scripts.values() if entry.count(".") == 1}
+    outside = {name for name in MODULES if name.startswith("dogbreed.") and name.count(".") == 1} - PACKAGES
+    assert outside - {"dogbreed.__main__"} == commands, "everything else belongs in a package"
     assert {name: ours(name) & commands for name in MODULES if ours(name) & commands} == {}
 
 
@@ -118,15 +134,7 @@ def test_what_a_package_does_without(package):
         if module in seen or module not in MODULES:
             return {module.split(".")[0]}
         seen.add(module)
-        tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
-        names: set[str] = set()
-        for node in tree.body:
-            if isinstance(node, ast.Import):
-                names |= {alias.name for alias in node.names}
-            elif isinstance(node, ast.ImportFrom):
-                base = node.module or ""
-                names |= {f"{base}.{a.name}" if f"{base}.{a.name}" in MODULES else base for a in node.names}
-        return set().union(*(loaded(name, seen) for name in names)) if names else set()
+        return set().union(*(loaded(name, seen) for name in named(tree(module).body)))
 
     for module in MODULES:
         if module.startswith(f"{package}.") and module != "dogbreed.core.threads":  # torch's threads
