@@ -21,6 +21,7 @@ from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
 from dogbreed.models.cut import fingerprint
+from dogbreed.models.timm_networks import versions as timm_versions
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 BLOCK_BYTES = 64 << 20
@@ -36,7 +37,7 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
         "precision": precision,
         "device": device.type,
         "plan": str(plan(prefix, device)),
-        "versions": [torch.__version__, torchvision.__version__, PIL.__version__],
+        "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm_versions(prefix)],
     }
     return hashlib.blake2b(json.dumps(ingredients, sort_keys=True).encode(), digest_size=12).hexdigest()
 

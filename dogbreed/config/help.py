@@ -20,7 +20,7 @@ What people change most, with the defaults:
   data.batch_size=512          --batch-size 512
   trainer.max_epochs=5         --epochs 5
   model.lr=0.0033              --lr 0.0033
-  model.backbone=vgg16         --backbone vgg16; any torchvision classification network
+  model.backbone=vgg16         --backbone vgg16; any torchvision classification network, efficientnet_lite0, timm/NAME
   model.weights=imagenet       --weights imagenet; or none, or the path of a .pth or .safetensors file
   model.trainable=head         --trainable head; block: also the last stage of the backbone; all
   data.augment=flip            none, flip, crop

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import BinaryIO
@@ -121,13 +122,14 @@ def _from_folder(folder: Path, source: str) -> Archive:
         raise DogbreedError(f"{source} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
     if not (folder / MANIFEST).is_file():
         raise DogbreedError(f"{source} holds no exported model: there is no {MANIFEST} in it.")
-    read_manifest(folder)
+    backbone = str(read_manifest(folder).get("backbone"))
     if not (folder / WEIGHTS).is_file():
         raise DogbreedError(f"{source} has no {WEIGHTS}; copy the whole folder.")
     files = {name: folder / name for name in (MANIFEST, WEIGHTS)}
     files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
     files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
-    return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in REQUIREMENTS)})
+    extra = [f"timm=={version('timm')}"] if backbone.startswith("timm/") else []
+    return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in (*REQUIREMENTS, *extra))})
 
 
 def unpack(archive: Path, folder: Path) -> None:

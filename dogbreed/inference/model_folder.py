@@ -102,7 +102,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
     except (RuntimeError, AssertionError) as error:
         raise DogbreedError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from error
     backbone, names = manifest.get("backbone"), manifest["class_names"]
-    network = backbones.skeleton(str(backbone), len(names))
+    network = backbones.skeleton(str(backbone), len(names), manifest["preprocessing"].get("size"))
     try:
         with safe_open(folder / WEIGHTS, framework="pt", device=str(device)) as content:
             state = {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118

@@ -1,4 +1,4 @@
-"""A torchvision classification network with its head replaced, its weights loaded and its parameters frozen.
+"""A network of torchvision, timm or one's own with its head replaced, its weights loaded and its parameters frozen.
 
 Every network answers the same few questions here: which module is its head, which is its last stage, what
 preprocessing its weights expect, and which of its values may change in training.
@@ -25,8 +25,11 @@ from torchvision.ops import StochasticDepth
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
+from dogbreed.models import lite0, timm_networks
 
 TRAINABLE = ("head", "block", "all")
+OWN = "own/"  # begins the name of a network that somebody passed from Python
+_HEAD_ATTRIBUTE = "dogbreed_head"
 
 # Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -52,51 +55,76 @@ _ONE_LAST = ("convnext", "swin")
 
 
 def check_name(backbone: str) -> None:
-    """Refuse a network that torchvision does not have.
+    """Refuse a network that neither torchvision nor timm (`timm/NAME`) has.
 
     Raises:
         DogbreedError: Names the nearest known network.
     """
-    known = list_models(module=torchvision.models)
+    if timm_networks.is_timm(str(backbone)):
+        timm_networks.check_name(backbone)
+        return
+    if str(backbone).startswith(OWN):
+        raise DogbreedError(
+            f"{backbone} is a network of your own code: build it there and pass it, DogBreedClassifier(network=..., "
+            "head=...); from a checkpoint, load_from_checkpoint(PATH, network=...)."
+        )
+    known = sorted([lite0.NAME, *list_models(module=torchvision.models)])
     if backbone not in known:
         near = difflib.get_close_matches(str(backbone), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
         raise DogbreedError(f"model.backbone={backbone} is no classification network of torchvision; {hint}")
 
 
-def preprocessing_of(backbone: str, *, resize: str = "squash", size: int | None = None) -> Preprocessing:
+def preprocessing_of(
+    backbone: str, *, weights: str | None = None, resize: str = "squash", size: int | None = None
+) -> Preprocessing:
     """Return what the published weights of a network expect, read from the weights' own record.
 
     Args:
-        backbone: Name of a torchvision classification network.
+        backbone: Name of a network.
+        weights: As in `create`; only a member of torchvision's enum makes a difference.
         resize: `squash` or `crop`.
         size: Side of the square input in pixels; None takes the record's.
     """
     check_name(backbone)
-    record: Any = get_model_weights(backbone).DEFAULT.transforms()
-    crop, shorter = record.crop_size[0], record.resize_size[0]
+    if timm_networks.is_timm(backbone):
+        expected = timm_networks.input_of(backbone)
+    elif backbone == lite0.NAME:
+        expected = dict(lite0.INPUT)
+    else:
+        record: Any = (_member(backbone, weights) or get_model_weights(backbone).DEFAULT).transforms()
+        expected = {
+            "size": record.crop_size[0],
+            "resize_size": record.resize_size[0],
+            "mean": tuple(record.mean),
+            "std": tuple(record.std),
+            "interpolation": record.interpolation.value,
+        }
     if size is not None:
-        crop, shorter = size, round(shorter * size / crop)
-    return Preprocessing(
-        size=crop,
-        resize_size=shorter,
-        mean=tuple(record.mean),
-        std=tuple(record.std),
-        interpolation=record.interpolation.value,
-        resize=resize,
-    )
+        expected |= {"size": size, "resize_size": round(expected["resize_size"] * size / expected["size"])}
+    return Preprocessing(**expected, resize=resize)
 
 
-def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: int = 0) -> nn.Module:
+def _member(backbone: str, weights: str | None) -> Any | None:
+    """Return torchvision's published weights of that name; None where there are none."""
+    if timm_networks.is_timm(backbone) or backbone == lite0.NAME:
+        return None
+    return get_model_weights(backbone).__members__.get(str(weights))
+
+
+def create(
+    backbone: str, num_classes: int, *, weights: str = "imagenet", seed: int = 0, size: int | None = None
+) -> nn.Module:
     """Return a network with a head of `num_classes` outputs.
 
     Args:
-        backbone: Name of a torchvision classification network.
+        backbone: `efficientnet_lite0`, a classification network of torchvision, or `timm/NAME`.
         num_classes: Outputs of the new head.
-        weights: `imagenet` (torchvision's published file, downloaded into the hub's cache folder when missing),
-            `none`, or the path of a state_dict (.pth, .pt or .safetensors). A head
-            of another size in a file is dropped.
+        weights: `imagenet` (what is published for the network, downloaded into a cache folder when missing), a member
+            of torchvision's enum of its weights (`IMAGENET1K_V1`), `none`, or the path of a state_dict (.pth, .pt or
+            .safetensors). A head of another size in a file is dropped.
         seed: Seed of every random initial value; the global random state is left as it was.
+        size: Side of the input in pixels, for networks of timm that are built for one size.
 
     Raises:
         DogbreedError: Unknown network, missing or unreadable file, a file that does not fit, no network connection.
@@ -104,31 +132,43 @@ def create(backbone: str, num_classes: int, *, weights: str = "imagenet", seed: 
     check_name(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if weights == "none":
-            network = _build(backbone, num_classes)
+        pretrained = timm_networks.is_timm(backbone) and weights == "imagenet"
+        if weights == "none" or pretrained:
+            network = _build(backbone, num_classes, size, pretrained)
             _reset_head(network)
             return network
-        file = published_file(backbone) if weights == "imagenet" else Path(weights)
-        state = read_state(file)
-        network = skeleton(backbone, num_classes)
-        network.to_empty(device="cpu")
+        if backbone == lite0.NAME and weights == "imagenet":
+            state, file = lite0.read_weights()
+        else:
+            member = _member(backbone, "DEFAULT" if weights == "imagenet" else weights)
+            file = Path(weights) if member is None else published_file(backbone, member)
+            state = read_state(file)
+        network = skeleton(backbone, num_classes, size)
+        if next(network.parameters()).is_meta:
+            network.to_empty(device="cpu")
         _reset_head(network)
         _load_backbone(network, backbone, state, file)
         return network
 
 
-def skeleton(backbone: str, num_classes: int) -> nn.Module:
+def skeleton(backbone: str, num_classes: int, size: int | None = None) -> nn.Module:
     """Return the network for a state that is loaded next: on the meta device, without values, where it can be."""
     check_name(backbone)
     try:
-        with torch.device("meta"):
-            return _build(backbone, num_classes)
+        if not timm_networks.is_timm(backbone):  # timm's hold tables that no state_dict brings back
+            with torch.device("meta"):
+                return _build(backbone, num_classes)
     except (NotImplementedError, RuntimeError):  # RegNet and Swin compute their widths with tensors
-        with torch.random.fork_rng(devices=[]):
-            return _build(backbone, num_classes)
+        pass
+    with torch.random.fork_rng(devices=[]):
+        return _build(backbone, num_classes, size)
 
 
-def _build(backbone: str, num_classes: int) -> nn.Module:
+def _build(backbone: str, num_classes: int, size: int | None = None, pretrained: bool = False) -> nn.Module:
+    if timm_networks.is_timm(backbone):
+        return timm_networks.build(backbone, num_classes, size, pretrained=pretrained)
+    if backbone == lite0.NAME:
+        return lite0.efficientnet_lite0(num_classes)
     # Both inception networks were published for inputs scaled by their own constants; the flag is part of the network.
     extra: dict[str, Any] = {}
     if backbone in ("inception_v3", "googlenet"):
@@ -138,6 +178,9 @@ def _build(backbone: str, num_classes: int) -> nn.Module:
 
 def head_name(network: nn.Module) -> str:
     """Return the dotted name of the last layer, whose outputs are the classes: linear, or SqueezeNet's convolution."""
+    name = getattr(network, _HEAD_ATTRIBUTE, None) or timm_networks.head_name(network)
+    if name is not None:
+        return str(name)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
     if not layers:
         layers = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d)]
@@ -146,8 +189,36 @@ def head_name(network: nn.Module) -> str:
     return layers[-1]
 
 
+def with_new_head(network: nn.Module, head: str, num_classes: int, seed: int) -> nn.Module:
+    """Put a new last layer into a network of one's own.
+
+    Args:
+        network: Images [N, 3, S, S] to outputs [N, any]; changed in place.
+        head: Dotted name of its last layer, a linear one.
+        num_classes: Outputs of the new layer.
+        seed: Seed of its initial values.
+
+    Raises:
+        DogbreedError: There is no linear layer of that name.
+    """
+    layer = dict(network.named_modules()).get(head)
+    if not isinstance(layer, nn.Linear):
+        layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
+        hint = f"; its linear layers are {', '.join(layers[-5:])}." if layers else ", and no other."
+        raise DogbreedError(f"{type(network).__name__} has no linear layer head={head!r}{hint}")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network.set_submodule(head, nn.Linear(layer.in_features, num_classes))
+    setattr(network, _HEAD_ATTRIBUTE, head)
+    return network
+
+
 def last_stage(network: nn.Module, backbone: str) -> list[str]:
     """Return the dotted names of the modules of the last stage before the head (`trainable=block`)."""
+    if timm_networks.is_timm(backbone):
+        return timm_networks.last_stage(network, head_name(network))
+    if backbone.startswith(OWN):
+        raise DogbreedError("model.trainable=block needs a network of torchvision or timm; yours takes head or all.")
     for family, modules in _LAST_STAGE.items():
         if backbone.startswith(family):
             return list(modules)
@@ -193,9 +264,14 @@ def set_mode(network: nn.Module, training: bool) -> None:
     for parent in network.modules():
         for child in parent.children():
             frozen_norm = isinstance(child, _NormBase) and not _trains(child, parent)
-            frozen_depth = isinstance(child, StochasticDepth) and not _trains(parent)
+            frozen_depth = is_stochastic_depth(child) and not _trains(parent)
             if frozen_norm or frozen_depth:
                 child.eval()
+
+
+def is_stochastic_depth(module: nn.Module) -> bool:
+    """Return whether a module leaves out whole blocks at random: torchvision's or timm's."""
+    return isinstance(module, StochasticDepth) or type(module).__name__ == "DropPath"
 
 
 def _trains(module: nn.Module, otherwise: nn.Module | None = None) -> bool:
@@ -215,13 +291,14 @@ def changing_names(network: nn.Module) -> set[str]:
     return names & network.state_dict().keys()
 
 
-def published_file(backbone: str) -> Path:
-    """Return the path of torchvision's published weights in the hub's cache folder, downloaded when missing.
+def published_file(backbone: str, member: Any = None) -> Path:
+    """Return the path of torchvision's published weights (None: the default ones) in the hub's cache folder,
+    downloaded when missing.
 
     Raises:
         DogbreedError: The download failed; names the ways to go on without it.
     """
-    url = get_model_weights(backbone).DEFAULT.url
+    url = (member or get_model_weights(backbone).DEFAULT).url
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     file = folder / Path(urlparse(url).path).name
     if file.exists():

@@ -1,4 +1,4 @@
-"""`DogBreedClassifier`: fine-tuning of a torchvision network as a LightningModule.
+"""`DogBreedClassifier`: fine-tuning of an image classification network as a LightningModule.
 
 A training step is the usual one. Two things are particular: random numbers are keyed by (seed, epoch, step), so that
 an interrupted run continues with the very numbers it would have used; and where the frozen prefix was computed
@@ -44,9 +44,9 @@ class DogBreedClassifier(LightningModule):
 
     Args:
         num_classes: Outputs of the head; the default is the 133 breeds of dogImages.
-        backbone: Any classification network of torchvision.
-        weights: `imagenet`, `none` (random), or the path of a state_dict; None leaves the values out (meta device)
-            for a state that is loaded next.
+        backbone: `efficientnet_lite0`, any classification network of torchvision, or `timm/NAME`.
+        weights: `imagenet`, a member of torchvision's enum of the network's weights, `none` (random), or the path of a
+            state_dict; None leaves the values out (meta device) for a state that is loaded next.
         trainable: `head`, `block` (head and last stage) or `all`.
         lr: Learning rate of the head. The default is the published recipe's (84.8 % on dogImages).
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
@@ -57,6 +57,8 @@ class DogBreedClassifier(LightningModule):
         seed: Seed of the head's initial values and of dropout.
         class_names: Names by index; None numbers them.
         preprocessing: What the network's input is made with (`Preprocessing.to_dict`); None takes the weights' record.
+        network: A network of one's own, in place of `backbone` and `weights`. It is changed in place.
+        head: Dotted name of its last layer, which a new one replaces.
 
     Raises:
         DogbreedError: An argument is unknown or out of range, or the weights cannot be loaded.
@@ -78,22 +80,33 @@ class DogBreedClassifier(LightningModule):
         seed: int = 0,
         class_names: Sequence[str] | None = None,
         preprocessing: dict[str, Any] | None = None,
+        network: nn.Module | None = None,
+        head: str | None = None,
     ) -> None:
         super().__init__()
-        backbones.check_name(backbone)
+        if network is None:
+            backbones.check_name(backbone)
+        else:
+            backbone = backbones.OWN + type(network).__name__
         check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
         class_names = self.class_names = [str(i) for i in range(num_classes)] if class_names is None else [*class_names]
         if len(class_names) != num_classes:
             raise DogbreedError(f"{len(class_names)} class names were given for {num_classes} classes.")
-        self.preprocessing = (
-            backbones.preprocessing_of(backbone) if preprocessing is None else Preprocessing.from_dict(preprocessing)
-        )
-        preprocessing = self.preprocessing.to_dict()
-        self.save_hyperparameters()  # plain values, so that a checkpoint loads with weights_only=True
-        if weights is None:
-            self.network = backbones.skeleton(backbone, num_classes)
+        if preprocessing is not None:
+            self.preprocessing = Preprocessing.from_dict(preprocessing)
+        elif network is not None:
+            self.preprocessing = Preprocessing()
         else:
-            self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed)
+            self.preprocessing = backbones.preprocessing_of(backbone, weights=weights)
+        preprocessing = self.preprocessing.to_dict()
+        self.save_hyperparameters(ignore=["network"])  # plain values, so that a checkpoint loads with weights_only=True
+        size = self.preprocessing.size
+        if network is not None:
+            self.network = backbones.with_new_head(network, str(head), num_classes, seed)
+        elif weights is None:
+            self.network = backbones.skeleton(backbone, num_classes, size)
+        else:
+            self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed, size=size)
         self.network.to(memory_format=torch.channels_last)
         backbones.freeze(self.network, backbone, trainable)
         # Both are modules, so that hooks on modules see every loss.

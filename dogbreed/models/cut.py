@@ -20,12 +20,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torchvision.ops import StochasticDepth
+from torch.nn.modules.batchnorm import _NormBase
 
-from dogbreed.models.backbones import set_mode
+from dogbreed.models.backbones import is_stochastic_depth, set_mode
+from dogbreed.models.timm_networks import untraced
 
 # While torch.fx traces, it has its own hands in nn.Module.__call__; two at once would leave them there.
 _TRACING = threading.Lock()
+BATCH = 2  # images in the probe: one that is compared, beside another
 
 
 class NoPrefix(Exception):
@@ -95,8 +97,8 @@ def cut(network: nn.Module, size: int) -> CutNetwork:
         _check_evaluation(evaluation, training.graph, last, seen.first_rows[last], size)
     nodes = list(training.graph.nodes)
     index = nodes.index(last)
-    prefix, training_tail = _parts(network, training.graph, index, seen.orders[last])
-    _, evaluation_tail = _parts(network, evaluation.graph, index, seen.orders[last])
+    prefix, training_tail = _parts(training, index, seen.orders[last])
+    _, evaluation_tail = _parts(evaluation, index, seen.orders[last])
     shape = tuple(seen.shapes[last][1:])
     return CutNetwork(prefix, Tail(training_tail, evaluation_tail), _name(last), shape, index, len(nodes) - 1)
 
@@ -124,9 +126,14 @@ def _settings(module: nn.Module) -> list[tuple[str, Any]]:
 
 
 class _Tracer(fx.Tracer):
+    def __init__(self) -> None:
+        self._untraced, functions = untraced()
+        super().__init__(autowrap_functions=functions)
+
     def is_leaf_module(self, module: nn.Module, qualified_name: str) -> bool:
-        # Traced through, stochastic depth would be frozen in the mode of the moment.
-        return isinstance(module, StochasticDepth) or super().is_leaf_module(module, qualified_name)
+        # Traced through, stochastic depth would be frozen in the mode of the moment, and a norm would count batches.
+        opaque = isinstance(module, (_NormBase, *self._untraced)) or is_stochastic_depth(module)
+        return opaque or super().is_leaf_module(module, qualified_name)
 
 
 def _trace(network: nn.Module) -> fx.GraphModule:
@@ -141,11 +148,23 @@ def _trace(network: nn.Module) -> fx.GraphModule:
 
 def _trace_once(network: nn.Module) -> fx.GraphModule:
     try:
-        with _TRACING:
+        with _TRACING, _without_constants(network):
             return fx.GraphModule(network, _Tracer().trace(network))
     except Exception as error:  # fx raises whatever the traced code raises
         reason = str(error).strip().splitlines()
         raise NoPrefix(f"torch.fx cannot trace it ({reason[0] if reason else type(error).__name__})") from error
+
+
+@contextmanager
+def _without_constants(network: nn.Module) -> Iterator[None]:
+    """Take tensors off the network that a trace leaves there: the next one would give other numbers to its own."""
+    before = set(vars(network))
+    try:
+        yield
+    finally:
+        for name in set(vars(network)) - before:
+            if name.startswith("_tensor_constant"):
+                delattr(network, name)
 
 
 def _constants(traced: fx.GraphModule) -> dict[str, Tensor]:
@@ -215,7 +234,10 @@ def _probe(traced: fx.GraphModule, size: int) -> tuple[set[fx.Node], _Recorder]:
     for node in traced.graph.nodes:
         if node.op == "output" or node in one.touched | two.touched or _has_trainable(traced, node):
             continue
-        if node in one.first_rows and not torch.equal(one.first_rows[node], two.first_rows[node]):
+        # What has no row per image cannot be compared so; if it mixes images, that shows in whatever is made of it.
+        if one.shapes.get(node, (None,))[:1] == (BATCH,) and not torch.equal(
+            one.first_rows[node], two.first_rows[node]
+        ):
             continue
         fixed.add(node)
     return fixed, one
@@ -272,7 +294,7 @@ def _deepest_cut(traced: fx.GraphModule, fixed: set[fx.Node], shapes: dict[fx.No
         # Without a parameter behind it nothing worth keeping has been computed.
         weighty = weighty or (node.op == "call_module" and bool(_parameters(traced, node)))
         crosses = open_values == {node} and weighty
-        if crosses and node in shapes and len(shapes[node]) > 1 and shapes[node][0] == 2:
+        if crosses and node in shapes and len(shapes[node]) > 1 and shapes[node][0] == BATCH:
             best = node
     if best is None:
         if all(parameter.requires_grad for parameter in traced.parameters()):
@@ -288,14 +310,12 @@ def to_memory_order(features: Tensor, order: tuple[int, ...]) -> Tensor:
     return features.permute(order).contiguous().permute(back)
 
 
-def _parts(
-    network: nn.Module, graph: fx.Graph, index: int, order: tuple[int, ...]
-) -> tuple[fx.GraphModule, fx.GraphModule]:
+def _parts(traced: fx.GraphModule, index: int, order: tuple[int, ...]) -> tuple[fx.GraphModule, fx.GraphModule]:
     """Return two graphs over the network's own modules: up to and including node `index`, and the rest.
 
     The second lays the features out in memory as the network itself would have passed them on.
     """
-    nodes = list(graph.nodes)
+    nodes = list(traced.graph.nodes)
     first, second = nodes[: index + 1], nodes[index + 1 :]
     attributes = [node for node in first if node.op == "get_attr"]
 
@@ -314,7 +334,7 @@ def _parts(
     for node in second:
         copies[node] = tail_graph.node_copy(node, copies.__getitem__)
     _drop_unused_reads(tail_graph)
-    return fx.GraphModule(network, prefix_graph), fx.GraphModule(network, tail_graph)
+    return fx.GraphModule(traced, prefix_graph), fx.GraphModule(traced, tail_graph)
 
 
 def _drop_unused_reads(graph: fx.Graph) -> None:

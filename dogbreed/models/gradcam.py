@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dogbreed.models import backbones
+from dogbreed.models import backbones, timm_networks
 
 # What attends over patches has no feature map whose mean gradient means anything.
 _WITHOUT_MAP = ("vit", "swin")
@@ -30,11 +30,11 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
         [N, h, w] on the CPU from 0 to 1, the largest value of each map 1 (0 where nothing argued for it); None for a
         network without a spatial feature map before its head.
     """
-    if backbone.startswith(_WITHOUT_MAP):
+    if backbone.startswith((*_WITHOUT_MAP, backbones.OWN)):
         return None
     with _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
-        if not _has_map(kept):
+        if not _has_map(kept, network):
             return None
         chosen = logits.gather(1, classes.clone().to(logits.device)[:, None]).sum()
         (slope,) = torch.autograd.grad(chosen, kept)
@@ -56,7 +56,7 @@ def explain_top_k(network: nn.Module, backbone: str, inputs: Tensor, top_k: int)
     with _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
         answer = logits.detach().float().cpu()
-        if not _has_map(kept):
+        if not _has_map(kept, network):
             return answer, None
         classes = answer[0].topk(min(top_k, answer.shape[1])).indices.tolist()
         slopes = [torch.autograd.grad(logits[0, index], kept, retain_graph=True)[0] for index in classes]
@@ -74,10 +74,12 @@ def _mapped(network: nn.Module, backbone: str) -> Iterator[list[Tensor]]:
         return leaf.clone()  # what follows may change it in place, which a leaf does not allow
 
     with _evaluating(network), torch.inference_mode(False), torch.enable_grad():
-        if backbone.startswith(_WITHOUT_MAP):
+        if backbone.startswith((*_WITHOUT_MAP, backbones.OWN)):
             yield kept
             return
-        hook = network.get_submodule(backbones.last_stage(network, backbone)[-1]).register_forward_hook(cut)
+        layer = timm_networks.map_layer(network)
+        name = backbones.last_stage(network, backbone)[-1] if layer is None else layer[0]
+        hook = network.get_submodule(name).register_forward_hook(cut)
         try:
             yield kept
         finally:
@@ -91,8 +93,12 @@ def _logits(network: nn.Module, inputs: Tensor) -> Tensor:
     return logits
 
 
-def _has_map(kept: list[Tensor]) -> bool:
-    return bool(kept) and kept[0].ndim == 4 and min(kept[0].shape[-2:]) >= 2
+def _has_map(kept: list[Tensor], network: nn.Module) -> bool:
+    if not kept or kept[0].ndim != 4 or min(kept[0].shape[-2:]) < 2:
+        return False
+    # timm says how many channels there are: its networks that attend pass tokens on, or channels last.
+    layer = timm_networks.map_layer(network)
+    return layer is None or kept[0].shape[1] == layer[1]
 
 
 def _maps(features: Tensor, slopes: Tensor) -> Tensor:

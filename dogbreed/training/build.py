@@ -187,13 +187,13 @@ def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:
 
 def build_data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
     """The data group as DogImages, with the preprocessing that the network's weights expect."""
-    backbone = settings["model"]["backbone"]
+    model = settings["model"]
     given = dict(settings["data"])
     resize, size = given.pop("resize"), given.pop("size")
     memory = cache_folder(settings["cache"]["dir"]) / "scan.json"
     return DogImages(
         **given,
-        preprocessing=backbones.preprocessing_of(backbone, resize=resize, size=size),
+        preprocessing=backbones.preprocessing_of(model["backbone"], weights=model["weights"], resize=resize, size=size),
         views=settings["cache"]["views"],
         scan_memory=memory,
         seed=settings["seed"],

