@@ -32,7 +32,7 @@ lint: $(DEV) ## style and types only
 docs: $(DEV) ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
-bench: $(DEV) ## measure, and write benchmarks/results/*.json
+bench: $(DEV) ## measure, and write benchmarks/results/*.local.json (--record: the tracked ones)
 	$(BIN)/python -m benchmarks $(ARGS)
 
 # The wheel is installed into an environment of its own, which borrows only the dependencies, so that torch is not

@@ -26,7 +26,7 @@ class Bench:
 
     def __init__(self, folder: Path, photographs: Path | None = None, weights: Path | None = None) -> None:
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.found: dict[str, float] = {}
+        self.measured: dict[str, float] = {}
         make_sample(folder / "sample", classes=6, train=16, valid=4, test=4)
         self.files = sorted((folder / "sample" / "train").rglob("*.jpg"))
         self.folder, self.photographs, self.weights = folder, photographs, weights
@@ -34,12 +34,12 @@ class Bench:
         backbones.freeze(self.network, "vgg16", "head")
 
     def note(self, name: str, value: float) -> None:
-        """Keeps a figure, and prints it."""
-        self.found[name] = value
+        """Keep a figure, and prints it."""
+        self.measured[name] = value
         print(f"  {name:36} {value:12.4g}", flush=True)
 
     def once(self, task: Callable[[], Any]) -> float:
-        """Seconds that the task takes."""
+        """Return the seconds that the task takes."""
         self.wait()
         started = time.perf_counter()
         task()
@@ -47,11 +47,11 @@ class Bench:
         return time.perf_counter() - started
 
     def seconds(self, task: Callable[[], Any], repeats: int = 3) -> float:
-        """Median over repeats, after one that is not counted."""
+        """Return the median over repeats, after one that is not counted."""
         return statistics.median([self.once(task) for _ in range(repeats + 1)][1:])
 
     def side_by_side(self, tasks: Mapping[str, Callable[[], Any]], repeats: int = 3) -> dict[str, float]:
-        """Median seconds of each task. They take turns, so that what the machine does besides hits all of them.
+        """Return the median seconds of each task; they take turns, so that other load on the machine hits all of them.
 
         A first turn of each is not counted.
         """
@@ -59,7 +59,7 @@ class Bench:
         return {name: statistics.median(turn[name] for turn in turns[1:]) for name in tasks}
 
     def wait(self) -> None:
-        """Until the device has done what it was asked."""
+        """Wait until the device has done what it was asked."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 

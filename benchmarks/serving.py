@@ -69,8 +69,8 @@ def _in_this_process(bench: Bench, folder: Path, photographs: dict[str, bytes]) 
     plain = published.logits(inputs)
     bench.note("serving_agreement_images", len(contents))
     for precision, one in predictors.items():
-        found = np.array([answer.index for answer in one.predict(contents, top_k=1)])
-        bench.note(f"serving_{precision}_same_top1_share", float((found == labels).mean()))
+        labels_served = np.array([answer.index for answer in one.predict(contents, top_k=1)])
+        bench.note(f"serving_{precision}_same_top1_share", float((labels_served == labels).mean()))
         bench.note(f"serving_{precision}_largest_logit_difference", float((one.logits(inputs) - plain).abs().max()))
 
 
@@ -188,6 +188,6 @@ def _clients(port: int, data: bytes) -> tuple[Sequence[float], float]:
     with ThreadPoolExecutor(CLIENTS) as pool:
         client(0)
         started = time.perf_counter()
-        found = list(pool.map(client, range(CLIENTS)))
+        per_client = list(pool.map(client, range(CLIENTS)))
         whole = time.perf_counter() - started
-    return [seconds for one in found for seconds in one], whole
+    return [seconds for one in per_client for seconds in one], whole

@@ -43,7 +43,7 @@ ROUND = 10  # trials that the search proposes at a time
 
 
 def loops(bench: Bench) -> None:
-    """Seconds an image in the two loops without a cache, and in filling the cache; files to features."""
+    """Seconds per image in the two loops without a cache, and in filling the cache; files to features."""
     count = 16
     more = 4 * count  # so that the start of the processes that decode weighs as little as among thousands
     backbones.set_mode(bench.network, training=False)
@@ -57,11 +57,11 @@ def loops(bench: Bench) -> None:
             "cold_bfloat16": _build(bench, parts, "bfloat16", few),
         }
     )
-    bench.note("published_seconds_an_image", taken["published"] / count)
-    bench.note("published_evaluation_seconds_an_image", taken["published_evaluation"] / count)
-    bench.note("cold_float32_seconds_a_view", taken["cold_float32"] / more / 2)
-    bench.note("cold_bfloat16_seconds_a_view", taken["cold_bfloat16"] / few / 2)
-    bench.note("tuned_seconds_an_image", _tuned_loop(bench, count))
+    bench.note("published_seconds_per_image", taken["published"] / count)
+    bench.note("published_evaluation_seconds_per_image", taken["published_evaluation"] / count)
+    bench.note("cold_float32_seconds_per_view", taken["cold_float32"] / more / 2)
+    bench.note("cold_bfloat16_seconds_per_view", taken["cold_bfloat16"] / few / 2)
+    bench.note("tuned_seconds_per_image", _tuned_loop(bench, count))
 
 
 def warm(bench: Bench) -> None:
@@ -101,7 +101,8 @@ def search(bench: Bench) -> None:
         ones.append(statistics.median(one for one, _ in runs))
         more.append(statistics.median((nine - one) / 8 for one, nine in runs))
         print(
-            f"  {batch_size:4} images a step: the first trial {ones[-1]:6.2f} s, one more {more[-1]:6.3f} s", flush=True
+            f"  {batch_size:4} images per step: the first trial {ones[-1]:6.2f} s, one more {more[-1]:6.3f} s",
+            flush=True,
         )
     bench.note("first_trial_seconds", statistics.mean(ones))
     bench.note("one_more_trial_seconds", statistics.mean(more))
@@ -115,19 +116,20 @@ def search(bench: Bench) -> None:
     bench.note("head_gigabytes_per_second_32", moved / more[0] / 1e9)
 
 
-def tasks(found: dict[str, float]) -> dict[str, dict[str, float]]:
+def tasks(measured: dict[str, float]) -> dict[str, dict[str, float]]:
     """Seconds of each task by each way, from the measurements: {task: {way: seconds}}."""
-    train, evaluate = found["published_seconds_an_image"], found["published_evaluation_seconds_an_image"]
+    train, evaluate = measured["published_seconds_per_image"], measured["published_evaluation_seconds_per_image"]
     epoch, test = TRAIN * train + VALID * evaluate, TEST * evaluate
-    tuned_epoch, tuned_test = (TRAIN + VALID) * found["tuned_seconds_an_image"], TEST * found["tuned_seconds_an_image"]
-    warm_epoch = found["warm_epoch_seconds"]
+    tuned = measured["tuned_seconds_per_image"]
+    tuned_epoch, tuned_test = (TRAIN + VALID) * tuned, TEST * tuned
+    warm_epoch = measured["warm_epoch_seconds"]
     views = 2 * TRAIN + VALID + TEST
-    build = {name: views * found[f"cold_{name}_seconds_a_view"] for name in MATRIX}
+    build = {name: views * measured[f"cold_{name}_seconds_per_view"] for name in MATRIX}
 
     def searched(trials: int) -> float:
         """Rounds of ten, each with all batch sizes in it at the worst, and the final training."""
         groups = sum(min(len(BATCH_SIZES), trials - start, ROUND) for start in range(0, trials, ROUND))
-        heads = groups * found["first_trial_seconds"] + (trials - groups) * found["one_more_trial_seconds"]
+        heads = groups * measured["first_trial_seconds"] + (trials - groups) * measured["one_more_trial_seconds"]
         return heads + EPOCHS * warm_epoch
 
     def row(runs: int, epochs: int, ours: float) -> dict[str, float]:
@@ -184,7 +186,7 @@ def _published_network(bench: Bench) -> torchvision.models.VGG:
 
 
 def _tuned_loop(bench: Bench, count: int) -> float:
-    """Seconds an image of this project's own Lightning loop without a cache."""
+    """Seconds per image of this project's own Lightning loop without a cache."""
     model = DogBreedClassifier(CLASSES, weights="none").to(bench.device)
     data = DogImages(bench.folder, batch_size=count)
     steps = 6
