@@ -69,7 +69,7 @@ def test_empty_folder(bad: Callable[..., str], tmp_path: Path) -> None:
     bad(data=root, says=[f"{root} has no folder train/", "train/, valid/ and test/"])
     for split in ("train", "valid", "test"):
         (root / split).mkdir()
-    bad(data=root, says=[f"{root} is empty", "one folder a class"])
+    bad(data=root, says=[f"{root} is empty", "one folder per class"])
 
 
 def test_class_in_one_split_only(bad: Callable[..., str], dogs: Path) -> None:

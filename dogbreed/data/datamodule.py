@@ -29,7 +29,11 @@ from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 from dogbreed.data.scan import scan
 from dogbreed.data.synthetic import make_sample
 
-AUGMENT = ("none", "flip", "crop")
+CHOICES = {
+    "augment": ("none", "flip", "crop"),
+    "on_bad_image": ("skip", "error"),
+    "source": ("dogimages", "sample"),
+}
 _USES = {"train": "train", "valid": "validate", "test": "test"}
 
 
@@ -38,8 +42,8 @@ class DogImages(LightningDataModule):
 
     Args:
         root: Folder with the three splits. A missing folder of the name `dogImages` is downloaded.
-        batch_size: Images a step on each device.
-        num_workers: Processes that decode images; `auto` takes one a core, 8 at most.
+        batch_size: Images per step on each device.
+        num_workers: Processes that decode images; `auto` takes one per core, 8 at most.
         augment: `none`, `flip` (mirrored half of the time) or `crop` (one of `views` fixed random crops).
         resize: `squash` (as published) or `crop`; only used where `preprocessing` is not given.
         on_bad_image: `skip` leaves unreadable files out and lists them, `error` stops.
@@ -48,7 +52,7 @@ class DogImages(LightningDataModule):
         url: Where dogImages is downloaded from.
         sample: Arguments for `dogbreed.data.synthetic.make_sample`.
         preprocessing: From image to input; None takes ImageNet's at 224 pixels.
-        views: Crops an image for `augment=crop`.
+        views: Crops per image for `augment=crop`.
         max_pixels: Larger images are refused before they are decoded.
         scan_memory: File that remembers which images are readable; None scans each time.
         seed: Of order and views.
@@ -85,16 +89,6 @@ class DogImages(LightningDataModule):
         quiet: bool = False,
     ) -> None:
         super().__init__()
-        _one_of("data.augment", augment, AUGMENT)
-        _one_of("data.on_bad_image", on_bad_image, ("skip", "error"))
-        _one_of("data.source", source, ("dogimages", "sample"))
-        _at_least_one("data.batch_size", batch_size)
-        _at_least_one("cache.views", views)
-        _at_least_one("data.max_pixels", max_pixels)
-        if not 0 <= seed < 1 << 63:
-            raise DogbreedError(f"seed={seed} is out of range; it is a whole number from 0.")
-        if num_workers != "auto" and not (isinstance(num_workers, int) and num_workers >= 0):
-            raise DogbreedError(f"data.num_workers={num_workers} is out of range; it is auto or 0 and more.")
         if "://" in str(root):  # a Path would lose a slash of it
             find_root(root)
         self.root = Path(root)
@@ -117,11 +111,23 @@ class DogImages(LightningDataModule):
         self.skipped: list[Skipped] = []
         self.warnings: list[str] = []
         self._readers: dict[str, FeatureReader] = {}
+        self._check_arguments()
 
-    # Lightning calls prepare_data in one process a machine, setup in every process.
+    def _check_arguments(self) -> None:
+        for name, choices in CHOICES.items():
+            _one_of(f"data.{name}", getattr(self, name), choices)
+        _at_least_one("data.batch_size", self.batch_size)
+        _at_least_one("cache.views", self.num_views)
+        _at_least_one("data.max_pixels", self.max_pixels)
+        if not 0 <= self.seed < 1 << 63:
+            raise DogbreedError(f"seed={self.seed} is out of range; it is a whole number from 0.")
+        if not (isinstance(self.num_workers, int) and self.num_workers >= 0):
+            raise DogbreedError(f"data.num_workers={self.num_workers} is out of range; it is auto or 0 and more.")
+
+    # Lightning calls prepare_data in one process per machine, setup in every process.
 
     def prepare_data(self) -> None:
-        """Draws the sample, or downloads dogImages when it is missing and may be.
+        """Draw the sample, or download dogImages when it is missing and may be.
 
         Raises:
             DogbreedError: The download failed.
@@ -132,7 +138,7 @@ class DogImages(LightningDataModule):
             fetch_dog_images(self.root, self.url)
 
     def setup(self, stage: str | None = None) -> None:
-        """Lists and checks the images of all splits, once.
+        """List and check the images of all splits, once.
 
         Raises:
             DogbreedError: A folder is missing or empty, the splits have different classes, or a split has no
@@ -147,17 +153,17 @@ class DogImages(LightningDataModule):
         if len(set(self.classes)) < len(self.classes):
             twice = next(name for name in self.classes if self.classes.count(name) > 1)
             raise DogbreedError(f"{self.root} has two class folders that are both named {twice} but for their number.")
-        found = [
+        listed = [
             (split, label, path)
             for split, by_name in folders.items()
             for label, name in enumerate(names)
             for path in list_images(by_name[name])
         ]
         scanned = scan(
-            [path for _, _, path in found], memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet
+            [path for _, _, path in listed], memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet
         )
         usable = [
-            (split, label, file) for (split, label, _), file in zip(found, scanned, strict=True) if not file.reason
+            (split, label, file) for (split, label, _), file in zip(listed, scanned, strict=True) if not file.reason
         ]
         self.skipped = [Skipped(file.path, file.reason) for file in scanned if file.reason]
         if self.skipped and self.on_bad_image == "error":
@@ -208,11 +214,11 @@ class DogImages(LightningDataModule):
         return crops
 
     def use_features(self, readers: Mapping[str, FeatureReader]) -> None:
-        """Delivers features in place of images for the splits that have a reader."""
+        """Deliver features in place of images for the splits that have a reader."""
         self._readers = dict(readers)
 
     def reader(self, split: str) -> FeatureReader:
-        """Features of a split by (positions, views)."""
+        """Return what reads the features of a split by (positions, views)."""
         return self._readers[split]
 
     def train_dataloader(self) -> DataLoader[Any]:

@@ -48,28 +48,28 @@ class Pair:
 
 
 def find_duplicates(photos: Mapping[str, SplitFiles], *, quiet: bool = False) -> list[Pair]:
-    """Pairs across splits, each image of a split at most once for each other split; copies of files come first.
+    """Return pairs across splits, each image at most once for each other split; copies of files come first.
 
     Args:
         photos: By split. Without digests (an empty list) only pictures are compared.
         quiet: Show no progress.
     """
     order = [split for split in reversed(SPLITS) if split in photos]  # test before valid before train
-    looked = sum(len(samples) for samples in photos.values()) <= MOST_IMAGES
-    pictures = _pictures({split: photos[split].paths for split in order}, quiet) if looked and len(order) > 1 else {}
-    found: list[Pair] = []
-    for place, split in enumerate(order):
-        for other in order[place + 1 :]:
+    compare = sum(len(samples) for samples in photos.values()) <= MOST_IMAGES
+    pictures = _pictures({split: photos[split].paths for split in order}, quiet) if compare and len(order) > 1 else {}
+    pairs: list[Pair] = []
+    for position, split in enumerate(order):
+        for other in order[position + 1 :]:
             exact = _same_files(photos[split].digests, photos[other].digests)
-            found += [Pair(split, index, other, twin, True) for index, twin in exact.items()]
-            if looked:
+            pairs += [Pair(split, index, other, twin, True) for index, twin in exact.items()]
+            if compare:
                 near = same_pictures(pictures[split], pictures[other])
                 known = photos[split].digests and photos[other].digests
                 for index, twin in near.items():
                     if index not in exact:
                         same = not known and _same_bytes(photos[split].paths[index], photos[other].paths[twin])
-                        found.append(Pair(split, index, other, twin, same))
-    return sorted(found, key=lambda pair: not pair.exact)
+                        pairs.append(Pair(split, index, other, twin, same))
+    return sorted(pairs, key=lambda pair: not pair.exact)
 
 
 def _same_files(one: Sequence[str], other: Sequence[str]) -> dict[int, int]:
@@ -85,7 +85,7 @@ def _same_bytes(one: Path, other: Path) -> bool:
 
 
 def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int, int]:
-    """Which pictures of the first are in the second, and where.
+    """Find which pictures of the first are in the second, and where.
 
     Args:
         one: Grey pictures [N, 32, 36] from `picture`; NaN where there is none.
@@ -97,7 +97,7 @@ def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int,
     """
     if not len(one) or not len(other):
         return {}
-    found: dict[int, int] = {}
+    twins: dict[int, int] = {}
     hashes, flat = difference_hash(other), _standardised(other)
     for start in range(0, len(one), chunk):
         for mirrored in (False, True):
@@ -111,25 +111,25 @@ def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int,
             alike = (_standardised(part)[rows] * flat[columns]).sum(1)
             for row, column, value in zip(rows.tolist(), columns.tolist(), alike.tolist(), strict=True):
                 if value >= CORRELATION:  # False for NaN, a picture of one colour
-                    found.setdefault(start + row, column)
-    return found
+                    twins.setdefault(start + row, column)
+    return twins
 
 
 def difference_hash(pictures: Tensor) -> Tensor:
-    """The 64 bits of each picture [N, 32, 36] as +1 and -1 in float32, [N, 64]."""
+    """Return the 64 bits of each picture [N, 32, 36] as +1 and -1 in float32, [N, 64]."""
     patches = torch.nn.functional.avg_pool2d(pictures[:, None], _PATCH)[:, 0]  # [N, 8, 9]
     return (patches[..., 1:] > patches[..., :-1]).flatten(1).float() * 2 - 1
 
 
 def _standardised(pictures: Tensor) -> Tensor:
-    """Mean 0 and length 1, so that a product of two is their correlation; [N, 1152]."""
+    """Give each picture mean 0 and length 1, so that a product of two is their correlation; [N, 1152]."""
     flat = pictures.flatten(1)
     flat = flat - flat.mean(1, keepdim=True)
     return flat / flat.norm(dim=1, keepdim=True)
 
 
 def picture(path: Path) -> NDArray[np.float32] | None:
-    """A photograph in grey, 32 x 36, whatever its size and shape; None when it cannot be read."""
+    """Return a photograph in grey, 32 x 36, whatever its size and shape; None when it cannot be read."""
     try:
         image = decode(path, target=_WIDTH)
     except BadImage:
@@ -142,7 +142,7 @@ def picture(path: Path) -> NDArray[np.float32] | None:
 def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Tensor]:
     total = sum(len(of_split) for of_split in paths.values())
     blank = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
-    found: dict[str, Tensor] = {}
+    pictures: dict[str, Tensor] = {}
     # Pillow lets go of the interpreter lock while it decodes.
     with (
         ThreadPoolExecutor(min(torch.get_num_threads() * 2, 32)) as pool,
@@ -153,5 +153,5 @@ def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Ten
             for grey in pool.map(picture, of_split):
                 rows.append(blank if grey is None else grey)
                 progress.advance()
-            found[split] = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, _HEIGHT, _WIDTH)
-    return found
+            pictures[split] = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, _HEIGHT, _WIDTH)
+    return pictures

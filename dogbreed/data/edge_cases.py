@@ -12,12 +12,12 @@ Write = Callable[[Image.Image], bytes]
 
 
 def drawn() -> bytes:
-    """A JPEG of a dog that does not exist, for where no photograph is at hand; always the same."""
+    """Return a JPEG of a dog that does not exist, for where no photograph is at hand; always the same."""
     return _saved(draw(BREEDS[0], np.random.default_rng(0)), "JPEG", quality=90)
 
 
-def oddities(photograph: bytes) -> dict[str, bytes]:
-    """Files by what is odd about them; one, `truncated.jpg`, is damaged.
+def edge_case_files(photograph: bytes) -> dict[str, bytes]:
+    """Return odd files by a name that says what is odd about each; `truncated.jpg` alone is damaged.
 
     Args:
         photograph: A file that Pillow can read.
@@ -35,13 +35,13 @@ def _saved(image: Image.Image, kind: str, **options: object) -> bytes:
 
 
 def _alpha(image: Image.Image) -> Image.Image:
-    """Transparent towards the left, so that what lies under it shows."""
+    """Make the image transparent towards the left, so that what lies under it shows."""
     ramp = Image.linear_gradient("L").rotate(90).resize(image.size)
     return Image.merge("RGBA", (*image.split(), ramp))
 
 
 def _turned(image: Image.Image) -> bytes:
-    """Lies on its side, with the note that says so."""
+    """Save the image on its side, with the note that says so."""
     exif = Image.Exif()
     exif[0x0112] = 6  # the row that comes first is the right side (Exif 2.3, Orientation)
     return _saved(image.transpose(Image.Transpose.ROTATE_90), "JPEG", exif=exif)
@@ -58,7 +58,7 @@ def _truncated(image: Image.Image) -> bytes:
 
 
 def _large(image: Image.Image) -> bytes:
-    """Twelve megapixels with sides that 8 divides: a decoder may take a short cut."""
+    """Save twelve megapixels with sides that 8 divides: a decoder may take a short cut."""
     return _saved(image.resize((4000, 3000)), "JPEG", quality=80)
 
 

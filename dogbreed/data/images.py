@@ -48,7 +48,7 @@ IMAGE_SUFFIXES = frozenset(
 
 
 def _quiet_pillow() -> None:
-    """Hides warnings about odd metadata and large images, once: `warnings.catch_warnings` is not thread-safe."""
+    """Hide warnings about odd metadata and large images, once: `warnings.catch_warnings` is not thread-safe."""
     for category in (UserWarning, RuntimeWarning):
         warnings.filterwarnings("ignore", category=category, module=r"PIL\.")
 
@@ -113,16 +113,16 @@ class Preprocessing:
 
     @property
     def side(self) -> int:
-        """Pixels that the shorter side of the image (or of its part) is brought to."""
+        """Number of pixels to which the shorter side of the image, or of its part, is resized."""
         return self.size if self.resize == "squash" else self.resize_size
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as plain JSON values."""
+        """Return the fields as plain JSON values."""
         return asdict(self) | {"mean": list(self.mean), "std": list(self.std)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Preprocessing":
-        """Builds it from `to_dict`'s values; what is left out keeps its default.
+        """Return the preprocessing of `to_dict`'s values; what is left out keeps its default.
 
         Raises:
             DogbreedError: There is a name that is no field, or a value out of its range.
@@ -159,7 +159,7 @@ class View:
 
     @property
     def key(self) -> str:
-        """The view as text, for keys of caches: the same for equal views, different for different ones."""
+        """Text for keys of caches: the same for equal views, different for different ones."""
         part = "whole" if self.box is None else "box:" + ",".join(map(repr, self.box))
         return part + (":flip" if self.flip else "")
 
@@ -172,7 +172,7 @@ def random_box(
     scale: tuple[float, float] = (0.08, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> Box:
-    """Turns four uniform numbers into a random part of an image, in the manner of torchvision's RandomResizedCrop.
+    """Return a random part of an image, drawn from four uniform numbers as torchvision's RandomResizedCrop does.
 
     The aspect ratio is relative to the image's own (1 keeps it), so the image's size need not be known. The part's
     share of the area is uniform; its aspect ratio is log-uniform over those within `ratio` that fit that area, which is
@@ -201,7 +201,7 @@ def decode(
     truncated: Truncated = "error",
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Decodes an image (of an animation the first frame) as it is meant to be seen: upright, over white.
+    """Decode an image (of an animation the first frame) as it is meant to be seen: upright, over white.
 
     Args:
         source: The file's bytes, or its path.
@@ -223,7 +223,7 @@ def decode(
 
 
 def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
-    """Reads a file's bytes to their end, as cheaply as can be: a JPEG at 1/8 of its size.
+    """Read a file's bytes to their end, as cheaply as possible: a JPEG at 1/8 of its size.
 
     Raises:
         BadImage: Where `decode` with `truncated="error"` would.
@@ -232,7 +232,7 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
 
 
 def to_input(image: Tensor, preprocessing: Preprocessing, view: View = WHOLE) -> Tensor:
-    """Turns a decoded image into a network's input. The part a view shows is treated as a whole image would be.
+    """Return a decoded image as a network's input. The part a view shows is treated as a whole image would be.
 
     Args:
         image: uint8 of shape [3, height, width], from `decode`.
@@ -270,7 +270,7 @@ def load(
     truncated: Truncated = "error",
     max_pixels: int = MAX_PIXELS,
 ) -> Tensor:
-    """Reads a file's bytes or path into a network's input: `decode`, then `to_input`.
+    """Return a file, given by its bytes or path, as a network's input: `decode`, then `to_input`.
 
     Returns:
         Normalised float32 of shape [3, size, size], contiguous.
@@ -286,7 +286,7 @@ def load(
 def _read(
     source: bytes | str | os.PathLike[str], target: int | None, truncated: Truncated, max_pixels: int
 ) -> Image.Image:
-    """Returns the upright RGB image; whatever goes wrong is a BadImage with the file's path."""
+    """Return the upright RGB image; whatever goes wrong is a BadImage with the file's path."""
     _demand(truncated in ("error", "fill"), "truncated", truncated, "error or fill")
     path = None if isinstance(source, bytes) else os.fspath(source)
     try:
@@ -451,13 +451,13 @@ def _reason(error: Exception) -> str:
 
 
 def _span(start: float, length: float, pixels: int) -> tuple[int, int]:
-    """First and past-the-last pixel of a part of one side, never empty."""
+    """Return the first and the past-the-last pixel of a part of one side, never empty."""
     first = min(round(start * pixels), pixels - 1)
     return first, max(first + 1, min(round((start + length) * pixels), pixels))
 
 
 def _resized(image: Tensor, height: int, width: int, interpolation: str) -> Tensor:
-    """The same levels on every processor and with every torch: a model may be served on others than it was trained on.
+    """Resize to the same levels on every processor and with every torch: a model may be served on other ones.
 
     torch's kernel for uint8 counts in whole numbers. torchvision goes around it in favour of float32 on some processors
     and in some versions, and logits then differ by up to 0.1. With the channels last it takes a fifth of the time of
@@ -470,12 +470,12 @@ def _resized(image: Tensor, height: int, width: int, interpolation: str) -> Tens
 
 
 def _part(image: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
-    """Cuts a part out, keeping the channels last in memory, which the fast resize needs."""
+    """Cut a part out, keeping the channels last in memory, which the fast resize needs."""
     return image.permute(1, 2, 0)[top:bottom, left:right].contiguous().permute(2, 0, 1)
 
 
 def _not_too_long(image: Tensor, most: int = 16) -> Tensor:
-    """Cuts the middle out of a strip, whose resized length would else exhaust the memory only to be cropped away."""
+    """Cut the middle out of a strip, whose resized length would else exhaust the memory only to be cropped away."""
     height, width = image.shape[-2:]
     longest = most * min(height, width)
     if max(height, width) <= longest:
@@ -486,7 +486,7 @@ def _not_too_long(image: Tensor, most: int = 16) -> Tensor:
 
 @lru_cache(maxsize=16)
 def _affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Returns a, b of shape [3, 1, 1] with a * level + b = (level / 255 - mean) / std."""
+    """Return a, b of shape [3, 1, 1] with a * level + b = (level / 255 - mean) / std."""
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
     return (1 / (255 * std)).float(), (-mean / std).float()
 
@@ -500,6 +500,6 @@ def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:
     return numbers
 
 
-def _demand(condition: bool, name: str, value: object, wanted: str) -> None:
+def _demand(condition: bool, name: str, value: object, requirement: str) -> None:
     if not condition:
-        raise DogbreedError(f"{name} is {value!r}; it must be {wanted}.")
+        raise DogbreedError(f"{name} is {value!r}; it must be {requirement}.")

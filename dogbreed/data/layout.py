@@ -98,7 +98,7 @@ def find_classes(root: Path) -> dict[str, dict[str, Path]]:
             raise DogbreedError(f"{root} has no folder {missing}/; it should hold train/, valid/ and test/.")
     folders = {split: class_folders(splits[split]) for split in SPLITS if split in splits}
     if not any(folders.values()):
-        raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder a class.")
+        raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder per class.")
     for name in set().union(*folders.values()):  # it becomes a class name, which travels in JSON
         if name.encode("utf-8", "replace").decode() != name:
             shown = name.encode("utf-8", "backslashreplace").decode()

@@ -87,5 +87,5 @@ class EvaluationBatches(Sampler[list[tuple[int, int]]]):
 
 
 def keyed(seed: int, purpose: str, number: int) -> np.random.Generator:
-    """A generator that depends on nothing but its arguments."""
+    """Return a generator that depends on nothing but its arguments."""
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *purpose.encode(), number])))

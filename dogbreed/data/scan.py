@@ -61,19 +61,19 @@ def scan(
     """
     check = f"{CHECK_VERSION}, {max_pixels} pixels"
     known = {} if memory is None else _recall(memory, check)
-    found: dict[Path, ScannedFile] = {}
+    scanned: dict[Path, ScannedFile] = {}
     unknown: list[Path] = []
     for path in dict.fromkeys(files):
         entry = known.get(os.path.abspath(path))
         if entry is not None and entry[:3] == _stamp(path):
-            found[path] = ScannedFile(path, entry[3], entry[4])
+            scanned[path] = ScannedFile(path, entry[3], entry[4])
         else:
             unknown.append(path)
     if unknown:
         quiet = quiet or len(unknown) <= SHOW_PROGRESS_ABOVE
         looks = _look_at_all(unknown, memory, check, max_pixels, workers, quiet)
-        found |= {seen.path: seen for seen in looks}
-    return [found[path] for path in files]
+        scanned |= {seen.path: seen for seen in looks}
+    return [scanned[path] for path in files]
 
 
 def _look_at_all(
@@ -118,7 +118,7 @@ def _look(path: Path, max_pixels: int) -> tuple[ScannedFile, "_Stamp | None"]:
 
 
 def _stamp(path: Path) -> "_Stamp | None":
-    """Of the file as it is now; None for what is no file, a pipe above all, which would block the reader."""
+    """Return the stamp of a file as it is now; None for what is none, such as a pipe, which would block the reader."""
     try:
         status = path.stat()
     except OSError:

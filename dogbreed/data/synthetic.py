@@ -70,6 +70,9 @@ def make_sample(root: Path, *, classes: int = 6, train: int = 24, valid: int = 8
         valid: Validation pictures per breed.
         test: Test pictures per breed.
         seed: Another seed gives other pictures.
+
+    Raises:
+        DogbreedError: A number is out of range, the folder is not ours to replace, or it cannot be written.
     """
     if not 1 <= classes <= len(BREEDS):
         raise DogbreedError(
@@ -109,7 +112,7 @@ def make_sample(root: Path, *, classes: int = 6, train: int = 24, valid: int = 8
 
 
 def _is_made(root: Path, marker: dict[str, object]) -> bool:
-    """Whether root holds just these pictures; an error if it is not ours to replace."""
+    """Tell whether root holds exactly these pictures; raise if it is not ours to replace."""
     if not root.exists():
         return False
     try:
@@ -141,7 +144,7 @@ def draw(breed: Breed, rng: np.random.Generator) -> Image.Image:
 
 
 def _body(breed: Breed, rng: np.random.Generator) -> list[Ellipse]:
-    """A dog that looks to the right, from back to front; x from its middle, y from the ground."""
+    """Return a dog that looks to the right, from back to front; x from its middle, y from the ground."""
     half, legs, reach = breed.length / 2, breed.legs, rng.normal(0, 0.04, 4)
     x, y = half + 0.12 + reach[0], legs + 0.62 + reach[1]  # of the head
     feet = ((-half + 0.16, 0.72), (half - 0.22, 0.72), (-half + 0.08, 1.0), (half - 0.1, 1.0))
@@ -163,7 +166,7 @@ def _body(breed: Breed, rng: np.random.Generator) -> list[Ellipse]:
 def _silhouette(
     body: list[Ellipse], size: tuple[int, int], scale: float, origin: tuple[float, float]
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Where the dog is, and how bright (200 is plain), each [height, width]; drawn twice as large and halved."""
+    """Return where the dog is and how bright (200 is plain), each [height, width]; drawn twice as large and halved."""
     layers = [Image.new("L", (2 * size[0], 2 * size[1]), plain) for plain in (0, 200)]
     pens = [ImageDraw.Draw(layer) for layer in layers]
     for x, y, rx, ry, light in body:
@@ -176,7 +179,7 @@ def _silhouette(
 
 
 def _coat(breed: Breed, size: tuple[int, int], scale: float, ground: float, rng: np.random.Generator) -> np.ndarray:
-    """Fur all over the picture, from which the dog is cut, [height, width, 3]."""
+    """Return fur all over the picture, from which the dog is cut, [height, width, 3]."""
     rough, fine = _noise(size, 0.3 * scale, rng), _noise(size, 0.05 * scale, rng)
     above = (ground - np.arange(size[1], dtype=np.float32)[:, None]) / scale
     x = np.arange(size[0], dtype=np.float32) / scale
@@ -193,7 +196,7 @@ def _coat(breed: Breed, size: tuple[int, int], scale: float, ground: float, rng:
 
 
 def _scene(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
-    """A blurred place to stand in, [height, width, 3]."""
+    """Return a blurred place to stand in, [height, width, 3]."""
     scene = np.array(_SCENES[rng.integers(len(_SCENES))], np.float32) * rng.normal(1, 0.06, (4, 1))
     horizon, rows = rng.uniform(0.4, 0.7), np.linspace(0, 1, height)[:, None]
     upper = scene[0] + (scene[1] - scene[0]) * (rows / horizon).clip(0, 1)
@@ -203,7 +206,7 @@ def _scene(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
 
 
 def _noise(size: tuple[int, int], cell: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth random field between about -1 and 1 whose bumps are `cell` pixels wide, [height, width]."""
+    """Return a smooth random field between about -1 and 1 whose bumps are `cell` pixels wide, [height, width]."""
     columns, rows = (max(2, round(side / cell) + 1) for side in size)
     grid = rng.uniform(-1, 1, (rows, columns)).astype(np.float32)
     return np.asarray(Image.fromarray(grid).resize(size, Image.Resampling.BICUBIC))

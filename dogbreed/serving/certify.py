@@ -22,7 +22,7 @@ import torchvision
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
-from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.manifest import MANIFEST, WEIGHTS, find_model
@@ -95,7 +95,7 @@ def _files(photos: Sequence[str]) -> dict[str, bytes]:
     made = {"odd/drawn.jpg": drawn()}
     for data in (*found.values(), *made.values()):
         try:
-            odd = oddities(data)
+            odd = edge_case_files(data)
         except (OSError, ValueError, SyntaxError):
             continue  # the next may be a photograph
         return {**found, **made, **{f"odd/{name}": content for name, content in odd.items()}}

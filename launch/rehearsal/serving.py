@@ -11,7 +11,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference.archive import Archive
 from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.account import Account, environment_region
@@ -121,7 +121,7 @@ class RehearsalProbe(EndpointProbe):
 
     def _check_all(self, endpoint: Endpoint) -> None:
         files = {**self.images, "odd/drawn.jpg": drawn()}
-        files |= {f"odd/{name}": data for name, data in oddities(self.image).items()}
+        files |= {f"odd/{name}": data for name, data in edge_case_files(self.image).items()}
         # The edge cases of a certificate that was made from another image are not known to it.
         answers = [(data, certificates.expected(self.certificate, data)) for data in files.values()]
         known = [(data, answer) for data, answer in answers if answer is not None]

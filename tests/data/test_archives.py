@@ -6,36 +6,16 @@ import os
 import random
 import stat
 import tarfile
-import warnings
 import zipfile
 from pathlib import Path
 
 import pytest
+from support.archives import dog_images, make_zip
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.archives import is_archive, locked, unpack
 
 BODY = random.Random(3).randbytes(600_000)
-
-
-def _zip(entries: dict[str, bytes], *, mode: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, data in entries.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr, info.compress_type = mode << 16, method
-            archive.writestr(info, data)
-    return buffer.getvalue()
-
-
-def _dogs(classes: int = 2, images: int = 2) -> dict[str, bytes]:
-    return {
-        f"dogImages/{split}/{c:03d}.Dog/Dog_{i}.jpg": f"{split}{c}{i}".encode() * 50
-        for split in ("train", "valid", "test")
-        for c in range(classes)
-        for i in range(images)
-    }
 
 
 def _tar(entries: dict[str, bytes]) -> bytes:
@@ -55,7 +35,7 @@ def archive(tmp_path) -> Path:
 
 def test_unpack(archive, tmp_path):
     noise = {"__MACOSX/dogImages/._x": b"1", "dogImages/.DS_Store": b"2", "dogImages/train/._a.jpg": b"3", ".x": b"4"}
-    archive.write_bytes(_zip({"dogImages/": b"", "dogImages/train/": b""} | _dogs() | noise))
+    archive.write_bytes(make_zip({"dogImages/": b"", "dogImages/train/": b""} | dog_images() | noise))
     (tmp_path / ".dogs.unpacking" / "train").mkdir(parents=True)
     (tmp_path / ".dogs.unpacking" / "train" / "left_by_a_killed_process").touch()
     (tmp_path / "dogs").mkdir()  # empty, as a mount point or an eager script leaves it
@@ -65,7 +45,7 @@ def test_unpack(archive, tmp_path):
         for p in (tmp_path / "dogs").rglob("*")
         if p.is_file()
     }
-    assert found == _dogs()
+    assert found == dog_images()
     assert not list((tmp_path / "dogs").rglob(".*"))
     assert sorted(os.listdir(tmp_path)) == ["dogs", "some.zip"]
 
@@ -80,7 +60,7 @@ def files_below(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("kind", ["zip", "tar"])
 def test_nothing_is_written_outside_the_folder(tmp_path, name, kind):
     archive = tmp_path / f"some.{kind}"
-    archive.write_bytes((_zip if kind == "zip" else _tar)(_dogs() | {name: b"evil"}))
+    archive.write_bytes((make_zip if kind == "zip" else _tar)(dog_images() | {name: b"evil"}))
     with contextlib.suppress(DogbreedError):
         unpack(archive, tmp_path / "deep" / "dogs", quiet=True)
     outside = [
@@ -91,41 +71,41 @@ def test_nothing_is_written_outside_the_folder(tmp_path, name, kind):
 
 @pytest.mark.parametrize("mode", [stat.S_IFLNK | 0o777, stat.S_IFIFO | 0o644])
 def test_links_and_pipes_become_plain_files(archive, tmp_path, mode):
-    archive.write_bytes(_zip(_dogs() | {"dogImages/train/a.jpg": b"/etc/passwd"}, mode=mode))
+    archive.write_bytes(make_zip(dog_images() | {"dogImages/train/a.jpg": b"/etc/passwd"}, mode=mode))
     unpack(archive, tmp_path / "dogs", quiet=True)
     assert (tmp_path / "dogs" / "train" / "a.jpg").read_bytes() == b"/etc/passwd"
     assert not (tmp_path / "dogs" / "train" / "a.jpg").is_symlink()
 
 
 def test_tar_files_and_archives_without_a_top_folder(tmp_path):
-    for number, (make, suffix) in enumerate(((_tar, "tar"), (_tar, "tar.gz"), (_zip, "zip"))):
+    for number, (make, suffix) in enumerate(((_tar, "tar"), (_tar, "tar.gz"), (make_zip, "zip"))):
         archive = tmp_path / f"some.{suffix}"
-        whole = {name.removeprefix("dogImages/"): data for name, data in _dogs().items()}
+        whole = {name.removeprefix("dogImages/"): data for name, data in dog_images().items()}
         archive.write_bytes(make(whole))
         assert is_archive(archive)
         unpack(archive, tmp_path / str(number), quiet=True)
         assert files_below(tmp_path / str(number)) == whole
     assert not is_archive(tmp_path / "0" / "train" / "000.Dog" / "Dog_0.jpg")
-    archive.write_bytes(_zip({"train/a/1.jpg": b"1"}))
+    archive.write_bytes(make_zip({"train/a/1.jpg": b"1"}))
     unpack(archive, tmp_path / "only train", quiet=True)
     assert files_below(tmp_path / "only train") == {"train/a/1.jpg": b"1"}, "a split is no wrapping"
 
 
 def test_one_process_at_a_time(archive, tmp_path):
-    archive.write_bytes(_zip(_dogs()))
+    archive.write_bytes(make_zip(dog_images()))
     with locked(tmp_path / ".dogs.unpacking"), pytest.raises(DogbreedError, match="Another process is at work"):
         unpack(archive, tmp_path / "dogs", quiet=True)
     unpack(archive, tmp_path / "dogs", quiet=True)
 
 
 def test_bombs(archive, tmp_path):
-    archive.write_bytes(_zip({"dogImages/zeros": bytes(20_000_000)}))
+    archive.write_bytes(make_zip({"dogImages/zeros": bytes(20_000_000)}))
     with pytest.raises(DogbreedError, match="which no photographs do"):
         unpack(archive, tmp_path / "dogs", quiet=True)
 
 
 def test_damaged_archives(archive, tmp_path):
-    whole = _zip({"dogImages/a.jpg": BODY, "dogImages/b.jpg": BODY}, method=zipfile.ZIP_STORED)
+    whole = make_zip({"dogImages/a.jpg": BODY, "dogImages/b.jpg": BODY}, method=zipfile.ZIP_STORED)
     flipped = bytearray(whole)
     flipped[900_000] ^= 1
     for damaged in (b"", b"<html>Access denied</html>", whole[:-500], bytes(flipped)):
@@ -136,7 +116,7 @@ def test_damaged_archives(archive, tmp_path):
 
 
 def test_damage_anywhere_is_a_sentence_or_harmless(archive, tmp_path):
-    whole, chance = _zip(_dogs(1, 1)), random.Random(0)
+    whole, chance = make_zip(dog_images(1, 1)), random.Random(0)
     for number in range(150):
         damaged = bytearray(whole)
         for _ in range(chance.randint(1, 4)):
@@ -149,7 +129,7 @@ def test_damage_anywhere_is_a_sentence_or_harmless(archive, tmp_path):
 
 
 def test_a_folder_with_files_is_left_alone(archive, tmp_path):
-    archive.write_bytes(_zip(_dogs()))
+    archive.write_bytes(make_zip(dog_images()))
     (tmp_path / "dogs").mkdir()
     (tmp_path / "dogs" / "mine.txt").write_text("mine")
     with pytest.raises(DogbreedError, match="exists already"):

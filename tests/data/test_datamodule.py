@@ -290,6 +290,13 @@ def test_devices_together_see_the_epoch_of_one(world):
     assert [place for step in zip(*together, strict=True) for place in step] == alone
 
 
+def test_too_few_images_for_the_devices():
+    with pytest.raises(DogbreedError) as error:
+        EvaluationBatches(2, 4, 0, 3)
+    assert str(error.value) == "2 images cannot be evaluated on 3 devices; use trainer.devices=2."
+    assert [list(EvaluationBatches(3, 4, rank, 3)) for rank in range(3)] == [[[(0, 0)]], [[(1, 0)]], [[(2, 0)]]]
+
+
 # Folders that are not in order
 
 
@@ -308,7 +315,7 @@ def test_a_missing_split(tmp_path, write_tree):
 def test_an_empty_folder(tmp_path):
     for split in ("train", "valid", "test"):
         (tmp_path / split).mkdir()
-    with pytest.raises(DogbreedError, match="is empty: train/, valid/ and test/ should hold one folder a class"):
+    with pytest.raises(DogbreedError, match="is empty: train/, valid/ and test/ should hold one folder per class"):
         dogs(tmp_path)
 
 

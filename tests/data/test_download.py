@@ -1,4 +1,4 @@
-"""Downloads over a real, and sometimes misbehaving, server; archives that are damaged or mean harm."""
+"""Downloads over a real, and sometimes misbehaving, server; archives that are damaged or hostile."""
 
 import errno
 import io
@@ -7,13 +7,12 @@ import random
 import socket
 import threading
 import time
-import warnings
-import zipfile
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from support.archives import dog_images, make_zip
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data import archives, download
@@ -254,26 +253,6 @@ def test_no_room_is_seen_before_the_download(server, file, monkeypatch):
 # The dataset
 
 
-def _zip(entries: dict[str, bytes], *, mode: int = 0, method: int = zipfile.ZIP_DEFLATED) -> bytes:
-    buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", method) as archive, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        for name, data in entries.items():
-            info = zipfile.ZipInfo(name)
-            info.external_attr, info.compress_type = mode << 16, method
-            archive.writestr(info, data)
-    return buffer.getvalue()
-
-
-def _dogs(classes: int = 2, images: int = 2) -> dict[str, bytes]:
-    return {
-        f"dogImages/{split}/{c:03d}.Dog/Dog_{i}.jpg": f"{split}{c}{i}".encode() * 50
-        for split in ("train", "valid", "test")
-        for c in range(classes)
-        for i in range(images)
-    }
-
-
 @pytest.fixture
 def small(monkeypatch) -> None:
     monkeypatch.setattr(download, "DOG_IMAGES_COUNTS", {"train": 4, "valid": 4, "test": 4})
@@ -281,7 +260,7 @@ def small(monkeypatch) -> None:
 
 
 def test_fetch(server, small, tmp_path):
-    root, server.body = tmp_path / "data" / "dogImages", _zip(_dogs())
+    root, server.body = tmp_path / "data" / "dogImages", make_zip(dog_images())
     download.fetch_dog_images(root, server.url, quiet=True)
     assert len(list(root.glob("*/*/*.jpg"))) == 12
     assert os.listdir(root.parent) == ["dogImages"]
@@ -294,7 +273,7 @@ def test_fetch(server, small, tmp_path):
 
 @pytest.mark.parametrize(("classes", "images", "found"), [(1, 4, "4 train images of 1"), (2, 1, "2 train images of 2")])
 def test_fetch_counts(server, small, tmp_path, classes, images, found):
-    root, server.body = tmp_path / "data" / "dogImages", _zip(_dogs(classes, images))
+    root, server.body = tmp_path / "data" / "dogImages", make_zip(dog_images(classes, images))
     with pytest.raises(DogbreedError, match=f"should hold 4 train images of 2 .*but holds {found}") as caught:
         download.fetch_dog_images(root, server.url, quiet=True)
     assert "delete it" in str(caught.value)

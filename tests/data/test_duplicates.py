@@ -4,11 +4,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image, ImageEnhance, ImageOps
 
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
-from dogbreed.data.duplicates import find_duplicates
+from dogbreed.data.duplicates import find_duplicates, same_pictures
 from dogbreed.data.synthetic import make_sample
 
 
@@ -44,6 +45,23 @@ def test_a_planted_copy_is_found(data, change, tmp_path):
     (pair,) = find_duplicates(with_planted(data, tmp_path / "planted.jpg"))
     assert (pair.split, pair.index, pair.other_split, pair.other_index) == ("test", len(data["test"]), "train", 5)
     assert not pair.exact
+
+
+def picture_of(bits: torch.Tensor) -> torch.Tensor:
+    """A grey picture [1, 32, 36] with this difference hash [8, 8]; its rows, which the hash ignores, dominate."""
+    across = torch.cat([torch.zeros(8, 1), (bits * 2.0 - 1).cumsum(1)], 1)
+    patches = across + 100 * torch.arange(8.0)[:, None]
+    return patches.repeat_interleave(4, 0).repeat_interleave(4, 1)[None]
+
+
+@pytest.mark.parametrize(("different", "same"), [(0, True), (10, True), (11, False), (40, False)])
+def test_ten_of_64_bits_may_differ(different, same):
+    bits = torch.rand(64, generator=torch.Generator().manual_seed(1)) < 0.5
+    flipped = bits.clone()
+    flipped[:different] ^= True
+    one, other = (picture_of(hashed.view(8, 8)) for hashed in (bits, flipped))
+    assert torch.corrcoef(torch.stack([one.flatten(), other.flatten()]))[0, 1] > 0.99, "the hash alone decides"
+    assert same_pictures(one, other) == ({0: 0} if same else {})
 
 
 def test_the_very_file_is_found_by_its_digest(data, tmp_path):

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 from support.exports import NAMES, export_tiny
 
-from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference import handler
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import RequestError
 
-ODD = oddities(drawn())
+ODD = edge_case_files(drawn())
 BYTES = "application/octet-stream"
 
 

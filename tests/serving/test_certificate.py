@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.data.images import BadImage, decode
 from dogbreed.serving.certificate import Answer, compare, read, write
 
@@ -65,8 +65,8 @@ def test_files(tmp_path):
 
 
 def test_odd_files_are_what_they_are_called():
-    odd = oddities(drawn())
-    assert odd == oddities(drawn()), "always the same"
+    odd = edge_case_files(drawn())
+    assert odd == edge_case_files(drawn()), "always the same"
     opened = {name: Image.open(io.BytesIO(data)) for name, data in odd.items()}
     assert {name: image.mode for name, image in opened.items()} == {
         "grey.jpg": "L",

@@ -475,7 +475,7 @@ def test_the_words_are_those_of_the_training_code():
     from dogbreed.data import datamodule
     from dogbreed.models import backbones, optim
 
-    assert WORDS["data.augment"] == datamodule.AUGMENT
+    assert WORDS["data.augment"] == datamodule.CHOICES["augment"]
     assert WORDS["model.trainable"] == backbones.TRAINABLE
     assert WORDS["model.optimizer"] == optim.OPTIMIZERS
     assert WORDS["model.schedule"] == optim.SCHEDULES

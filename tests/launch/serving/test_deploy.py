@@ -19,7 +19,7 @@ from support.exports import export_tiny
 import dogbreed
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.edge_cases import drawn, oddities
+from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference import archive
 from dogbreed.inference.predictor import Predictor
 from dogbreed.serving.client import Endpoint, PredictionError
@@ -404,7 +404,7 @@ def test_the_client_class(address, model):
     assert reply.label == reply.predictions[0].label
     for endpoint in (here, there):
         with pytest.raises(PredictionError, match="truncated") as error:
-            endpoint.predict(oddities(drawn())["truncated.jpg"])
+            endpoint.predict(edge_case_files(drawn())["truncated.jpg"])
         assert error.value.status == 400
     with pytest.raises(PredictionError, match="an endpoint takes 6,291,456"):
         here.predict(b"x" * 6_291_457)
@@ -438,7 +438,7 @@ def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
 
 def test_the_command_that_asks(address, tmp_path, capsys):
     (tmp_path / "good.jpg").write_bytes(drawn())
-    (tmp_path / "bad.jpg").write_bytes(oddities(drawn())["truncated.jpg"])
+    (tmp_path / "bad.jpg").write_bytes(edge_case_files(drawn())["truncated.jpg"])
     assert sagemaker_invoke.main([address, str(tmp_path / "good.jpg"), str(tmp_path / "bad.jpg"), "--top-k", "2"]) == 1
     good, bad = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r".*good\.jpg: \S+ [\d.]+% \(or \S+ [\d.]+%\)", good)
