@@ -22,7 +22,7 @@ train: $(RUN) ## train on generated images (experiment=quickstart), or with the 
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
 test: lint docs $(DEBUGGER)/.installed ## style, types, documentation and all tests; ARGS="-m 'not slow'" for the quick ones
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 30 $(ARGS)
 
 lint: $(DEV) ## style and types only
 	$(BIN)/ruff check .
