@@ -23,7 +23,7 @@ from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.search.study import Search
-from dogbreed.training.build import build_cache, build_data, build_model, prepare_process
+from dogbreed.training.build import build_cache, build_data, build_model, prepare_process, say
 from dogbreed.training.run import train
 
 # What may differ between heads that train side by side; the batch size makes groups of them.
@@ -61,70 +61,69 @@ def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[s
     Raises:
         DogbreedError: Something a person can put right.
     """
-    settings = Config.from_dict(compose(overrides) if config is None else config).to_dict()
+    config = Config.from_dict(compose(overrides) if config is None else config)
     prepare_process()
-    search = Search(settings)
-    with nullcontext() if settings["output_dir"] else discarded_if_empty(search.folder):
-        _search(search, settings)
+    search = Search(config)
+    with nullcontext() if config.output_dir else discarded_if_empty(search.folder):
+        _search(search)
     return search
 
 
-def _search(search: Search, settings: Mapping[str, Any]) -> None:
-    quiet = settings["progress"] == "none"
-    say = (lambda text: None) if quiet else _say
-    reason = _why_not_stacked(settings, search.space)
+def _search(search: Search) -> None:
+    config = search.config
+    reason = _why_not_stacked(config, search.space)
     stacked: HeadTrainer | None = None
     if reason is None:
-        stacked, reason = _head_trainer(settings, quiet)
+        stacked, reason = _head_trainer(config)
     search.open()
-    done, trials = len(search.finished()), search.settings["trials"]
+    done, trials = len(search.finished()), config.search.trials
     if done:
-        say(f"Continuing {search.folder}: {done} of {trials} trials are done.")
+        _say(config, f"Continuing {search.folder}: {done} of {trials} trials are done.")
     if stacked is None:
-        say(f"Trials run one after the other: {reason}.")
+        _say(config, f"Trials run one after the other: {reason}.")
     else:
-        say("Trials of equal batch size train side by side, on features that are computed once.")
+        _say(config, "Trials of equal batch size train side by side, on features that are computed once.")
     train_round = _one_by_one(search) if stacked is None else _side_by_side(search, stacked)
     try:
         while (done := len(search.finished())) < trials:
-            train_round(search.ask(min(search.settings["parallel"], trials - done)))
+            train_round(search.ask(min(config.search.parallel, trials - done)))
             search.write()
-            say(_progress(search))
+            _say(config, _progress(search))
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(
             f"Stopped after {len(search.finished())} of {trials} trials; the same command with "
             f"output_dir={search.folder} continues the search."
         ) from None
     search.write()
-    say(_summary(search))
+    _say(config, _summary(search))
 
 
 # Side by side
 
 
-def _why_not_stacked(config: Mapping[str, Any], space: Space) -> str | None:
+def _why_not_stacked(config: Config, space: Space) -> str | None:
     other = [key for key in space if key not in (*STACKED, BATCH_SIZE)]
     if other:
         return f"{other[0]} differs between trials"
-    if config["model"]["trainable"] != "head":
-        return f"model.trainable={config['model']['trainable']}, so more than the last layer differs"
-    if config["cache"]["mode"] == "off":
+    if config.model.trainable != "head":
+        return f"model.trainable={config.model.trainable}, so more than the last layer differs"
+    if config.cache.mode == "off":
         return "cache.mode=off"
-    if config["early_stopping"] is not None:
+    if config.early_stopping is not None:
         return "early_stopping is set"
     for key, plain in PLAIN_TRAINER.items():
-        if config["trainer"].get(key) not in plain:
-            return f"trainer.{key}={config['trainer'][key]}"
+        if config.trainer.get(key) not in plain:
+            return f"trainer.{key}={config.trainer[key]}"
     return None
 
 
-def _head_trainer(config: Mapping[str, Any], quiet: bool) -> tuple[HeadTrainer | None, str | None]:
+def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
     """Return what trains heads side by side, or the reason why it is not to be had."""
-    data = build_data(config, quiet=quiet)
+    data = build_data(config, quiet=config.progress == "none")
     data.prepare_data()
     data.setup()
     model = build_model(config, data, None)
-    cache = build_cache(config, quiet=quiet)
+    cache = build_cache(config, quiet=False)
     cache.attach(model, data, _device(config))
     if cache.state == "off":
         return None, cache.reason
@@ -134,8 +133,8 @@ def _head_trainer(config: Mapping[str, Any], quiet: bool) -> tuple[HeadTrainer |
         return None, str(error)
 
 
-def _device(config: Mapping[str, Any]) -> torch.device:
-    accelerator = config["trainer"]["accelerator"]
+def _device(config: Config) -> torch.device:
+    accelerator = config.trainer["accelerator"]
     if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
         return torch.device("cuda")
     return torch.device("cpu")
@@ -145,7 +144,7 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:
     def train_round(trials: Sequence[Any]) -> None:
         groups: dict[int, list[Any]] = {}
         for trial in trials:
-            groups.setdefault(trial.params.get(BATCH_SIZE, search.config["data"]["batch_size"]), []).append(trial)
+            groups.setdefault(trial.params.get(BATCH_SIZE, search.config.data.batch_size), []).append(trial)
         results: dict[int, tuple[Head, float]] = {}
         for batch_size, members in sorted(groups.items(), reverse=True):
             results |= _train_group(search, trainer, batch_size, members)
@@ -162,15 +161,15 @@ def _train_group(
 ) -> dict[int, tuple[Head, float]]:
     """Train the trials of one batch size; return each one's head and its share of the seconds, by trial number."""
     started = time.monotonic()
-    model = search.config["model"]
-    heads = [Head(**{key[6:]: trial.params.get(key, model[key[6:]]) for key in STACKED}) for trial in trials]
+    model = search.config.model
+    heads = [Head(**{key[6:]: trial.params.get(key, getattr(model, key[6:])) for key in STACKED}) for trial in trials]
     protected = {id(head) for trial, head in zip(trials, heads, strict=True) if trial.params == search.current}
 
     def stop(epoch: int, training: Sequence[Head]) -> list[bool]:
         poor = search.should_prune(epoch, training)
         return [is_poor and id(head) not in protected for is_poor, head in zip(poor, training, strict=True)]
 
-    trainer.train(heads, batch_size=batch_size, epochs=search.config["trainer"]["max_epochs"], should_stop=stop)
+    trainer.train(heads, batch_size=batch_size, epochs=search.config.trainer["max_epochs"], should_stop=stop)
     search.curves += [[row["val_loss"] for row in head.history] for head in heads]
     seconds = (time.monotonic() - started) / len(trials)
     return {trial.number: (head, seconds) for trial, head in zip(trials, heads, strict=True)}
@@ -183,17 +182,16 @@ def _one_by_one(search: Search) -> TrainRound:
     def train_round(trials: Sequence[Any]) -> None:
         for trial in trials:
             started = time.monotonic()
-            config = with_values(search.config, trial.params)
             folder = search.folder / "trials" / f"{trial.number:03d}"
-            config |= {"output_dir": str(folder), "resume": "auto", "test": False, "progress": "none", "loggers": {}}
+            quietly = {"output_dir": str(folder), "resume": "auto", "test": False, "progress": "none", "loggers": {}}
+            config = with_values(search.config, {**trial.params, **quietly})
             with redirect_stdout(io.StringIO()), suppress(NonFiniteLoss):
                 train(config)
             written = folder / "metrics.csv"
             rows = list(csv.DictReader(written.read_text().splitlines())) if written.exists() else []
             curve = [{name: float(row[name]) for name in ("train_loss", "val_loss", "val_acc")} for row in rows]
             search.tell(trial, curve, stopped=False, seconds=time.monotonic() - started)
-            if search.config["progress"] != "none":
-                _say(_progress(search))
+            _say(search.config, _progress(search))
 
     return train_round
 
@@ -204,11 +202,11 @@ def _one_by_one(search: Search) -> TrainRound:
 def _progress(search: Search) -> str:
     finished = search.finished()
     pruned = sum(trial.state.name == "PRUNED" for trial in finished)
-    line = f"{len(finished)} of {search.settings['trials']} trials, {pruned} stopped early"
+    line = f"{len(finished)} of {search.config.search.trials} trials, {pruned} stopped early"
     best = search.best()
     if best is None:
         return line
-    return f"{line}; best {search.settings['objective']}={best.value:.6f} with {_parameters(best)}"
+    return f"{line}; best {search.config.search.objective}={best.value:.6f} with {_parameters(best)}"
 
 
 def _summary(search: Search) -> str:
@@ -238,5 +236,6 @@ def _parameters(trial: Any) -> str:
     )
 
 
-def _say(text: str) -> None:
-    print(text, flush=True)
+def _say(config: Config, text: str) -> None:
+    if config.progress != "none":
+        say(text)

@@ -1,10 +1,10 @@
 """What a search may vary, and whether that makes sense."""
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
 from dogbreed.config.compose import check, flatten
+from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.optim import check_training
 from dogbreed.training.build import build_data
@@ -16,30 +16,30 @@ Space = Mapping[str, Mapping[str, Any]]
 Parameters = dict[str, Any]
 
 
-def check_search(config: Mapping[str, Any], space: Space) -> None:
+def check_search(config: Config, space: Space) -> None:
     """Check the search group, and every range against what a run would accept.
 
     Raises:
         DogbreedError: A setting is unknown or out of range, or a range reaches a value that a run would refuse.
     """
-    search, epochs = config["search"], config["trainer"]["max_epochs"]
+    search, epochs = config.search, config.trainer["max_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise DogbreedError(f"trainer.max_epochs={epochs}: a search needs trainer.max_epochs >= 1.")
     if not space:
         raise DogbreedError("search.space is empty; give at least one range, such as search.space.model.lr.")
     for key in ("trials", "parallel"):
-        if search[key] < 1:
-            raise DogbreedError(f"search.{key}={search[key]} is out of range; it is a whole number from 1.")
-    if search["objective"] not in OBJECTIVES:
+        if getattr(search, key) < 1:
+            raise DogbreedError(f"search.{key}={getattr(search, key)} is out of range; it is a whole number from 1.")
+    if search.objective not in OBJECTIVES:
         raise DogbreedError(
-            f"search.objective={search['objective']} is unknown; it is one of {', '.join(OBJECTIVES)}. The test split "
+            f"search.objective={search.objective} is unknown; it is one of {', '.join(OBJECTIVES)}. The test split "
             "is not for choosing."
         )
-    if search["direction"] not in ("minimize", "maximize"):
-        raise DogbreedError(f"search.direction={search['direction']} is unknown; it is minimize or maximize.")
-    if (search["objective"] == "val_acc") != (search["direction"] == "maximize"):
+    if search.direction not in ("minimize", "maximize"):
+        raise DogbreedError(f"search.direction={search.direction} is unknown; it is minimize or maximize.")
+    if (search.objective == "val_acc") != (search.direction == "maximize"):
         raise DogbreedError(
-            f"search.direction={search['direction']} does not fit search.objective={search['objective']}: a loss is "
+            f"search.direction={search.direction} does not fit search.objective={search.objective}: a loss is "
             "minimized, an accuracy maximized."
         )
     for key, bounds in space.items():
@@ -47,22 +47,26 @@ def check_search(config: Mapping[str, Any], space: Space) -> None:
             _check_value(config, key, value)
 
 
-def _check_value(config: Mapping[str, Any], key: str, value: Any) -> None:
-    changed = with_values(config, {key: value})
+def _check_value(config: Config, key: str, value: Any) -> None:
     try:
-        check(changed)
+        changed = with_values(config, {key: value})
         build_data(changed, quiet=True)
-        check_training(2, **{name: changed["model"][name] for name in TRAINING_KEYS})
+        check_training(2, **{name: getattr(changed.model, name) for name in TRAINING_KEYS})
     except DogbreedError as error:
         raise DogbreedError(f"search.space.{key} reaches {value}: {error}") from error
 
 
-def with_values(config: Mapping[str, Any], parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the configuration with other values for dotted keys."""
-    changed: dict[str, Any] = json.loads(json.dumps(config))
+def with_values(config: Config, parameters: Mapping[str, Any]) -> Config:
+    """Return the configuration with other values for dotted keys.
+
+    Raises:
+        ConfigError: A key does not take its value.
+    """
+    changed = config.to_dict()
     for key, value in parameters.items():
         set_dotted(changed, key, value)
-    return changed
+    check(changed)
+    return Config.from_dict(changed)
 
 
 def set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:
@@ -73,9 +77,9 @@ def set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:
     nested[name] = value
 
 
-def current_values(config: Mapping[str, Any], space: Space) -> Parameters | None:
+def current_values(config: Config, space: Space) -> Parameters | None:
     """Return the configuration's own values of what is searched; None where one of them lies outside its range."""
-    flat = flatten(config)
+    flat = flatten(config.to_dict())
     values = {key: flat.get(key) for key in space}
     return values if all(_is_inside(value, space[key]) for key, value in values.items()) else None
 

@@ -1,7 +1,5 @@
 """The study of a search: Optuna proposes and records, poor trials stop early, and the results go into files."""
 
-import csv
-import io
 import math
 import shlex
 import statistics
@@ -13,9 +11,10 @@ from typing import Any
 from dogbreed.config import reproduce
 from dogbreed.config.compose import diff, ranges, to_yaml
 from dogbreed.config.overrides import literal
+from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.search.plot import Point, plot_trials
 from dogbreed.search.space import check_search, current_values, set_dotted
 from dogbreed.search.stacked_heads import Head
@@ -50,12 +49,12 @@ class Search:
         DogbreedError: The search group is not sensible, Optuna is not installed, or the folder holds another search.
     """
 
-    def __init__(self, config: Mapping[str, Any]) -> None:
+    def __init__(self, config: Config) -> None:
         self.optuna = _optuna()
         self.config = config
-        self.settings = config["search"]
-        self.space = ranges(self.settings["space"])
-        check_trainer(config["trainer"])
+        self.settings = config.search
+        self.space = ranges(self.settings.space)
+        check_trainer(config.trainer)
         check_search(config, self.space)
         self.folder = run_folder(config, None)
         self.started = time.monotonic()
@@ -68,21 +67,21 @@ class Search:
         Raises:
             DogbreedError: The folder holds a search with another configuration.
         """
-        optuna = self.optuna
+        optuna, config = self.optuna, self.config.to_dict()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.study = optuna.create_study(
             storage=f"sqlite:///{(self.folder / 'study.db').resolve()}",
             study_name="search",
-            direction=self.settings["direction"],
+            direction=self.settings.direction,
             load_if_exists=True,
         )
         kept = self.study.user_attrs.get("config")
         if kept is None:
-            self.study.set_user_attr("config", dict(self.config))
+            self.study.set_user_attr("config", config)
             with atomic_write(self.folder / "config.yaml") as file:
-                file.write_text(to_yaml(self.config))
+                file.write_text(to_yaml(config))
         else:
-            other = [key for key in diff(kept, self.config) if not key.startswith(_MAY_DIFFER)]
+            other = [key for key in diff(kept, config) if not key.startswith(_MAY_DIFFER)]
             if other:
                 raise DogbreedError(
                     f"{self.folder} holds a search with another configuration: {', '.join(other[:5])} differ. Continue "
@@ -107,7 +106,7 @@ class Search:
         waiting = self.study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
         if self.current and not waiting and all(trial.params != self.current for trial in finished):
             self.study.enqueue_trial(self.current)
-        seed = self.config["seed"] * 100_003 + len(finished)
+        seed = self.config.seed * 100_003 + len(finished)
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         distributions = {key: _distribution(optuna, bounds) for key, bounds in self.space.items()}
         return [self.study.ask(distributions) for _ in range(count)]
@@ -138,7 +137,7 @@ class Search:
         if stopped:
             self.study.tell(trial, state=states.PRUNED)
         else:
-            self.study.tell(trial, best[self.settings["objective"]])
+            self.study.tell(trial, best[self.settings.objective])
 
     def best(self) -> Any | None:
         """Return the best complete trial; None before there is one."""
@@ -160,7 +159,7 @@ class Search:
         ours = [head.best["val_loss"] for head in heads]
         earlier = [min(curve[:epoch]) for curve in self.curves if len(curve) >= epoch]
         everyone = [value for value in ours + earlier if math.isfinite(value)]
-        if not self.settings["prune"] or epoch < MIN_EPOCHS_BEFORE_PRUNING or len(everyone) < MIN_TRIALS_TO_COMPARE:
+        if not self.settings.prune or epoch < MIN_EPOCHS_BEFORE_PRUNING or len(everyone) < MIN_TRIALS_TO_COMPARE:
             return [False] * len(heads)
         median = statistics.median(everyone)
         return [value > median for value in ours]
@@ -171,7 +170,7 @@ class Search:
         best = self.best()
         if best is None:
             return
-        objective = self.settings["objective"]
+        objective = self.settings.objective
         overrides: dict[str, Any] = {}
         for key, value in best.params.items():
             set_dotted(overrides, key, value)
@@ -190,23 +189,20 @@ class Search:
         """Return the line that trains with the winner."""
         best = self.best()
         values = best.params if best else {}
-        kept = [part for part in reproduce.overrides(self.config) if part.split("=")[0] not in values]
+        kept = [part for part in reproduce.overrides(self.config.to_dict()) if part.split("=")[0] not in values]
         kept = [part for part in kept if not part.startswith("search.")]
         winner = [f"{key}={literal(value)}" for key, value in values.items()]
         return shlex.join(["python", "-m", "dogbreed.train", *kept, *winner])
 
     def _write_trials(self) -> None:
         keys = list(self.space)
-        text = io.StringIO()
-        writer = csv.writer(text)
-        writer.writerow(["number", "state", *keys, *_COLUMNS])
+        rows = []
         for number, trial in enumerate(self.finished()):
             results = trial.user_attrs
             state = "diverged" if results.get("diverged") else trial.state.name.lower()
             columns = (results.get(name, "") for name in _COLUMNS)
-            writer.writerow([number, state, *(trial.params[key] for key in keys), *columns])
-        with atomic_write(self.folder / "trials.csv") as file:
-            file.write_text(text.getvalue())
+            rows.append([number, state, *(trial.params[key] for key in keys), *columns])
+        write_csv(self.folder / "trials.csv", ["number", "state", *keys, *_COLUMNS], rows)
 
 
 def _distribution(optuna: Any, bounds: Mapping[str, Any]) -> Any:

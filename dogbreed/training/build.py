@@ -5,53 +5,29 @@ import os
 import sys
 import warnings
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import compose, diff, flatten
+from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.monitor.history import BEST, EarlyStopping
+from dogbreed.monitor.history import EarlyStopping
 from dogbreed.monitor.progress_bar import PlainProgress, ProgressBar
 from dogbreed.monitor.smdebug_hook import TensorHook, wanted
 
-# A resumed run may differ in these: where it runs and what it says, not what it computes.
-MAY_DIFFER = (
-    "output_dir",
-    "resume",
-    "progress",
-    "loggers",
-    "test",
-    "early_stopping",
-    "data.num_workers",
-    "data.root",
-    "data.download",
-    "data.url",
-    "model.weights",
-    "cache.mode",
-    "cache.dir",
-    "cache.max_gb",
-    "search.",
-    "sagemaker.",
-    "profile",
-    "rules.",
-    "debugger.",
-    "trainer.max_epochs",
-    "trainer.max_time",
-    "trainer.enable_model_summary",
-    "trainer.log_every_n_steps",
-    "trainer.profiler",
-)
 LOGGERS = {
     "csv": "CSVLogger",
     "tensorboard": "TensorBoardLogger",
@@ -65,7 +41,7 @@ FOLDER_FOR_RANKS = "DOGBREED_OUTPUT_DIR"
 
 
 def prepare_process() -> None:
-    """Settings of the whole process: no denormal numbers, and no chatter.
+    """Make the settings of the whole process: no denormal numbers, and no chatter.
 
     An optimizer's moments shrink until they are denormal, and a step then takes up to 20 times as long. Lightning says
     in many lines what the run says in three.
@@ -86,8 +62,15 @@ def prepare_process() -> None:
         warnings.filterwarnings("ignore", message=message)
 
 
+@rank_zero_only
+def say(text: str) -> None:
+    """Print in the main process."""
+    # Names of files need not be UTF-8, and a terminal takes nothing else.
+    print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
 def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Refuses what Lightning takes, but after which there would be nothing to export.
+    """Refuse what Lightning takes, but after which there would be nothing to export.
 
     Raises:
         DogbreedError: Nothing would be trained, or nothing validated, by which the best epoch is chosen.
@@ -102,116 +85,49 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
             raise DogbreedError(f"trainer.{key}=0 leaves nothing to {lacks}; give more, or leave it out.")
 
 
-def run_folder(settings: Mapping[str, Any], checkpoint: Path | None) -> Path:
+def run_folder(config: Config, checkpoint: Path | None) -> Path:
     """Return where a run writes; a folder of the run's own is made at once, so that no other run takes the same."""
     if os.environ.get(FOLDER_FOR_RANKS):
         return Path(os.environ[FOLDER_FOR_RANKS])
-    if settings["output_dir"]:
-        return Path(settings["output_dir"])
+    if config.output_dir:
+        return Path(config.output_dir)
     return checkpoint.parent.parent if checkpoint is not None else new_folder(Path("outputs"))
 
 
-def find_checkpoint(settings: Mapping[str, Any]) -> Path | None:
-    """The checkpoint that `resume` means: a file, a run's folder, `last` or `auto`."""
-    wanted = settings["resume"]
-    if not wanted:
-        return None
-    if wanted in ("last", "auto"):
-        if settings["output_dir"]:
-            found = [Path(settings["output_dir"]) / "checkpoints" / "last.ckpt"]
-        else:
-            # outputs/DATE/TIME, and folders that were named, such as output_dir=outputs/dogs
-            runs = [path for depth in ("*", "*/*") for path in Path("outputs").glob(f"{depth}/checkpoints/last.ckpt")]
-            found = sorted(runs, key=lambda path: path.stat().st_mtime)
-        found = [path for path in found if path.is_file()]
-        if found:
-            return found[-1]
-        if wanted == "auto":
-            return None
-        where = settings["output_dir"] or "outputs/"
-        raise DogbreedError(f"resume=last: there is no checkpoint in {where}; resume=auto starts from scratch then.")
-    path = Path(wanted)
-    if path.is_dir():
-        path = path / "checkpoints" / "last.ckpt"
-    if not path.is_file():
-        raise DogbreedError(f"resume={wanted} is no checkpoint and no run's folder.")
-    return path
-
-
-def check_same_run(checkpoint: Mapping[str, Any], settings: Mapping[str, Any], path: Path) -> None:
-    """Refuses to go on with a checkpoint of another configuration.
-
-    Raises:
-        DogbreedError: Names the keys that differ.
-    """
-    kept = checkpoint.get("callbacks", {}).get("History", {}).get("config")
-    if kept is None:
-        raise DogbreedError(f"{path} was not written by a run of dogbreed.train, so it cannot be resumed.")
-    old, new, defaults = flatten(kept), flatten(settings), flatten(compose(()))
-    keys = [
-        key
-        for key in diff(kept, settings)
-        if not key.startswith(MAY_DIFFER) and (key in old or new.get(key) != defaults.get(key))  # a key of today
-    ]
-    if settings["data"]["augment"] != "crop" and "cache.views" in keys:
-        keys.remove("cache.views")  # nothing looks at them
-    if settings["model"]["schedule"] != "constant" and "trainer.max_epochs" in diff(kept, settings):
-        keys.append("trainer.max_epochs")  # the schedule is spread over all epochs
-    if keys:
-        differences = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
-        raise DogbreedError(
-            f"{path} belongs to another configuration: {differences}. Resume with the same, or start from scratch."
-        )
-
-
-def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:
-    """The checkpoint of the best epoch so far, of a run that is gone on with; None where it has none.
-
-    Raises:
-        DogbreedError: It is gone, and could not be exported if it stays the best.
-    """
-    history = checkpoint["callbacks"]["History"]
-    best = history["best"]
-    if best is None:
-        return None
-    if best["epoch"] == history["rows"][-1]["epoch"]:
-        return path
-    beside = path.with_name(BEST)
-    if not beside.is_file():
-        raise DogbreedError(
-            f"{path} needs {BEST} beside it, which has the weights of epoch {best['epoch']:.0f}, the best so far; move "
-            "the whole folder."
-        )
-    return beside
-
-
-def build_data(settings: Mapping[str, Any], quiet: bool) -> DogImages:
-    """The data group as DogImages, with the preprocessing that the network's weights expect."""
-    model = settings["model"]
-    given = dict(settings["data"])
-    resize, size = given.pop("resize"), given.pop("size")
-    memory = cache_folder(settings["cache"]["dir"]) / "scan.json"
+def build_data(config: Config, quiet: bool) -> DogImages:
+    """Return the data group as DogImages, with the preprocessing that the network's weights expect."""
+    arguments = vars(config.data).copy()
+    resize, size = arguments.pop("resize"), arguments.pop("size")
     return DogImages(
-        **given,
-        preprocessing=backbones.preprocessing_of(model["backbone"], weights=model["weights"], resize=resize, size=size),
-        views=settings["cache"]["views"],
-        scan_memory=memory,
-        seed=settings["seed"],
+        **arguments,
+        preprocessing=backbones.preprocessing_of(
+            config.model.backbone, weights=config.model.weights, resize=resize, size=size
+        ),
+        views=config.cache.views,
+        scan_memory=cache_folder(config.cache.dir) / "scan.json",
+        seed=config.seed,
         quiet=quiet,
     )
 
 
-def build_model(
-    settings: Mapping[str, Any], data: DogImages, checkpoint: Mapping[str, Any] | None
-) -> DogBreedClassifier:
-    """The model group as a classifier of the data's classes; with a checkpoint, no weights are looked for."""
-    arguments = dict(settings["model"])
+def build_model(config: Config, data: DogImages, checkpoint: Mapping[str, Any] | None) -> DogBreedClassifier:
+    """Return the model group as a classifier of the data's classes.
+
+    Args:
+        config: The whole configuration.
+        data: Set up.
+        checkpoint: Holds the network's values, so that no weights are looked for.
+
+    Raises:
+        DogbreedError: The checkpoint has other classes, or the weights cannot be loaded.
+    """
+    arguments = vars(config.model).copy()
     if checkpoint is not None:
         arguments["weights"] = None
     model = DogBreedClassifier(
         len(data.classes),
         **arguments,
-        seed=settings["seed"],
+        seed=config.seed,
         class_names=data.classes,
         preprocessing=data.preprocessing.to_dict(),
     )
@@ -222,65 +138,68 @@ def build_model(
     return model
 
 
-def build_cache(settings: Mapping[str, Any], quiet: bool) -> FeatureCache:
-    """The cache group as a callback."""
-    given = settings["cache"]
+def build_cache(config: Config, quiet: bool) -> FeatureCache:
+    """Return the cache group as a callback."""
+    cache = config.cache
     return FeatureCache(
-        given["mode"], folder=given["dir"], precision=given["precision"], max_gb=given["max_gb"], quiet=quiet
+        cache.mode,
+        folder=cache.dir,
+        precision=cache.precision,
+        max_gb=cache.max_gb,
+        quiet=quiet or config.progress == "none",
     )
 
 
-def build_callbacks(settings: Mapping[str, Any], quiet: bool) -> list[Callback]:
-    """The cache, early stopping and progress, as far as they are wanted."""
-    progress = settings["progress"]
+def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]:
+    """Return early stopping, progress and the debugger's hook, where they are wanted."""
+    progress = config.progress
     if progress not in ("auto", "bar", "plain", "none"):
         raise DogbreedError(f"progress={progress} is unknown; it is one of auto, bar, plain, none.")
     if progress == "auto":
         progress = "bar" if sys.stderr.isatty() else "plain"
-    callbacks: list[Callback] = [build_cache(settings, quiet=quiet or progress == "none")]
-    if settings["early_stopping"] is not None:
-        callbacks.append(EarlyStopping(settings["early_stopping"]))
+    callbacks: list[Callback] = []
+    if config.early_stopping is not None:
+        callbacks.append(EarlyStopping(config.early_stopping))
     if progress != "none" and not quiet:
         callbacks.append(ProgressBar() if progress == "bar" else PlainProgress())
-    return callbacks
+    debugger = asdict(config.debugger)
+    return [*callbacks, TensorHook(debugger, folder, quiet=quiet)] if wanted(debugger) else callbacks
 
 
-def build_hook(settings: Mapping[str, Any], folder: Path, quiet: bool) -> list[Callback]:
-    """The debugger group as a callback, where it is asked for."""
-    return [TensorHook(settings["debugger"], folder, quiet=quiet)] if wanted(settings["debugger"]) else []
+def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
+    """Return Lightning's loggers by their short names, writing into the run's folder.
 
-
-def build_loggers(wanted: Mapping[str, Any] | None, folder: Path) -> list[Any]:
-    """Lightning's loggers by their short names, writing into the run's folder."""
-    made = []
-    for name, arguments in (wanted or {}).items():
+    Raises:
+        DogbreedError: One is unknown, not installed, or does not take its arguments.
+    """
+    built = []
+    for name, arguments in (loggers or {}).items():
         if name not in LOGGERS:
             raise DogbreedError(f"loggers.{name} is unknown; known are {', '.join(LOGGERS)}.")
-        given = dict(arguments or {})
+        keywords = dict(arguments or {})
         if name in ("csv", "tensorboard"):
-            given = {"save_dir": folder, "name": name, "version": "", **given}
+            keywords = {"save_dir": folder, "name": name, "version": "", **keywords}
         elif name != "comet":
-            given = {"save_dir": folder, **given}
+            keywords = {"save_dir": folder, **keywords}
         try:
-            made.append(getattr(lightning_loggers, LOGGERS[name])(**given))
+            built.append(getattr(lightning_loggers, LOGGERS[name])(**keywords))
         except ModuleNotFoundError as error:
             raise DogbreedError(f"loggers.{name} needs a package that is not installed: {error}.") from error
         except TypeError as error:
             raise DogbreedError(f"loggers.{name} does not take these arguments: {error}.") from error
-    return made
+    return built
 
 
 def build_trainer(arguments: Mapping[str, Any]) -> Trainer:
-    """Lightning's Trainer; what it refuses becomes a sentence."""
+    """Return Lightning's Trainer.
+
+    Raises:
+        DogbreedError: What Lightning refuses, in one line.
+    """
     try:
         return Trainer(**arguments)
-    except (TypeError, ValueError, RuntimeError) as error:  # MisconfigurationException is a RuntimeError or Exception
-        raise DogbreedError(f"Lightning's Trainer refuses these settings: {_one_line(error)}") from error
     except Exception as error:
-        if type(error).__name__ == "MisconfigurationException":
-            raise DogbreedError(f"Lightning's Trainer refuses these settings: {_one_line(error)}") from error
+        if isinstance(error, TypeError | ValueError | RuntimeError | MisconfigurationException):
+            message = " ".join(str(error).split())
+            raise DogbreedError(f"Lightning's Trainer refuses these settings: {message}") from error
         raise
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

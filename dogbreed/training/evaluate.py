@@ -1,4 +1,4 @@
-"""`python -m dogbreed.evaluate`: measures an exported model on folders of photographs.
+"""Measure an exported model on folders of photographs.
 
 Every image goes the way that it goes in an endpoint: its bytes into `images.load`, the input into `Predictor.logits`.
 The figures therefore are those of what is served, whatever it was trained with.
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder, write_csv, write_json
-from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
+from dogbreed.core.metric_lines import accuracy_line
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
 from dogbreed.data.datasets import Skipped, SplitFiles
@@ -34,6 +34,7 @@ from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_row
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
+from dogbreed.training.results import test_line
 
 PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of the keys in metrics.json
 
@@ -66,38 +67,15 @@ def evaluate(
     device: str | None = None,
     quiet: bool = False,
 ) -> Result:
-    """Measures an exported model on one split.
-
-    Args:
-        model: An exported model, or the folder of its run.
-        root: Holds `<split>/<class>/`, or the class folders themselves; None takes what the model was trained on.
-        split: `test`, `valid` or `train`.
-        output_dir: None makes `evaluation/<date>/<time>/`.
-        batch_size: Images in one pass.
-        num_workers: Threads that decode; 0 takes one a core, 8 at most.
-        on_bad_image: `skip` or `error`.
-        max_pixels: Larger images count as bad.
-        device: None takes a GPU where there is one.
-        quiet: Neither progress nor lines.
-
-    Raises:
-        DogbreedError: No such folder, a class that the model does not know, no usable image, a model that cannot be
-            read. Nothing has been written then.
-    """
+    """Measure an exported model on one split, as `dogbreed.evaluate` describes it."""
     started = time.monotonic()
-    if split not in SPLITS:
-        raise DogbreedError(f"split={split} is unknown; it is one of {', '.join(SPLITS)}.")
-    if on_bad_image not in ("skip", "error"):
-        raise DogbreedError(f"data.on_bad_image={on_bad_image} is unknown; it is one of skip, error.")
-    if batch_size < 1 or not isinstance(num_workers, int) or num_workers < 0:
-        raise DogbreedError("data.batch_size is a whole number from 1, and data.num_workers one from 0.")
+    _check_arguments(split, on_bad_image, batch_size, num_workers)
     predictor = Predictor(find_model(Path(model)), device=find_device(device), max_pixels=max_pixels)
     root = _root(root, predictor.model.config)
     folder = _split_folder(root, split)
     names = predictor.class_names
-    files = _files(folder, names)
     predictions, samples, skipped = _predictions_of(
-        predictor, files, split, batch_size, num_workers, on_bad_image, quiet
+        predictor, _files(folder, names), split, batch_size, num_workers, on_bad_image, quiet
     )
     missing = [names[label] for label in range(len(names)) if label not in set(samples.labels.tolist())]
     metrics = {
@@ -119,16 +97,18 @@ def evaluate(
     report = _report(str(model), root, predictor, photos, predictions, metrics, skipped)
     training_report.write_safely(destination / "report.html", report)
     if not quiet:
-        print(_test_line(predictions, metrics), flush=True)
+        print(test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), flush=True)
         print(_summary(metrics, destination, skipped, missing))
     return Result(metrics, destination, predictions)
 
 
-def _test_line(predictions: Predictions, metrics: Mapping[str, Any]) -> str:
-    correct, total = int((predictions.predicted == predictions.labels).sum()), len(predictions)
-    loss = metrics[f"{PREFIX[predictions.split]}_loss"]
-    line = TEST_LINE.format(loss=loss, correct=correct, total=total, percent=100 * correct / total)
-    return line.replace("Test", predictions.split.capitalize(), 1)  # a tool that looks for a test finds no other
+def _check_arguments(split: str, on_bad_image: str, batch_size: int, num_workers: int) -> None:
+    if split not in SPLITS:
+        raise DogbreedError(f"split={split} is unknown; it is one of {', '.join(SPLITS)}.")
+    if on_bad_image not in ("skip", "error"):
+        raise DogbreedError(f"data.on_bad_image={on_bad_image} is unknown; it is one of skip, error.")
+    if batch_size < 1 or not isinstance(num_workers, int) or num_workers < 0:
+        raise DogbreedError("data.batch_size is a whole number from 1, and data.num_workers one from 0.")
 
 
 def _report(
@@ -167,19 +147,19 @@ def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
 
 
 def _split_folder(root: Path, split: str) -> Path:
-    """`root/split`, or root itself where it has no splits."""
-    there = find_splits(root)
-    if split in there:
-        return there[split]
-    if there:
-        raise DogbreedError(f"{root} has no folder {split}/; it has {', '.join(there)}: choose one with split=.")
+    """Return `root/split`, or root itself where it has no splits."""
+    splits = find_splits(root)
+    if split in splits:
+        return splits[split]
+    if splits:
+        raise DogbreedError(f"{root} has no folder {split}/; it has {', '.join(splits)}: choose one with split=.")
     return root
 
 
 def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    """Every file with the class that its folder names."""
+    """Return every file with the class that its folder names."""
     label_of = {name: label for label, name in enumerate(names)}
-    found = []
+    files = []
     for name, inside in sorted(class_folders(folder).items()):
         plain = name if name in label_of else plain_name(name)
         if plain not in label_of:
@@ -189,10 +169,10 @@ def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
                 f"{inside} is a breed that the model does not know (it knows {len(names)}){hint} "
                 "Rename the folder, or move it away."
             )
-        found += [(path, label_of[plain]) for path in list_images(inside)]
-    if not found:
-        raise DogbreedError(f"{folder} holds no class folders with images; it should hold one folder a breed.")
-    return found
+        files += [(path, label_of[plain]) for path in list_images(inside)]
+    if not files:
+        raise DogbreedError(f"{folder} holds no class folders with images; it should hold one folder per class.")
+    return files
 
 
 def _predictions_of(
@@ -204,7 +184,7 @@ def _predictions_of(
     on_bad_image: str,
     quiet: bool,
 ) -> tuple[Predictions, SplitFiles, list[Skipped]]:
-    """Logits of all files that are images; decoding runs in threads, one batch at a time."""
+    """Return logits of all files that are images; decoding runs in threads, one batch at a time."""
 
     def read(path: Path) -> tuple[str, Tensor] | BadImage:
         try:
@@ -240,14 +220,14 @@ def _predictions_of(
     if not used:
         raise DogbreedError(f"None of the {len(files)} files can be used; the first: {skipped[0].reason}.")
     paths, labels, digests = ([*column] for column in zip(*used, strict=True))
-    given = np.array(labels, dtype=np.int64)
-    predictions = Predictions(split, torch.cat(logits), torch.from_numpy(given), paths, predictor.model.temperature)
-    return predictions, SplitFiles(paths, given, digests, []), skipped
+    indices = np.array(labels, dtype=np.int64)
+    predictions = Predictions(split, torch.cat(logits), torch.from_numpy(indices), paths, predictor.model.temperature)
+    return predictions, SplitFiles(paths, indices, digests, []), skipped
 
 
 def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) -> dict[str, SplitFiles]:
-    """The files beside the evaluated split, among which the report looks for copies of its photographs."""
-    found: dict[str, SplitFiles] = {}
+    """Return the files beside the evaluated split, among which the report looks for copies of its photographs."""
+    splits: dict[str, SplitFiles] = {}
     for other in SPLITS if folder != root else ():
         if other == split or not (root / other).is_dir():
             continue
@@ -256,8 +236,8 @@ def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) ->
         except DogbreedError:  # it was not asked for
             continue
         labels = np.array([label for _, label in files], dtype=np.int64)
-        found[other] = SplitFiles([path for path, _ in files], labels, [], [])
-    return found
+        splits[other] = SplitFiles([path for path, _ in files], labels, [], [])
+    return splits
 
 
 def _summary(metrics: Mapping[str, Any], folder: Path, skipped: Sequence[Skipped], missing: Sequence[str]) -> str:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dogbreed.config.compose import compose
+from dogbreed.config.settings import Config
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
@@ -36,8 +37,8 @@ def settings(dog_tree: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
     return [*SMALL, f"data.root={dog_tree}", f"output_dir={tmp_path / 'run'}"]
 
 
-def on_features(overrides: list[str]) -> tuple[DogBreedClassifier, DogImages, dict[str, Any]]:
-    config = compose(overrides)
+def on_features(overrides: list[str]) -> tuple[DogBreedClassifier, DogImages, Config]:
+    config = Config.from_dict(compose(overrides))
     data = build_data(config, quiet=True)
     data.setup()
     model = build_model(config, data, None)
@@ -74,7 +75,7 @@ def test_a_head_in_the_stack_is_the_head_trained_alone(
     ]
     model, data, config = on_features(settings)
     stacked = [Head(**trial) for trial in trials]
-    HeadTrainer(model, data).train(stacked, batch_size=batch_size, epochs=config["trainer"]["max_epochs"])
+    HeadTrainer(model, data).train(stacked, batch_size=batch_size, epochs=config.trainer["max_epochs"])
     for trial, head in zip(trials, stacked, strict=True):
         alone = train(overrides=[*settings, *(f"model.{key}={value}" for key, value in trial.items())])
         assert head.best["val_loss"] == pytest.approx(alone.metrics["val_loss"], abs=1e-4)

@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from dogbreed.config.compose import compose
+from dogbreed.config.settings import Config
 from dogbreed.search.run import tune
 from dogbreed.search.stacked_heads import Head, HeadTrainer
 from dogbreed.search.study import Search
@@ -199,7 +200,7 @@ def test_stopped_by_hand(
 
 
 def test_the_median_rule(settings: list[str], tmp_path: Path) -> None:
-    search = Search(compose([*settings, f"output_dir={tmp_path}"]))
+    search = Search(Config.from_dict(compose([*settings, f"output_dir={tmp_path}"])))
 
     def head(*losses: float) -> Head:
         return Head(lr=0.01, history=[{"val_loss": loss, "val_acc": 0.0} for loss in losses])

@@ -13,7 +13,8 @@ from support import runs
 
 from dogbreed import DogBreedClassifier
 from dogbreed.config.compose import compose
-from dogbreed.training.build import find_checkpoint
+from dogbreed.config.settings import Config
+from dogbreed.training.resume import find_checkpoint
 
 EPOCHS = 12
 CONFIGS = {
@@ -173,5 +174,6 @@ def test_last_is_the_newest_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyP
         path.parent.mkdir(parents=True)
         path.touch()
         os.utime(path, (1e9 - age, 1e9 - age))
-    assert find_checkpoint(compose(["resume=last"])) == named
-    assert find_checkpoint(compose(["resume=last", "output_dir=outputs/2026-01-01/10-00-00"])) == by_time
+    assert find_checkpoint(Config.from_dict(compose(["resume=last"]))) == named
+    config = Config.from_dict(compose(["resume=last", "output_dir=outputs/2026-01-01/10-00-00"]))
+    assert find_checkpoint(config) == by_time

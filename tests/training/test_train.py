@@ -15,6 +15,7 @@ from support import runs
 
 from dogbreed import DogBreedClassifier, Predictor
 from dogbreed.config.compose import compose
+from dogbreed.config.settings import Config
 from dogbreed.core.metric_lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.data.images import load
 from dogbreed.training.build import run_folder
@@ -345,7 +346,7 @@ def test_multirun_and_folders_by_time(tmp_path: Path, monkeypatch: pytest.Monkey
 def test_two_runs_of_one_second_have_a_folder_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The folder is made at the moment of choosing, and is gone again where a run is refused."""
     monkeypatch.chdir(tmp_path)
-    first, second = (run_folder(compose(()), None) for _ in range(2))
+    first, second = (run_folder(Config.from_dict(compose(())), None) for _ in range(2))
     assert first != second
     assert first.is_dir()
     assert second.is_dir()

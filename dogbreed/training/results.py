@@ -1,0 +1,208 @@
+"""After training: evaluate the best checkpoint, measure, export and report it."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lightning.pytorch import Trainer
+
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.config.settings import Config
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import remove, write_csv, write_json
+from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
+from dogbreed.data.datamodule import DogImages
+from dogbreed.inference import model_folder
+from dogbreed.metrics.calibration import choose_temperature
+from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
+from dogbreed.metrics.predictions import Predictions
+from dogbreed.models.checkpoints import changed_state
+from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.monitor.callback import LiveRules
+from dogbreed.monitor.history import History
+from dogbreed.monitor.profiler import Profiling
+from dogbreed.report import profile_report, training_report
+from dogbreed.report.inputs import ReportInputs
+from dogbreed.training.build import say
+
+
+@dataclass(frozen=True)
+class Run:
+    """The parts of a run.
+
+    Attributes:
+        config: The whole configuration.
+        data: Set up.
+        model: As it was last trained, until `finish` gives it the weights of the best epoch.
+        trainer: Lightning's.
+        cache: The features' callback.
+        history: The epochs, and the run's folder.
+        live_rules: What watched the training.
+        profiling: None where the run is not profiled.
+        started: `time.monotonic()` at the beginning.
+    """
+
+    config: Config
+    data: DogImages
+    model: DogBreedClassifier
+    trainer: Trainer
+    cache: FeatureCache
+    history: History
+    live_rules: LiveRules
+    profiling: Profiling | None
+    started: float
+
+
+def finish(run: Run) -> dict[str, Any]:
+    """Evaluate, export and report a run that was trained.
+
+    Returns:
+        The metrics, as in `metrics.json`; none in processes other than the first.
+
+    Raises:
+        DogbreedError: No epoch finished, or the disk is full.
+    """
+    best = _load_best(run)
+    splits = _evaluate(run)
+    if not run.trainer.is_global_zero:
+        return {}
+    temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
+    splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
+    metrics = _metrics(run, best, splits)
+    folder, test = run.history.folder, splits.get("test")
+    write_json(folder / "metrics.json", metrics)
+    if test:
+        write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(test, run.data.classes, run.data.root))
+        say(test_line(test, metrics["test_loss"]))
+    _export(run, metrics)
+    _report(run, metrics, test or splits["valid"])
+    # What lies there from an earlier run would pass for this run's.
+    remove(folder / name for name, made in (("profile", run.profiling), ("predictions.csv", test)) if not made)
+    say(_summary(run, metrics, len(test or ())))
+    return metrics
+
+
+def test_line(predictions: Predictions, loss: float) -> str:
+    """Return the line of a split's loss and accuracy that tools read."""
+    correct, total = int((predictions.predicted == predictions.labels).sum()), len(predictions)
+    line = TEST_LINE.format(loss=loss, correct=correct, total=total, percent=100 * correct / total)
+    return line.replace("Test", predictions.split.capitalize(), 1)  # a tool that looks for a test finds no other
+
+
+def _load_best(run: Run) -> Mapping[str, float]:
+    """Give the model the weights of the best epoch; return the row of that epoch."""
+    if run.history.chosen is None:
+        raise DogbreedError(
+            "No epoch finished, so there is nothing to evaluate; give trainer.max_epochs, "
+            "trainer.max_steps or trainer.max_time room for one."
+        )
+    file, best = run.history.chosen
+    trainer = run.trainer
+    if trainer.num_nodes == 1:
+        state = changed_state(file)
+    else:  # it lies on the first machine's disk, which others may not see
+        state = trainer.strategy.broadcast(changed_state(file) if trainer.is_global_zero else {})
+    run.model.network.load_state_dict(state, strict=False)
+    return best
+
+
+def _evaluate(run: Run) -> dict[str, Predictions]:
+    """Return what the model predicts for valid, and for test where that is wanted."""
+    run.trainer.validate(run.model, datamodule=run.data, verbose=False)
+    splits = {"valid": _predictions(run, "valid")}
+    if run.config.test and "test" in run.data.samples and run.config.trainer["limit_test_batches"] != 0:
+        run.model.predictions = None  # those of the validation may not pass for the test's
+        run.trainer.test(run.model, datamodule=run.data, verbose=False)
+        splits["test"] = _predictions(run, "test")
+    return splits
+
+
+def _predictions(run: Run, split: str) -> Predictions:
+    outputs = run.model.predictions
+    assert outputs is not None
+    paths = [run.data.samples[split].paths[index] for index in outputs.indices.tolist()]
+    return Predictions(split, outputs.logits, outputs.labels, paths)
+
+
+def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictions]) -> dict[str, Any]:
+    measured = measure(splits["valid"], "val")
+    training_seconds = sum(row["seconds"] for row in run.history.rows)
+    return {
+        "train_loss": best["train_loss"],
+        "val_loss": measured["val_loss"],
+        "val_acc": measured["val_acc"],
+        **(measure(splits["test"]) if "test" in splits else {}),
+        "temperature": splits["valid"].temperature,
+        "epochs": len(run.history.rows),
+        "best_epoch": best["epoch"],
+        "seconds": round(time.monotonic() - run.started, 3),
+        "images_seen": run.model.images_seen,
+        "images_per_second": round(run.model.images_seen / max(training_seconds, 1e-9), 1),
+        "images_skipped": len(run.data.skipped),
+        "cache": run.cache.state,
+        "device": str(run.trainer.strategy.root_device),
+    }
+
+
+def _export(run: Run, metrics: dict[str, Any]) -> None:
+    model = run.model
+    exported = model_folder.Exported(
+        network=model.network,
+        backbone=model.hparams["backbone"],
+        class_names=model.class_names,
+        preprocessing=model.preprocessing,
+        temperature=metrics["temperature"],
+        config=run.history.config,
+        metrics=metrics,
+    )
+    model_folder.save(run.history.folder / "model", exported)
+
+
+def _report(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None:
+    folder, data, findings = run.history.folder, run.data, run.live_rules.all_findings()
+    inputs = ReportInputs(
+        class_names=data.classes,
+        backbone=run.model.hparams["backbone"],
+        preprocessing=run.model.preprocessing,
+        root=data.root,
+        photos=data.samples,
+        predictions=predictions,
+        metrics=metrics,
+        history=run.history.rows,
+        skipped=data.skipped,
+        config=run.history.config,
+        network=run.model.network,
+        findings=findings,
+    )
+    training_report.write_safely(folder / "report.html", inputs)
+    if run.profiling:
+        profile = run.profiling.result(findings, run.config.rules.step_outlier)
+        title = f"{inputs.backbone} on {data.root.resolve().name or data.root}"
+        profile_report.write_safely(folder / "profile", profile, title, run.history.config)
+
+
+def _summary(run: Run, metrics: Mapping[str, Any], tested: int) -> str:
+    folder, skipped = run.history.folder, run.data.skipped
+    lines = [""]
+    if tested:
+        features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
+        lines.append(f"{accuracy_line(metrics, 'test', tested)},")
+        lines.append(
+            f"with the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}, in {metrics['seconds']:.0f} s "
+            f"on {metrics['device']}{features}."
+        )
+    if skipped:
+        lines.append(f"Skipped {len(skipped)} files that are no readable images: {folder / 'skipped.csv'}")
+    lines += [
+        "",
+        f"{folder}/",
+        "  report.html      what was reached, to look at",
+        *(["  profile/         where the time went: profile/report.html"] if run.profiling else []),
+        "  model/           the model, to use and to deploy",
+        *(["  predictions.csv  the answer for every test image"] if tested else []),
+        "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
+        "",
+        f"Try it: python -m dogbreed.predict {folder / 'model'} PHOTO",
+    ]
+    return "\n".join(lines)
