@@ -30,8 +30,8 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    given = _parser().parse_args(argv)
-    return guard(lambda: _run(given))
+    arguments = _parser().parse_args(argv)
+    return guard(lambda: _run(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -58,28 +58,32 @@ def _parser() -> argparse.ArgumentParser:
     return frame
 
 
-def _run(given: argparse.Namespace) -> int:
+def _run(arguments: argparse.Namespace) -> int:
     started = time.perf_counter()
     for name in ("threads", "max_batch", "max_queue", "max_body", "max_pixels", "timeout"):
-        value = getattr(given, name)
+        value = getattr(arguments, name)
         if value is not None and not 0 < value < 1e9:
             raise DogbreedError(f"--{name.replace('_', '-')} {value} is out of range; it is more than 0.")
-    if not 0 <= given.max_wait < 1e6:
-        raise DogbreedError(f"--max-wait {given.max_wait} is out of range; it is 0 or more.")
+    if not 0 <= arguments.max_wait < 1e6:
+        raise DogbreedError(f"--max-wait {arguments.max_wait} is out of range; it is 0 or more.")
     from dogbreed.inference.photographs import find_device, find_model
     from dogbreed.inference.predictor import Predictor
     from dogbreed.serving.app import create_app
     from dogbreed.serving.server import bind, serve
     from dogbreed.serving.service import Limits, Service
 
-    listener = bind(given.host, given.port)
+    listener = bind(arguments.host, arguments.port)
     with listener:
-        model = find_model(given.model)
-        device, pixels = find_device(given.device), int(given.max_pixels * 1e6)
-        predictor = Predictor(model, device=device, max_pixels=pixels, precision=given.precision)
-        limits = Limits(int(given.max_body * 1e6), given.timeout, queue=given.max_queue)
+        model = find_model(arguments.model)
+        device, pixels = find_device(arguments.device), int(arguments.max_pixels * 1e6)
+        predictor = Predictor(model, device=device, max_pixels=pixels, precision=arguments.precision)
+        limits = Limits(int(arguments.max_body * 1e6), arguments.timeout, queue=arguments.max_queue)
         service = Service(
-            predictor, limits, max_batch=given.max_batch, max_wait=given.max_wait / 1000, threads=given.threads
+            predictor,
+            limits,
+            max_batch=arguments.max_batch,
+            max_wait=arguments.max_wait / 1000,
+            threads=arguments.threads,
         )
         _log_to_stderr()
 

@@ -1,76 +1,63 @@
-"""What the commands for jobs share: reading the arguments, describing the job, and the three modes."""
+"""What the commands of launch/ share: arguments, help and modes; nothing else is loaded for a page of help."""
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dogbreed.config import cli
-from dogbreed.config.overrides import split_argv
+from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from launch import render
-from launch.aws.account import Account, offline_target
-from launch.aws.pricing import Prices
-from launch.aws.validate import check_kinds
-from launch.jobs import submit
-from launch.jobs.estimate import with_max_run
-from launch.jobs.request import describe, in_one_job
 
+MODES = ("submit", "plan", "rehearse")
 MODES_HELP = """
   mode=submit     sends it (the default)
   mode=plan       prints the exact request, what is sent along, time and cost; needs no AWS account and no network
   mode=rehearse   carries the very request out on this machine, without Docker and without AWS
 """
 
+Mode = Callable[[dict[str, Any]], None]
 
-def main(kind: str, prog: str, help: str, argv: Sequence[str]) -> int:
-    """Run a command for jobs; return the exit code.
+
+def main(prog: str, help: str, argv: Sequence[str] | None, modes: Mapping[str, Mode]) -> int:
+    """Run a command that takes settings alone; return the exit code.
 
     Args:
-        kind: `train` or `tune`.
         prog: How it is called.
         help: Its page.
-        argv: Its arguments.
+        argv: Its arguments; None for those of this process.
+        modes: What to do with the configuration, by mode.
     """
 
     def task(config: dict[str, Any]) -> None:
+        from launch.aws.validate import check_kinds
+
         check_kinds(config)
-        modes: dict[str, Callable[..., None]] = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
         if config["mode"] not in modes:
-            raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
-        modes[config["mode"]](with_max_run(config, kind), kind, _experiment(argv))
+            raise DogbreedError(f"mode={config['mode']} is unknown; here it is one of {', '.join(modes)}.")
+        modes[config["mode"]](config)
 
     return cli.run(task, prog=prog, help=help, argv=argv)
 
 
-def _experiment(argv: Sequence[str]) -> str | None:
-    """Return the experiment that a command line names."""
-    names = [word.partition("=")[2] for word in split_argv(argv)[1] if word.startswith(("experiment=", "+experiment="))]
-    return names[-1] if names else None
+def main_with_names(
+    prog: str, help: str, argv: Sequence[str] | None, modes: Callable[[list[str]], Mapping[str, Mode]]
+) -> int:
+    """Run a command that takes names beside settings, and the keys of `sagemaker.endpoint` without the group's name.
 
+    Args:
+        prog: How it is called.
+        help: Its page.
+        argv: Its arguments; None for those of this process.
+        modes: Gets the names; gives what to do with the configuration, by mode.
+    """
+    words = sys.argv[1:] if argv is None else list(argv)
 
-def _plan(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
-    job = describe(config, kind, offline_target(config), experiment)
-    print(render.describe(config, job, Prices(config)))
+    def run() -> int:
+        if {"-h", "--help"} & set(words):
+            return main(prog, help, words, {})
+        from launch.serving.request import split_arguments
 
+        names, settings = split_arguments(words)
+        return main(prog, help, settings, modes(names))
 
-def _rehearse(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
-    try:
-        from launch.rehearsal.training import rehearse
-    except ModuleNotFoundError as error:
-        raise DogbreedError(f"mode=rehearse needs {error.name}: pip install -e '.[rehearse]'.") from error
-    rehearse(config, describe(config, kind, offline_target(config), experiment))
-
-
-def _submit(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
-    if config["job"]:
-        tuning = kind == "tune" and not in_one_job(config)
-        config = submit.sent_config(config)
-        account = Account(config)
-        submit.follow(config, config["job"], account, submit.current_prices(config, account), tuning=tuning)
-        return
-    describe(config, kind, offline_target(config), experiment)  # an error here needs no account
-    account = Account(config)
-    job = describe(config, kind, account.with_role(), experiment)
-    prices = submit.current_prices(config, account)
-    for line in render.summary(config, job, prices):
-        print(line, flush=True)
-    submit.submit(config, job, account, prices)
+    return guard(run)

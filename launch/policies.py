@@ -8,12 +8,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed.config.compose import compose
-from dogbreed.config.overrides import to_overrides
 from dogbreed.core.cli import guard
-from launch.aws.account import offline_target
-from launch.aws.iam import policy
-from launch.aws.validate import check_kinds
 
 HELP = """usage: python launch/policies.py COMMAND [key=value ...]
 
@@ -41,6 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if not words or {"-h", "--help"} & set(words):
             print(HELP, end="")
             return
+        from dogbreed.config.compose import compose
+        from dogbreed.config.overrides import to_overrides
+        from launch.aws.account import offline_target
+        from launch.aws.iam import policy
+        from launch.aws.validate import check_kinds
+
         config = compose(to_overrides(words[1:]))
         check_kinds(config)
         print(json.dumps(policy(words[0], config, offline_target(config)), indent=2))

@@ -1,7 +1,7 @@
 """What `mode=plan` prints: the exact request, as YAML that `aws ... --cli-input-yaml` takes, and above it in comments
 what is sent along, how long it will take, what it will cost, and what to know before it is sent."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -9,9 +9,11 @@ from typing import Any
 import yaml
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import count, duration
 from dogbreed.inference.archive import CODE
+from launch.aws.account import Target
 from launch.aws.images import patch_notice
-from launch.aws.pricing import HOURS_PER_MONTH, Prices, duration
+from launch.aws.pricing import HOURS_PER_MONTH, Prices
 from launch.jobs.estimate import counts, estimates, warnings
 from launch.jobs.request import TUNING, Job
 from launch.serving import cost
@@ -29,10 +31,7 @@ def summary(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str
 
 def describe(config: Mapping[str, Any], job: Job, prices: Prices) -> str:
     """Return the whole plan; as YAML it is the request alone."""
-    lines = list(_lines(config, job, prices))
-    request = yaml.dump(job.request, sort_keys=False, width=1000, allow_unicode=True, Dumper=_Plain)
-    head = "\n".join(f"# {line}".rstrip() for line in lines)
-    return f"{head}\n\n{request}"
+    return f"{_comments(_lines(config, job, prices))}\n\n{_yaml(job.request)}"
 
 
 class _Plain(yaml.SafeDumper):
@@ -42,27 +41,40 @@ class _Plain(yaml.SafeDumper):
         return True
 
 
+def _yaml(request: Mapping[str, Any]) -> str:
+    return yaml.dump(request, sort_keys=False, width=1000, allow_unicode=True, Dumper=_Plain)
+
+
+def _comments(lines: Iterable[str]) -> str:
+    return "\n".join(f"# {line}".rstrip() for line in lines)
+
+
+def _assumed(target: Target, what: str) -> Iterator[str]:
+    if target.assumed:
+        yield from ("", f"Not known without an account, and replaced when {what} sent:")
+        yield from (f"  {name}: {stand_in}" for name, stand_in in target.assumed.items())
+
+
+def _warnings(lines: Sequence[str]) -> Iterator[str]:
+    if lines:
+        yield from ("", "Warnings:", *(f"  - {line}." for line in lines))
+
+
 def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
     yield f"Plan of {job.name}: nothing was sent, and no account was asked."
     yield f"Below is the request {job.operation}; {COMMANDS.get(job.operation, COMMANDS[''])} takes it too"
     yield "(--cli-input-yaml), once what it names is in S3."
-    if job.target.assumed:
-        yield ""
-        yield "Not known without an account, and replaced when it is sent:"
-        yield from (f"  {what}: {stand_in}" for what, stand_in in job.target.assumed.items())
+    yield from _assumed(job.target, "it is")
     yield ""
     yield f"Sent along: {job.code_uri}"
     size = sum(map(len, job.source.files.values()))
-    yield f"  {len(job.source.files)} files, {size:,} bytes, packed {len(job.source.archive):,}:"
+    yield f"  {count(len(job.source.files), 'file')}, {size:,} bytes, packed {len(job.source.archive):,}:"
     yield from (f"  {len(content):>9,}  {name}" for name, content in job.source.files.items())
     yield from (f"  {file.stat().st_size:>9,}  {file} -> {address}" for address, file in job.sent_along.items())
     yield from _data(config, job, prices)
     yield ""
     yield from _time_and_cost(config, job, prices)
-    if lines := list(warnings(config, job, prices)):
-        yield ""
-        yield "Warnings:"
-        yield from (f"  - {warning}." for warning in lines)
+    yield from _warnings(list(warnings(config, job, prices)))
 
 
 def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
@@ -109,14 +121,8 @@ def describe_deployment(config: Mapping[str, Any], deployment: Deployment, price
         prices: To compute with.
         certificate: What is known of the model's certificate, a sentence.
     """
-    lines = _deployment_lines(config, deployment, prices, certificate)
-    head = "\n".join(f"# {line}".rstrip() for line in lines)
-    calls = [
-        f"---\n# {step.service} {step.operation}\n"
-        + yaml.dump(step.request, sort_keys=False, width=1000, allow_unicode=True, Dumper=_Plain)
-        for step in deployment.steps
-    ]
-    return f"{head}\n\n" + "\n".join(calls)
+    calls = [f"---\n# {step.service} {step.operation}\n{_yaml(step.request)}" for step in deployment.steps]
+    return "\n".join([_comments(_deployment_lines(config, deployment, prices, certificate)), "", *calls])
 
 
 def _deployment_lines(
@@ -124,16 +130,13 @@ def _deployment_lines(
 ) -> Iterator[str]:
     yield f"Plan of {deployment.name} ({deployment.kind}): nothing was sent, and no account was asked."
     yield "Below are the requests in their order."
-    if deployment.target.assumed:
-        yield ""
-        yield "Not known without an account, and replaced when they are sent:"
-        yield from (f"  {name}: {stand_in}" for name, stand_in in deployment.target.assumed.items())
+    yield from _assumed(deployment.target, "they are")
     yield ""
     archive = deployment.archive
     size = sum(map(archive.size, archive.names))
     code = [name for name in archive.names if name.startswith(f"{CODE}/dogbreed/")]
     yield f"Sent along: {deployment.model_uri}"
-    yield f"  {len(archive.names)} files, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
+    yield f"  {count(len(archive.names), 'file')}, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
     yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
     yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
     yield f"Certificate: {certificate}."
@@ -144,10 +147,7 @@ def _deployment_lines(
         cost.check_cost(config, deployment, prices)
     except DogbreedError as error:
         lines.insert(0, f"mode=submit would refuse this. {str(error).rstrip('.')}")
-    if lines:
-        yield ""
-        yield "Warnings:"
-        yield from (f"  - {line}." for line in lines)
+    yield from _warnings(lines)
 
 
 def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices) -> Iterator[str]:

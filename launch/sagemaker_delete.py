@@ -2,22 +2,15 @@
 
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed.config import cli
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from launch.aws.account import Account
-from launch.aws.pricing import Prices
-from launch.aws.validate import check_kinds
-from launch.serving.delete import choose, table
-from launch.serving.request import split_arguments
-from launch.serving.resources import LABELS, delete_resource, list_resources
+from launch import commands
 
 HELP = """
 Lists the endpoints, their settings, and the models that this project has made in the account and region, with what they
@@ -40,36 +33,23 @@ SWITCHES = ("expired", "all")
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
+    words = sys.argv[1:] if argv is None else list(argv)
 
+    def run() -> int:
+        expired, everything = (_switch(name, words) for name in SWITCHES)
+        rest = [word for word in words if word.partition("=")[0] not in SWITCHES]
 
-def _main(argv: Sequence[str]) -> int:
-    names, words = split_arguments(argv)
-    expired, everything = (_switch(name, words) for name in SWITCHES)
-    rest = [word for word in words if word.partition("=")[0] not in SWITCHES]
+        def modes(names: list[str]) -> dict[str, commands.Mode]:
+            def mode(config: dict[str, Any]) -> None:
+                from launch.serving.delete import delete
 
-    def task(config: dict[str, Any]) -> None:
-        check_kinds(config)
-        if config["mode"] not in ("plan", "submit"):
-            raise DogbreedError(f"mode={config['mode']} is not for deleting; it is plan or submit.")
-        account, prices = Account(config), Prices(config)
-        resources = list(list_resources(account))
-        if not (names or expired or everything):
-            print(table(resources, prices, datetime.now(UTC)))
-            return
-        chosen = choose(resources, names, expired=expired, everything=everything)
-        if not chosen:
-            print("Nothing has expired." if expired else "There is nothing to delete.")
-        for resource in chosen:
-            label = f"the {LABELS[resource.kind]} {resource.name}"
-            if config["mode"] == "plan":
-                print(f"Would delete {label}")
-                continue
-            delete_resource(account, resource.kind, resource.name)
-            saved = resource.hourly(prices)
-            print(f"Deleted {label}" + (f" (${saved:.3f} per hour)" if saved else ""))
+                delete(config, names, expired=expired, everything=everything)
 
-    return cli.run(task, prog="python launch/sagemaker_delete.py [NAME...]", help=HELP, argv=rest)
+            return dict.fromkeys(("submit", "plan"), mode)
+
+        return commands.main_with_names("python launch/sagemaker_delete.py [NAME...]", HELP, rest, modes)
+
+    return guard(run)
 
 
 def _switch(name: str, words: Sequence[str]) -> bool:

@@ -1,28 +1,14 @@
 """`python launch/sagemaker_deploy.py`: from a model to an endpoint that is proven to answer as the model does."""
 
 import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed.config import cli
-from dogbreed.core.cli import guard
-from dogbreed.core.errors import DogbreedError
-from dogbreed.inference import archive
-from dogbreed.inference.archive import Archive
-from launch import render
-from launch.aws.account import Account, offline_target
-from launch.aws.errors import explained
-from launch.aws.naming import parse_s3_uri
-from launch.aws.pricing import Prices
-from launch.aws.validate import check_kinds
-from launch.serving import certificates, deploy
-from launch.serving.request import split_arguments
+from launch import commands
 
 HELP = """
 Deploys a model to SageMaker: packs it, proves that what was trained is what will be served, makes the endpoint, sends
@@ -56,55 +42,16 @@ encryption, subnets, max_cost) hold too.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    return guard(lambda: _main(sys.argv[1:] if argv is None else argv))
 
+    def modes(names: list[str]) -> dict[str, commands.Mode]:
+        def mode(config: dict[str, Any]) -> None:
+            from launch.modes import run_deployment
 
-def _main(argv: Sequence[str]) -> int:
-    names, words = split_arguments(argv)
-    modes = {"plan": _plan, "rehearse": _rehearse, "submit": deploy.submit}
+            run_deployment(config["mode"], config, names)
 
-    def task(config: dict[str, Any]) -> None:
-        check_kinds(config)
-        if config["mode"] not in modes:
-            raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
-        with _model(config, names) as model, archive.assemble(model) as packed:
-            modes[config["mode"]](config, model, packed)
+        return dict.fromkeys(commands.MODES, mode)
 
-    return cli.run(task, prog="python launch/sagemaker_deploy.py MODEL", help=HELP, argv=words)
-
-
-@contextmanager
-def _model(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[Path]:
-    """Yield the path of the model: the one that is named, or what a training job has left in S3."""
-    if len(names) + bool(config["job"]) != 1:
-        raise DogbreedError("Give one model: python launch/sagemaker_deploy.py MODEL, or job=NAME; see --help.")
-    if names:
-        yield Path(names[0])
-        return
-    account = Account(config)
-    with explained(f"looking for the training job {config['job']}"):
-        job = account.client("sagemaker").describe_training_job(TrainingJobName=config["job"])
-    address = job.get("ModelArtifacts", {}).get("S3ModelArtifacts")
-    if not address:
-        raise DogbreedError(f"The training job {config['job']} has left no model; it is {job['TrainingJobStatus']}.")
-    bucket, key = parse_s3_uri(address, "job")
-    with TemporaryDirectory(prefix="dogbreed-deploy-") as folder:
-        file = Path(folder) / "model.tar.gz"
-        with explained(f"fetching {address}"):
-            account.client("s3").download_file(bucket, key, str(file))
-        yield file
-
-
-def _plan(config: Mapping[str, Any], model: Path, packed: Archive) -> None:
-    deployment = deploy.describe_model(config, packed, offline_target(config))
-    certificate = certificates.describe(certificates.path_of(model, packed), packed)
-    print(render.describe_deployment(config, deployment, Prices(config), certificate))
-
-
-def _rehearse(config: Mapping[str, Any], model: Path, packed: Archive) -> None:
-    from launch.rehearsal.serving import rehearse
-
-    rehearse(config, model, packed)
+    return commands.main_with_names("python launch/sagemaker_deploy.py MODEL", HELP, argv, modes)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`python launch/sagemaker_train.py`: trains on SageMaker; `mode=plan` shows the request and its cost first."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
@@ -30,9 +32,16 @@ Ctrl-C leaves the job running, and says how to follow and how to stop it.
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    return commands.main("train", "python launch/sagemaker_train.py", HELP, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+
+    def mode(config: dict[str, Any]) -> None:
+        from launch.modes import run_job
+
+        run_job(config["mode"], "train", config, words)
+
+    return commands.main("python launch/sagemaker_train.py", HELP, words, dict.fromkeys(commands.MODES, mode))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
 """`python launch/sagemaker_tune.py`: searches hyperparameters on SageMaker; `mode=plan` shows the request first."""
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
@@ -28,9 +30,16 @@ The plan shows the cost of both kinds of search. The winner is printed, saved, a
 """
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    return commands.main("tune", "python launch/sagemaker_tune.py", HELP, sys.argv[1:] if argv is None else argv)
+    words = sys.argv[1:] if argv is None else list(argv)
+
+    def mode(config: dict[str, Any]) -> None:
+        from launch.modes import run_job
+
+        run_job(config["mode"], "tune", config, words)
+
+    return commands.main("python launch/sagemaker_tune.py", HELP, words, dict.fromkeys(commands.MODES, mode))
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ class Archive:
 
 @contextmanager
 def assemble(model: Path) -> Iterator[Archive]:
-    """Give the archive of a model, ready to be written.
+    """Yield the archive of a model, ready to be written.
 
     Args:
         model: An exported model, the folder of its run, or a `model.tar.gz`: a training job's, or such an archive, of

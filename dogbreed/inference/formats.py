@@ -26,7 +26,7 @@ from dogbreed.data.layout import list_images
 from dogbreed.inference import model_folder
 from dogbreed.inference.manifest import MANIFEST, find_model, read_manifest
 
-TOLERANCE = 1e-4  # in logits, as for every other way from bytes to logits
+TOLERANCE = 1e-4  # in logits, as for every other inference path
 OPSET = 18
 CHECKED_ON = 16  # photographs
 
@@ -87,12 +87,12 @@ def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Te
         except BadImage:
             continue
     if not inputs:
-        raise DogbreedError("There is no photograph among what was given that can be read, to check the file on.")
+        raise DogbreedError("None of the photographs can be read, so the file cannot be checked on them.")
     return inputs[:CHECKED_ON]
 
 
 def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
-    """Writes an ONNX file.
+    """Write an ONNX file.
 
     Args:
         model: What is exported.
@@ -132,7 +132,7 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
 
 
 def to_torch_export(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
-    """Writes a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
+    """Write a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
     with atomic_write(file) as beside:
         with _quiet(), _explained("torch.export"):
             shapes = {"images": {0: torch.export.Dim("N")}}
@@ -150,7 +150,7 @@ def _example(photographs: Tensor) -> Tensor:
 
 
 def _agree(model: Answering, photographs: Tensor, answer: Callable[[Tensor], Tensor], file: Path) -> float:
-    """The largest difference, over batches of several sizes.
+    """Return the largest difference, over batches of several sizes.
 
     Raises:
         DogbreedError: It is above the tolerance, or a breed differs.
@@ -159,9 +159,9 @@ def _agree(model: Answering, photographs: Tensor, answer: Callable[[Tensor], Ten
     with torch.no_grad():
         for size in (1, 3):
             for batch in photographs.contiguous().split(size):
-                expected, found = model(batch)[0], answer(batch)
-                largest = max(largest, float((found - expected).abs().max()))
-                differ += int((found.argmax(1) != expected.argmax(1)).sum())
+                expected, converted = model(batch)[0], answer(batch)
+                largest = max(largest, float((converted - expected).abs().max()))
+                differ += int((converted.argmax(1) != expected.argmax(1)).sum())
     if not largest <= TOLERANCE or differ:
         raise DogbreedError(
             f"{file} was not kept: its logits differ by up to {largest:.2g}, and {differ} breeds of "
@@ -181,7 +181,7 @@ def _explained(what: str) -> Iterator[None]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporters report their own progress and their own deprecations."""
+    """Silence the exporters, which report their own progress and their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -23,7 +23,7 @@ def find_model(path: str | Path) -> Path:
     path = Path(path).expanduser()
     folder = path.parent if path.is_file() else path
     run = folder.parent if folder.name == "checkpoints" else folder
-    return next((found for found in (folder, run / "model") if (found / MANIFEST).is_file()), path)
+    return next((model for model in (folder, run / "model") if (model / MANIFEST).is_file()), path)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

@@ -48,7 +48,7 @@ class Exported:
 
 
 def save(folder: Path, model: Exported) -> Path:
-    """Writes the folder; it appears whole or not at all, and replaces an older export.
+    """Write the folder; it appears whole or not at all, and replaces an older export.
 
     Raises:
         DogbreedError: The disk is full or not writable, or `folder` holds something else.
@@ -86,7 +86,7 @@ def save(folder: Path, model: Exported) -> Path:
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
-    """Reads an exported model; the weights are memory-mapped.
+    """Return an exported model; the weights are memory-mapped.
 
     Args:
         folder: As `save` wrote it.
@@ -111,9 +111,9 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
     except (OSError, SafetensorError, RuntimeError) as error:
         raise DogbreedError(f"{folder / WEIGHTS} is damaged ({error}); copy the folder again.") from error
     try:
-        wanted = network.state_dict()
+        expected = network.state_dict()
         network.load_state_dict(state, assign=True)
-        if any(state[name].dtype != value.dtype for name, value in wanted.items()):
+        if any(state[name].dtype != value.dtype for name, value in expected.items()):
             raise RuntimeError("values of another precision")
     except RuntimeError as error:
         raise DogbreedError(

@@ -43,7 +43,7 @@ def answer(model: Path, paths: Sequence[str], *, as_json: bool, top_k: int, batc
 
 
 def find_device(name: str | None) -> torch.device | None:
-    """The device of a name, None for the best.
+    """Return the device of a name, None for the best.
 
     Raises:
         DogbreedError: There is no such device.
@@ -59,19 +59,19 @@ def find_device(name: str | None) -> torch.device | None:
 
 
 def find_photographs(paths: Sequence[str]) -> list[str]:
-    """Names of the files to look at: files as they were given, folders replaced by the images in them, sorted.
+    """Return the names of the files to look at: files as they are named, folders replaced by their images, sorted.
 
     Raises:
         DogbreedError: A path does not exist, a folder holds no image, or `-` was given twice.
     """
     if list(paths).count(STDIN) > 1:
         raise DogbreedError("Standard input can be read once; give - once.")
-    found: list[str] = []
+    names: list[str] = []
     for path in paths:
         if path == STDIN or not os.path.isdir(path):
             if path != STDIN and not os.path.exists(path):
                 raise DogbreedError(f"{path} does not exist; give photographs, folders, or - for standard input.")
-            found.append(path)
+            names.append(path)
             continue
         inside = [str(file) for file in list_images(Path(path)) if file.suffix.lower() in IMAGE_SUFFIXES]
         if not inside and (find_model(path) / MANIFEST).is_file():
@@ -81,8 +81,8 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
             )
         if not inside:
             raise DogbreedError(f"{path} holds no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}.")
-        found += inside
-    return found
+        names += inside
+    return names
 
 
 class _JsonLines:
@@ -129,5 +129,5 @@ class _Table:
 
 
 def _printable(name: str) -> str:
-    """A file name without what would move a terminal's cursor or could not be encoded."""
+    """Return a file name without what would move a terminal's cursor or could not be encoded."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape", "backslashreplace").decode() for c in name)

@@ -48,19 +48,19 @@ def certify(
     output: Path | None = None,
     others: Mapping[str, InferencePath] | None = None,
 ) -> dict[str, Any]:
-    """Goes all ways with all files, compares, and writes what came out.
+    """Take all files along all inference paths, compare the logits, and write the certificate.
 
     Args:
         model: An exported model, or the folder of its run.
         photos: Photographs, or folders of them; generated files are added.
         output: The certificate; None puts it beside the model's files.
-        others: Further ways, or others in place of those of the same name.
+        others: Further paths, or others in place of those of the same name.
 
     Returns:
-        What was written; `passed` says whether all ways agree.
+        What was written; `passed` says whether all paths agree.
 
     Raises:
-        DogbreedError: A path does not exist, or a way cannot be gone at all.
+        DogbreedError: A file does not exist, or an inference path does not work at all.
         ModuleNotFoundError: The extra `serve` is not installed.
     """
     # The server is a process of its own; what it lacks is said here, before there is anything to wait for.
@@ -73,9 +73,9 @@ def certify(
     seconds: dict[str, float] = {}
     with archive.assemble(folder) as packed:
         with track(len(files) * len(chosen), "Certifying", "answers") as progress:
-            for name, way in chosen.items():
+            for name, path in chosen.items():
                 start = time.monotonic()
-                answers[name] = way(folder, files, progress.advance)
+                answers[name] = path(folder, files, progress.advance)
                 seconds[name] = round(time.monotonic() - start, 2)
         content = _content(folder, packed, files, answers, seconds)
     write(output or folder / CERTIFICATE, content)
@@ -83,22 +83,22 @@ def certify(
 
 
 def _files(photos: Sequence[str]) -> dict[str, bytes]:
-    """Files to look at by name: the photographs, a drawn one, and the odd ones, which are made from the first."""
+    """Return files by name: the photographs, a drawn one, and the odd ones, which are made from the first."""
     if STDIN in photos:
         raise DogbreedError("A certificate is not made from standard input; give photographs, or folders of them.")
-    found = {}
+    photographs = {}
     for name in find_photographs(photos):
         try:
-            found[name] = Path(name).read_bytes()
+            photographs[name] = Path(name).read_bytes()
         except OSError as error:
             raise DogbreedError(f"{name} cannot be read: {(error.strerror or 'unknown').lower()}.") from error
     made = {"odd/drawn.jpg": drawn()}
-    for data in (*found.values(), *made.values()):
+    for data in (*photographs.values(), *made.values()):
         try:
             odd = edge_case_files(data)
         except (OSError, ValueError, SyntaxError):
             continue  # the next may be a photograph
-        return {**found, **made, **{f"odd/{name}": content for name, content in odd.items()}}
+        return {**photographs, **made, **{f"odd/{name}": content for name, content in odd.items()}}
     raise AssertionError("the drawn one can be read")
 
 

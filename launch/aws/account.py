@@ -12,6 +12,7 @@ from launch.aws.naming import partition
 
 ATTEMPTS = 8  # of each call, with growing pauses, before throttling or a fault of AWS's becomes ours
 NO_ACCOUNT = "000000000000"  # stands for the account in a plan that does not know it
+STAND_IN_ROLE = "SageMakerExecutionRole"
 _ROLE = re.compile(r"arn:(aws[a-z-]*):iam::(\d{12}):role/([\w+=,.@/-]+)", re.ASCII)
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}", re.ASCII)
 _REGION = re.compile(r"[a-z]{2}(?:-[a-z]+)+-\d")
@@ -71,23 +72,31 @@ def resolve_target(config: Mapping[str, Any], region: str | None, account: str |
                 f"sagemaker.role belongs to the account {arn[2]}, but the credentials are of {account}; use a role of "
                 "the same account, or other credentials (AWS_PROFILE)."
             )
-    elif cloud["role"]:
-        if not _ROLE_NAME.fullmatch(cloud["role"]):
-            raise DogbreedError(
-                f"sagemaker.role={cloud['role']} is neither a role's name nor its ARN, "
-                "arn:aws:iam::123456789012:role/NAME."
-            )
-        role_arn = f"arn:{partition(region)}:iam::{account}:role/{cloud['role']}"
     else:
-        role_arn = assumed["role"] = f"arn:{partition(region)}:iam::{account}:role/SageMakerExecutionRole"
-    bucket = cloud["bucket"] or f"sagemaker-{region}-{account}"
-    if not cloud["bucket"] and account == NO_ACCOUNT:
+        if not cloud["role"]:
+            assumed["role"] = f"arn:{partition(region)}:iam::{account}:role/{STAND_IN_ROLE}"
+        role_arn = _role_arn(region, account, cloud["role"] or STAND_IN_ROLE)
+    return Target(region, account, role_arn, _bucket(cloud["bucket"], region, account, assumed), assumed)
+
+
+def _role_arn(region: str, account: str, name: str) -> str:
+    if not _ROLE_NAME.fullmatch(name):
+        raise DogbreedError(
+            f"sagemaker.role={name} is neither a role's name nor its ARN, arn:aws:iam::123456789012:role/NAME."
+        )
+    return f"arn:{partition(region)}:iam::{account}:role/{name}"
+
+
+def _bucket(name: str | None, region: str, account: str, assumed: dict[str, str]) -> str:
+    """Return the bucket; the account's default one where none is named."""
+    bucket = name or f"sagemaker-{region}-{account}"
+    if not name and account == NO_ACCOUNT:
         assumed["bucket"] = bucket
     if not _BUCKET.fullmatch(bucket):
-        name = bucket.removeprefix("s3://").partition("/")[0]
-        hint = f"; leave the s3:// out: sagemaker.bucket={name}" if bucket.startswith("s3://") else ""
+        own = bucket.removeprefix("s3://").partition("/")[0]
+        hint = f"; leave the s3:// out: sagemaker.bucket={own}" if bucket.startswith("s3://") else ""
         raise DogbreedError(f"sagemaker.bucket={bucket} is no name of a bucket{hint}.")
-    return Target(region, account, role_arn, bucket, assumed)
+    return bucket
 
 
 def offline_target(config: Mapping[str, Any]) -> Target:

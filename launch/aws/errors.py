@@ -17,16 +17,16 @@ _REFUSALS = (
     ),
     (
         r"^(ResourceLimitExceeded|ServiceQuotaExceededException|LimitExceededException) ",
-        "The account's quota does not allow this: {said}. Ask for more under Service Quotas, SageMaker, or use another "
-        "sagemaker.instance_type, or a smaller search.parallel.",
+        "The account's quota does not allow this: {message}. Ask for more under Service Quotas, SageMaker, or use "
+        "another sagemaker.instance_type, or a smaller search.parallel.",
     ),
     (
         r"InsufficientCapacity|CapacityError|InsufficientInstanceCapacity",
-        "AWS has no machine of this type to spare now: {said}. Try later, another instance type or region.",
+        "AWS has no machine of this type to spare now: {message}. Try later, another instance type or region.",
     ),
     (
         r"^(ResourceInUse|ConflictException) |already exists",
-        "The name is taken while {doing}: {said}. Give another sagemaker.job_name, or leave it out.",
+        "The name is taken while {doing}: {message}. Give another sagemaker.job_name, or leave it out.",
     ),
     (
         r"^(ThrottlingException|Throttling|TooManyRequestsException|RequestLimitExceeded|SlowDown) ",
@@ -34,29 +34,29 @@ _REFUSALS = (
     ),
     (
         r"^(AccessDenied|AccessDeniedException|UnauthorizedOperation|403|Forbidden) .*iam:PassRole",
-        "You may not hand this role to SageMaker: {said}. Your user needs iam:PassRole for it "
+        "You may not hand this role to SageMaker: {message}. Your user needs iam:PassRole for it "
         "(python launch/policies.py train).",
     ),
     (
         r"^(AccessDenied|AccessDeniedException|UnauthorizedOperation|403|Forbidden) ",
-        "The credentials may not do this while {doing}: {said}. python launch/policies.py shows what is needed.",
+        "The credentials may not do this while {doing}: {message}. python launch/policies.py shows what is needed.",
     ),
     (
         r"(?i)assume.*role|RoleArn|role.*(invalid|does not exist|not exist)",
-        "SageMaker cannot use the execution role: {said}. Check sagemaker.role and its trust policy "
+        "SageMaker cannot use the execution role: {message}. Check sagemaker.role and its trust policy "
         "(python launch/policies.py trust).",
     ),
     (
         r"^NoSuchBucket ",
-        "The bucket does not exist while {doing}: {said}. Create it, or give another sagemaker.bucket.",
+        "The bucket does not exist while {doing}: {message}. Create it, or give another sagemaker.bucket.",
     ),
     (
         r"^(PermanentRedirect|AuthorizationHeaderMalformed|301) ",
-        "The bucket is in another region while {doing}: {said}. Give sagemaker.region, or another bucket.",
+        "The bucket is in another region while {doing}: {message}. Give sagemaker.region, or another bucket.",
     ),
     (
         r"^(ResourceNotFound|404|NoSuchKey) |(?i:could not find)",
-        "This account and region have no such resource while {doing}: {said}.",
+        "This account and region have no such resource while {doing}: {message}.",
     ),
 )
 # The same for botocore's own errors, by the name of their class.
@@ -68,13 +68,13 @@ _FAILURES = (
     ),
     (r"Token|SSO", _EXPIRED),
     (r"^NoRegionError$", "No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_DEFAULT_REGION."),
-    (r"^ProfileNotFound$", "{said}; check AWS_PROFILE, or aws configure list-profiles."),
+    (r"^ProfileNotFound$", "{message}; check AWS_PROFILE, or aws configure list-profiles."),
     (
         r"Timeout|Connection|Endpoint|Proxy",
-        "AWS could not be reached while {doing} ({said}); check the network, and run the same command again: what is "
-        "there already is not sent twice.",
+        "AWS could not be reached while {doing} ({message}); check the network, and run the same command again: what "
+        "is there already is not sent twice.",
     ),
-    (r"", "AWS's client failed while {doing}: {said}."),
+    (r"", "AWS's client failed while {doing}: {message}."),
 )
 
 
@@ -124,17 +124,17 @@ def translated(error: Exception, doing: str) -> AwsError:
         return translated(inner, doing)
     name, message = type(error).__name__, " ".join(str(error).split())
     sentence = next(text for pattern, text in _FAILURES if re.search(pattern, name))
-    return AwsError(sentence.format(doing=doing, said=message), name)
+    return AwsError(sentence.format(doing=doing, message=message), name)
 
 
 def _refused(response: dict[str, Any], doing: str) -> AwsError:
     code = str(response["Error"].get("Code", ""))
     message = " ".join(str(response["Error"].get("Message", "")).split())
-    said = f"AWS says {message or repr(code)}"
+    answer = f"AWS says {message or repr(code)}"
     failed = response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0) >= 500
-    other = "AWS failed while {doing}, after every retry: {said}. Try again in a few minutes."
+    other = "AWS failed while {doing}, after every retry: {message}. Try again in a few minutes."
     if not failed:
-        other = "AWS refused while {doing}: {said} ({code})."
+        other = "AWS refused while {doing}: {message} ({code})."
     text = f"{code} {message}"
     sentence = next((sentence for pattern, sentence in _REFUSALS if re.search(pattern, text)), other)
-    return AwsError(sentence.format(doing=doing, said=said, code=code), code)
+    return AwsError(sentence.format(doing=doing, message=answer, code=code), code)

@@ -52,8 +52,8 @@ def inference_image(config: Mapping[str, Any], region: str) -> str:
     try:
         return _retrieve("pytorch", region, **options)
     except ValueError as error:
-        said = " ".join(str(error).split())
-        raise DogbreedError(f"AWS has no inference image for {machine} in {region} ({said}); give image=.") from error
+        reason = " ".join(str(error).split())
+        raise DogbreedError(f"AWS has no inference image for {machine} in {region} ({reason}); give image=.") from error
 
 
 def rules_image(config: Mapping[str, Any], region: str) -> str | None:

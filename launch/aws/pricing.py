@@ -10,6 +10,7 @@ from typing import Any
 import yaml
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import duration
 
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
@@ -201,13 +202,6 @@ def _generous(seconds: float | None) -> int:
     if seconds is None:
         return UNKNOWN_MAX_RUN
     return min(max(60 * math.ceil(3 * seconds / 60), MIN_MAX_RUN), MAX_MAX_RUN)
-
-
-def duration(seconds: float) -> str:
-    """Return seconds in a unit that is easy to read."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import Tracker, track
+from dogbreed.core.text import count
 from launch.aws.errors import AwsError, explained, translated
 
 PARALLEL = 16
@@ -168,8 +169,7 @@ class Bucket:
         missing = [key for key, kept in zip(files, same, strict=True) if not kept]
         size = sum(files[key].stat().st_size for key in missing)
         if missing:
-            what = "1 file" if len(missing) == 1 else f"{len(missing):,} files"
-            with track(size, f"Sending {what}", unit="bytes", quiet=quiet) as tracker:
+            with track(size, f"Sending {count(len(missing), 'file')}", unit="bytes", quiet=quiet) as tracker:
                 self._send({key: files[key] for key in missing}, tracker)
         unexpected = tuple(sorted(there.keys() - files.keys())) if below is not None else ()
         return Sent(len(missing), size, len(files) - len(missing), unexpected)

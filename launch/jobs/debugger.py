@@ -61,16 +61,29 @@ FRAMEWORK_PROFILE = {
 }
 
 
-def debugger(config: Mapping[str, Any], folder: str, rules_image: str | None) -> dict[str, Any]:
-    """Return the Debugger's part of CreateTrainingJob; empty unless `sagemaker.debugger.enabled`.
+def managed(config: Mapping[str, Any], folder: str, rules_image: str | None) -> dict[str, Any]:
+    """Return what the enabled of the two add to CreateTrainingJob.
 
     Args:
         config: A composed configuration.
+        folder: Address below which tensors and metrics go.
+        rules_image: Address of the image that evaluates the rules; None where neither is enabled.
+    """
+    fields: dict[str, Any] = {}
+    for name, part in (("debugger", _debugger), ("profiler", _profiler)):
+        if config["sagemaker"][name]["enabled"]:
+            assert rules_image, "its address comes with the region"
+            fields |= part(f"{folder}/{name}", rules_image)
+    return fields
+
+
+def _debugger(folder: str, rules_image: str) -> dict[str, Any]:
+    """Return the Debugger's part of CreateTrainingJob.
+
+    Args:
         folder: Address where tensors go.
         rules_image: Address of the image that evaluates the rules.
     """
-    if not config["sagemaker"]["debugger"]["enabled"]:
-        return {}
     # The rules' own collections are saved too, or the rules would have nothing to read: so does the SDK.
     collections = [LOSS, *(collection for read in RULES.values() for collection in read)]
     return {
@@ -83,16 +96,13 @@ def debugger(config: Mapping[str, Any], folder: str, rules_image: str | None) ->
     }
 
 
-def profiler(config: Mapping[str, Any], folder: str, rules_image: str | None) -> dict[str, Any]:
-    """Return the profiler's part of CreateTrainingJob; empty unless `sagemaker.profiler.enabled`.
+def _profiler(folder: str, rules_image: str) -> dict[str, Any]:
+    """Return the profiler's part of CreateTrainingJob.
 
     Args:
-        config: A composed configuration.
         folder: Address where metrics go.
         rules_image: Address of the image that evaluates the rules.
     """
-    if not config["sagemaker"]["profiler"]["enabled"]:
-        return {}
     return {
         "ProfilerConfig": {
             "S3OutputPath": folder,
@@ -105,8 +115,7 @@ def profiler(config: Mapping[str, Any], folder: str, rules_image: str | None) ->
     }
 
 
-def _rule(name: str, parameters: Mapping[str, str], image: str | None) -> dict[str, Any]:
-    assert image, "the address of the rules' image comes with the region"
+def _rule(name: str, parameters: Mapping[str, str], image: str) -> dict[str, Any]:
     return {
         "RuleConfigurationName": name,
         "RuleEvaluatorImage": image,

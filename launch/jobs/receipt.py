@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import write_json
 from launch.aws.pricing import Prices
 
 
@@ -38,8 +38,7 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
         "expected_cost": expected.get("cost"),
         "images_per_second": _speed(config, job, prices, expected.get("counts")),
     }
-    with atomic_write(folder / "receipt.json") as file:
-        file.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / "receipt.json", record)
     if billed is None:
         return ["cost     AWS did not say how many seconds it bills"]
     line = f"cost     {billed:,} s billed"

@@ -75,19 +75,15 @@ def describe(config: Mapping[str, Any], kind: str, target: Target, experiment: s
         config: A composed configuration.
         kind: `train` or `tune`.
         target: Where it runs.
-        experiment: That the configuration was composed with.
+        experiment: That the configuration was composed with; the job composes with it too.
 
     Raises:
-        DogbreedError: It cannot be.
+        DogbreedError: The configuration asks for something that cannot be.
     """
     _check_backbone(config["model"]["backbone"])
-    image, now = images.training_image(config, target.region), datetime.now()
-    if kind == "tune" and not in_one_job(config):
-        job = tuning_job(config, target, image, now, experiment=experiment)
-    else:
-        rules = images.rules_image(config, target.region)
-        searches = kind == "tune"
-        job = training_job(config, target, image, now, experiment=experiment, searches=searches, rules_image=rules)
+    tuning = kind == "tune" and not in_one_job(config)
+    builder = _Builder(config, target, experiment, searches=kind == "tune" and not tuning)
+    job = builder.tuning() if tuning else builder.training()
     check_request(job.operation, job.request)
     return job
 
@@ -115,92 +111,19 @@ def _check_backbone(name: str) -> None:
     check_name(name)
 
 
-def training_job(
-    config: Mapping[str, Any],
-    target: Target,
-    image: str,
-    now: datetime,
-    *,
-    experiment: str | None = None,
-    searches: bool = False,
-    rules_image: str | None = None,
-) -> Job:
-    """Describe a training job.
+class _Builder:
+    """Puts a request together.
 
     Args:
         config: A composed configuration.
         target: Where it runs.
-        image: Address of the training image.
-        now: Goes into the name.
-        experiment: The experiment that `config` was composed with; the job composes with it too.
+        experiment: That the configuration was composed with.
         searches: The job tries all trials of the search group and trains with the winner.
-        rules_image: Address of the image that evaluates the managed rules.
-
-    Raises:
-        DogbreedError: The configuration asks for something that cannot be.
     """
-    if searches:
-        check_search(config, LOCAL_OBJECTIVES)
-    shared = _Shared(config, target, image, experiment, searches)
-    name = job_name(config, "search" if searches else "train", now)
-    request = {
-        "TrainingJobName": name,
-        "HyperParameters": shared.hyperparameters,
-        **shared.definition(name),
-        "Tags": tags(config),
-        **debugger.debugger(config, f"{shared.folder}/debugger", rules_image),
-        **debugger.profiler(config, f"{shared.folder}/profiler", rules_image),
-    }
-    return shared.job(TRAINING, request)
 
-
-def tuning_job(
-    config: Mapping[str, Any], target: Target, image: str, now: datetime, *, experiment: str | None = None
-) -> Job:
-    """Describe a search as a tuning job: one training job per trial.
-
-    Args:
-        config: A composed configuration.
-        target: Where it runs.
-        image: Address of the training image.
-        now: Goes into the name.
-        experiment: The experiment that `config` was composed with.
-
-    Raises:
-        DogbreedError: The configuration asks for something that cannot be.
-    """
-    for name in ("debugger", "profiler"):
-        if config["sagemaker"][name]["enabled"]:
-            raise DogbreedError(
-                f"sagemaker.{name}.enabled cannot go with a tuning job: CreateHyperParameterTuningJob has no such "
-                "fields. Tune without, then train with the winner and with it; or search.where=one_job."
-            )
-    shared = _Shared(config, target, image, experiment, searches=False)
-    name = job_name(config, "tune", now, longest=32)
-    ranges = parameter_ranges(config)
-    tuned = {parameter["Name"] for kind in ranges.values() for parameter in kind}
-    static = {key: value for key, value in shared.hyperparameters.items() if key not in tuned}
-    request: dict[str, Any] = {
-        "HyperParameterTuningJobName": name,
-        "HyperParameterTuningJobConfig": tuning_config(config, ranges),
-        "TrainingJobDefinition": {"StaticHyperParameters": static, **shared.definition(name)},
-        "Tags": tags(config),
-    }
-    if parent := config["sagemaker"]["warm_start"]:
-        parents = [{"HyperParameterTuningJobName": parent}]
-        # The other type wants the very same ranges and data, and a changed archive is another algorithm to it.
-        request["WarmStartConfig"] = {"ParentHyperParameterTuningJobs": parents, "WarmStartType": "TransferLearning"}
-    return shared.job(TUNING, request)
-
-
-class _Shared:
-    """What both kinds of job are made of."""
-
-    def __init__(
-        self, config: Mapping[str, Any], target: Target, image: str, experiment: str | None, searches: bool
-    ) -> None:
+    def __init__(self, config: Mapping[str, Any], target: Target, experiment: str | None, *, searches: bool) -> None:
         check_settings(config)
-        self.config, self.target, self.image, self.searches = config, target, image, searches
+        self.config, self.target, self.searches = config, target, searches
         self.cloud = config["sagemaker"]
         self.source = stage(config, search=searches)
         self.folder = f"s3://{target.bucket}/{prefix(config)}"
@@ -209,7 +132,48 @@ class _Shared:
         self.weights_uri, self.sent_along = _weights(config, self.folder)
         self.hyperparameters = self._hyperparameters(experiment)
 
-    def job(self, operation: str, request: dict[str, Any]) -> Job:
+    def training(self) -> Job:
+        """Describe a training job."""
+        if self.searches:
+            check_search(self.config, LOCAL_OBJECTIVES)
+        name = job_name(self.config, "search" if self.searches else "train", datetime.now())
+        request = {
+            "TrainingJobName": name,
+            "HyperParameters": self.hyperparameters,
+            **self._definition(name),
+            "Tags": tags(self.config),
+            **debugger.managed(self.config, self.folder, images.rules_image(self.config, self.target.region)),
+        }
+        return self._job(TRAINING, request)
+
+    def tuning(self) -> Job:
+        """Describe a search as a tuning job: one training job per trial."""
+        for name in ("debugger", "profiler"):
+            if self.cloud[name]["enabled"]:
+                raise DogbreedError(
+                    f"sagemaker.{name}.enabled cannot go with a tuning job: CreateHyperParameterTuningJob has no such "
+                    "fields. Tune without, then train with the winner and with it; or search.where=one_job."
+                )
+        name = job_name(self.config, "tune", datetime.now(), longest=32)
+        ranges = parameter_ranges(self.config)
+        tuned = {parameter["Name"] for kind in ranges.values() for parameter in kind}
+        static = {key: value for key, value in self.hyperparameters.items() if key not in tuned}
+        request: dict[str, Any] = {
+            "HyperParameterTuningJobName": name,
+            "HyperParameterTuningJobConfig": tuning_config(self.config, ranges),
+            "TrainingJobDefinition": {"StaticHyperParameters": static, **self._definition(name)},
+            "Tags": tags(self.config),
+        }
+        if parent := self.cloud["warm_start"]:
+            # The other type wants the very same ranges and data, and a changed archive is another algorithm to it.
+            parents = [{"HyperParameterTuningJobName": parent}]
+            request["WarmStartConfig"] = {
+                "ParentHyperParameterTuningJobs": parents,
+                "WarmStartType": "TransferLearning",
+            }
+        return self._job(TUNING, request)
+
+    def _job(self, operation: str, request: dict[str, Any]) -> Job:
         uris = (self.code_uri, self.data_uri)
         return Job(operation, request, self.source, *uris, self.target, self.sent_along, self.searches)
 
@@ -233,7 +197,7 @@ class _Shared:
             toolkit["sagemaker_torch_distributed_enabled"] = "true"
         return wire | toolkit
 
-    def definition(self, name: str) -> dict[str, Any]:
+    def _definition(self, name: str) -> dict[str, Any]:
         """Return the fields that a training job and a tuning job's definition share."""
         cloud = self.cloud
         output = {"S3OutputPath": f"{self.folder}/jobs"}
@@ -241,7 +205,7 @@ class _Shared:
             output["KmsKeyId"] = cloud["kms_key"]
         fields: dict[str, Any] = {
             "AlgorithmSpecification": {
-                "TrainingImage": self.image,
+                "TrainingImage": images.training_image(self.config, self.target.region),
                 "TrainingInputMode": "File",
                 "MetricDefinitions": [{"Name": name, "Regex": regex} for name, regex in METRIC_REGEXES.items()],
             },

@@ -1,6 +1,5 @@
 """A tuning job's trials: listed, shown, and kept as a table, a picture and the winner's settings."""
 
-import csv
 import io
 import math
 import shlex
@@ -13,7 +12,7 @@ import yaml
 
 from dogbreed.config.compose import compose, diff, flatten, to_yaml
 from dogbreed.config.overrides import dotted, literal, quote
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.search.plot import Point, plot_trials
 from launch.aws.errors import explained
 from launch.aws.pricing import Prices
@@ -147,14 +146,9 @@ def _short(value: Any) -> str:
 
 def write(config: Mapping[str, Any], job: Mapping[str, Any], trials: Sequence[Trial], folder: Path) -> None:
     """Write `trials.csv` and, if there is a winner, `search.png` and `best.yaml`."""
-    keys, text = _keys(trials), io.StringIO()
-    writer = csv.writer(text)
-    writer.writerow(["trial", "state", *keys, "objective", "seconds"])
-    for trial in trials:
-        values = [trial.settings.get(key, "") for key in keys]
-        writer.writerow([trial.name, trial.status, *values, trial.value, trial.seconds])
-    with atomic_write(folder / "trials.csv") as file:
-        file.write_text(text.getvalue(), encoding="utf-8")
+    keys = _keys(trials)
+    rows = [[t.name, t.status, *(t.settings.get(key, "") for key in keys), t.value, t.seconds] for t in trials]
+    write_csv(folder / "trials.csv", ["trial", "state", *keys, "objective", "seconds"], rows)
     best = best_of(trials, minimizes(job))
     if best is None:
         return

@@ -19,7 +19,6 @@ from launch.rehearsal import s3, serving_container
 from launch.rehearsal.s3 import LocalS3
 from launch.serving import certificates, deploy
 from launch.serving.delete import delete_endpoint
-from launch.serving.request import Deployment
 from launch.serving.smoke_test import EndpointProbe, check_answer
 
 LOCAL = {"role": "rehearsal", "bucket": None, "kms_key": None}
@@ -46,7 +45,8 @@ def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
         account = Account(here)
         store.make_bucket(account.target.bucket)
         deployment = deploy.describe_model(here, archive, account.with_role())
-        probe = RehearsalProbe(here, account, deployment, images, certificate, store)
+        probe = RehearsalProbe(here, account, deployment, images, certificate)
+        probe.store = store
         deploy.carry_out(here, deployment, account, probe)
         if deployment.kind != "batch":
             delete_endpoint(account, deployment.name)
@@ -54,19 +54,13 @@ def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
 
 
 class RehearsalProbe(EndpointProbe):
-    """Tests with all images and the edge cases of the certificate, against the real container on loopback."""
+    """Tests with all images and the edge cases of the certificate, against the real container on loopback.
 
-    def __init__(
-        self,
-        config: Mapping[str, Any],
-        account: Account,
-        deployment: Deployment,
-        images: Mapping[str, bytes],
-        certificate: Mapping[str, Any],
-        store: LocalS3,
-    ) -> None:
-        super().__init__(config, account, deployment, images, certificate)
-        self.store = store
+    Attributes:
+        store: Where the requests' addresses lead; to be set before it is called.
+    """
+
+    store: LocalS3
 
     def __call__(self, name: str) -> None:
         """Start the container as the service would, and test it.

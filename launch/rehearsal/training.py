@@ -4,7 +4,6 @@ S3 is a server on the loopback interface; the job's code, its data and weights a
 toolkit of SageMaker's training images installs the requirements and runs the program. Nothing is sent to AWS.
 """
 
-import json
 import os
 import shlex
 import sys
@@ -15,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import write_json
 from launch.jobs.request import TUNING, Job
 from launch.rehearsal import tuning
 from launch.rehearsal.container import INTERRUPTED, Container, Outcome, Request
 from launch.rehearsal.s3 import LocalS3
 from launch.rehearsal.staging import Options, local_sources, stage
 
+RECORD = "rehearsal.json"
 PROGRAM_STARTS = "Invoking script with the following command"  # as the toolkit announces it
 
 
@@ -80,7 +80,7 @@ def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, o
 
         outcome = Container(request, environment, s3, say, cache_dir=options.cache_dir).run(options.interrupt_after)
         _fetch(outcome, s3, folder)
-    _write(folder, {"jobs": [_record(outcome, request)]})
+    write_json(folder / RECORD, {"jobs": [_record(outcome, request)]})
     if outcome.status != "Completed":
         raise JobFailed(_failed(outcome, folder / "job.log"))
     print(_completed(outcome, folder, options.interrupt_after), flush=True)
@@ -124,7 +124,7 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
         if best is not None:
             _fetch(outcomes[best], s3, folder)
     records = [_record(*pair) for pair in zip(outcomes, jobs, strict=True)]
-    _write(folder, {"objective": metric, "best": best, "jobs": records})
+    write_json(folder / RECORD, {"objective": metric, "best": best, "jobs": records})
     if best is None:
         first = _failed(outcomes[0], folder / "trial-1.log")
         raise JobFailed(f"No trial completed with a value of {metric!r}. {first}")
@@ -165,11 +165,6 @@ def _fetch(outcome: Outcome, s3: LocalS3, folder: Path) -> None:
     """Bring the artefacts into the rehearsal's folder."""
     for uri in filter(None, (outcome.model, outcome.output)):
         s3.get(uri, folder)
-
-
-def _write(folder: Path, content: Mapping[str, Any]) -> None:
-    with atomic_write(folder / "rehearsal.json") as file:
-        file.write_text(json.dumps(content, indent=2) + "\n")
 
 
 class _Screen:
@@ -227,7 +222,7 @@ def _artefacts(folder: Path) -> str:
     names = {
         "model.tar.gz": "the model",
         "output.tar.gz": "the rest of the run: metrics, report",
-        "rehearsal.json": "the requests that were carried out, and their metrics",
+        RECORD: "the requests that were carried out, and their metrics",
     }
     lines = [f"  {name:<16} {what}" for name, what in names.items() if (folder / name).is_file()]
     model = shlex.quote(str(folder / "model"))

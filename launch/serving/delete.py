@@ -1,13 +1,44 @@
 """What to delete of what this project has made, and the list of it with what it costs per hour."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
+from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.account import Account
 from launch.aws.pricing import Prices
 from launch.serving.resources import KINDS, LABELS, Resource, delete_resource, list_resources
+
+
+def delete(config: Mapping[str, Any], names: Sequence[str], *, expired: bool, everything: bool) -> None:
+    """Delete what is chosen, or with `mode=plan` say what would be; list what there is where nothing is.
+
+    Args:
+        config: A composed configuration.
+        names: What to delete.
+        expired: Whether to delete the endpoints whose time is over.
+        everything: Whether to delete all of it.
+
+    Raises:
+        DogbreedError: This project has made nothing of such a name, or it cannot be deleted.
+    """
+    account, prices = Account(config), Prices(config)
+    resources = list(list_resources(account))
+    if not (names or expired or everything):
+        print(table(resources, prices, datetime.now(UTC)))
+        return
+    chosen = choose(resources, names, expired=expired, everything=everything)
+    if not chosen:
+        print("Nothing has expired." if expired else "There is nothing to delete.")
+    for resource in chosen:
+        label = f"the {LABELS[resource.kind]} {resource.name}"
+        if config["mode"] == "plan":
+            print(f"Would delete {label}")
+            continue
+        delete_resource(account, resource.kind, resource.name)
+        saved = resource.hourly(prices)
+        print(f"Deleted {label}" + (f" (${saved:.3f} per hour)" if saved else ""))
 
 
 def delete_endpoint(account: Account, name: str) -> None:

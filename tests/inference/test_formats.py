@@ -72,7 +72,7 @@ def test_a_file_that_answers_otherwise_is_not_kept(model, dog_tree, tmp_path, ca
 
 def test_bad_use(model, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for path, said in (("missing", "does not exist"), ("empty", "no photograph among what was given")):
+    for path, said in (("missing", "does not exist"), ("empty", "None of the photographs can be read")):
         assert main([str(model), str(tmp_path / path), "--onnx", str(tmp_path / "dogs.onnx")]) == 2
         assert said in capsys.readouterr().err
     with pytest.raises(SystemExit):

@@ -105,7 +105,9 @@ def test_managed_blocks_are_those_of_the_sdks_builders(monkeypatch):
 
     image = image_uris.retrieve("debugger", "us-east-1")
     config = compose(["sagemaker.debugger.enabled=true", "sagemaker.profiler.enabled=true"])
-    ours = debugger.debugger(config, "s3://b/f", image) | debugger.profiler(config, "s3://b/f", image)
+    ours = debugger.managed(config, "s3://b", image)
+    folders = ours["DebugHookConfig"]["S3OutputPath"], ours["ProfilerConfig"]["S3OutputPath"]
+    assert folders == ("s3://b/debugger", "s3://b/profiler")
     names = ("loss_not_decreasing", "overfit", "overtraining", "poor_weight_initialization")
     rules = [Rule.sagemaker(getattr(rule_configs, name)()) for name in names]
     profiler_rules = [
@@ -123,12 +125,12 @@ def test_managed_blocks_are_those_of_the_sdks_builders(monkeypatch):
         },
     )
     hook = DebuggerHookConfig(
-        s3_output_path="s3://b/f",
+        s3_output_path="s3://b/debugger",
         hook_parameters={"train.save_interval": "100", "eval.save_interval": "10"},
         collection_configs=[loss, *(collection for rule in rules for collection in rule.collection_configs)],
     )
     profile = ProfilerConfig(
-        s3_output_path="s3://b/f",
+        s3_output_path="s3://b/profiler",
         system_monitor_interval_millis=500,
         framework_profile_params=FrameworkProfile(num_steps=10),
     )._to_request_dict()
@@ -457,7 +459,7 @@ def test_the_stand_ins_are_named(run):
         ("tune", ["search.direction=maximize"], "does not fit search.objective=val_loss"),
         ("upload", ["data.root=nowhere"], "The data folder nowhere does not exist"),
         ("upload", ["data=sample"], "a job draws it itself"),
-        ("upload", ["mode=rehearse"], "mode=rehearse is not for uploads"),
+        ("upload", ["mode=rehearse"], "mode=rehearse is unknown; here it is one of submit, plan"),
     ],
 )
 def test_bad_use_is_one_sentence(run: Callable, kind, words, says):

@@ -353,7 +353,10 @@ def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
 
 @pytest.mark.parametrize(
     ("word", "sentence"),
-    [("mode=rehearse", "mode=rehearse is not for deleting"), ("expired=yes", "expired=yes is neither true nor false")],
+    [
+        ("mode=rehearse", "mode=rehearse is unknown; here it is one of submit, plan"),
+        ("expired=yes", "expired=yes is neither true nor false"),
+    ],
 )
 def test_what_is_no_order_to_delete_deletes_nothing(aws, model, word, sentence, capsys):
     client("sagemaker").create_model(ModelName="ours", ExecutionRoleArn=ROLE, Tags=[MARK])
