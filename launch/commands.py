@@ -33,7 +33,7 @@ def main(prog: str, help: str, argv: Sequence[str] | None, modes: Mapping[str, M
 
         check_kinds(config)
         if config["mode"] not in modes:
-            raise DogbreedError(f"mode={config['mode']} is unknown; here it is one of {', '.join(modes)}.")
+            raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
         modes[config["mode"]](config)
 
     return cli.run(task, prog=prog, help=help, argv=argv)

@@ -459,7 +459,7 @@ def test_the_stand_ins_are_named(run):
         ("tune", ["search.direction=maximize"], "does not fit search.objective=val_loss"),
         ("upload", ["data.root=nowhere"], "The data folder nowhere does not exist"),
         ("upload", ["data=sample"], "a job draws it itself"),
-        ("upload", ["mode=rehearse"], "mode=rehearse is unknown; here it is one of submit, plan"),
+        ("upload", ["mode=rehearse"], "mode=rehearse is unknown; it is one of submit, plan"),
     ],
 )
 def test_bad_use_is_one_sentence(run: Callable, kind, words, says):

@@ -354,7 +354,7 @@ def test_an_endpoint_whose_settings_are_gone_can_be_deleted(aws, model, capsys):
 @pytest.mark.parametrize(
     ("word", "sentence"),
     [
-        ("mode=rehearse", "mode=rehearse is unknown; here it is one of submit, plan"),
+        ("mode=rehearse", "mode=rehearse is unknown; it is one of submit, plan"),
         ("expired=yes", "expired=yes is neither true nor false"),
     ],
 )

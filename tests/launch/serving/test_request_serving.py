@@ -203,7 +203,7 @@ def test_plan(model, capsys, monkeypatch):
     [
         (["mode=plan"], "Give one model"),
         (["nowhere", "mode=plan"], "nowhere does not exist; give an exported model"),
-        (["MODEL", "mode=fly"], "mode=fly is unknown; it is one of plan, rehearse, submit"),
+        (["MODEL", "mode=fly"], "mode=fly is unknown; it is one of submit, plan, rehearse"),
         (["MODEL", "mode=plan", "knd=batch"], "Unknown key knd"),
         (["MODEL", "mode=plan", "name=5"], "sagemaker.endpoint.name=5 is no text"),
         (
