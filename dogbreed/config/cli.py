@@ -54,12 +54,16 @@ def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str]
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, plain, prepare
+    from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, is_sweep, plain, prepare
 
-    overrides = prepare(overrides)
+    if modes := [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]:  # the flag by another name
+        overrides = [word for word in overrides if word not in modes]
+        flags = [*flags, *["--multirun"] * ("MULTIRUN" in modes[-1].upper() and "--multirun" not in flags)]
     multirun = bool({"-m", "--multirun"} & set(flags))
-    given = [word.partition("=")[2] for word in overrides if word.startswith("output_dir=")]
-    shared = multirun and given and not any("," in word or "${" in word for word in given)
+    overrides = prepare(overrides, sweeps=multirun)
+    of_folder = [word for word in overrides if word.lstrip("+").startswith("output_dir=")]
+    shared = multirun and not any("${" in word or is_sweep(word) for word in of_folder)
+    folders: set[str] = set()
     code = runs = 0
     failure: Exception | None = None
 
@@ -70,6 +74,9 @@ def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str]
             check(config)
             if shared and config["output_dir"]:  # each has a folder of its own, as in Hydra's sweeps
                 config["output_dir"] = f"{config['output_dir']}/{runs}"
+            elif config["output_dir"] in folders:  # of a sweep over more than the folder
+                config["output_dir"] = f"{config['output_dir']}-{runs}"
+            folders.add(config["output_dir"] or "")
             runs += 1
             code = task(config) or code
         except Exception as error:

@@ -2,6 +2,7 @@
 
 import difflib
 import re
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import is_dataclass
 from functools import cache
@@ -17,8 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from dogbreed.config.overrides import SHORT
-from dogbreed.config.settings import Config, accepts, hints_of, normalized, refusal
+from dogbreed.config.overrides import SHORT, quote_path
+from dogbreed.config.settings import Config, accepts, hints_of, normalized, path_keys, refusal
 from dogbreed.core.errors import DogbreedError
 
 CONFIG_NAME = "config"
@@ -86,11 +87,15 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
         GlobalHydra.instance().hydra = running
 
 
-def prepare(overrides: Iterable[str]) -> list[str]:
-    """Checks the form of overrides and opens the mappings whose keys a person chooses, `OPEN_KEYS`.
+def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
+    """Check the form of overrides, quote paths, and open the mappings whose keys a person chooses, `OPEN_KEYS`.
 
     Hydra itself wants `++loggers.csv.name=a` for a new key, and merges a mapping into the one that is there. What
     this returns, it takes again unchanged.
+
+    Args:
+        overrides: In Hydra's form, `key=value`; paths need none of Hydra's quotes.
+        sweeps: With `--multirun`, where `model.weights=none,imagenet` means one run with each.
 
     Raises:
         ConfigError: An override is malformed.
@@ -98,6 +103,9 @@ def prepare(overrides: Iterable[str]) -> list[str]:
     parser = OverridesParser.create()
     prepared: list[str] = []
     for text in overrides:
+        name, _, value = text.partition("=")
+        if value and name.lstrip("+") in path_keys() and not (sweeps and is_sweep(text)):
+            text = f"{name}={quote_path(value)}"
         try:
             override = parser.parse_override(text)
         except HydraException as error:
@@ -114,6 +122,14 @@ def prepare(overrides: Iterable[str]) -> list[str]:
         else:
             prepared.append(text)
     return prepared
+
+
+def is_sweep(text: str) -> bool:
+    """Tell whether an override has several values, of which `--multirun` takes one after the other."""
+    try:
+        return bool(OverridesParser.create().parse_override(text).is_sweep_override())
+    except HydraException:
+        return False
 
 
 def plain(config: DictConfig) -> dict[str, Any]:
@@ -309,7 +325,8 @@ def _unknown_option(found: str, group: str, options: list[str]) -> ConfigError:
 def _malformed(text: str) -> str:
     key, equals, value = text.partition("=")
     if equals and re.fullmatch(r"[~+]*[A-Za-z_][\w./@-]*", key):
-        return f"The value of {key} cannot be read: {value}; put quotes around it, as in \"{key}='...'\""
+        flag = shlex.quote(f"--{key.lstrip('~+').replace('.', '__')}={value}")  # whose value is quoted for Hydra
+        return f"The value of {key} cannot be read: {value}; for this very text write {flag}"
     if (conf_dir() / "experiment" / f"{text}.yaml").is_file():
         return f"{text} is not an override; did you mean experiment={text}?"
     return f"{text} is not an override; write key=value, as in data.batch_size=64, or --batch-size 64"

@@ -44,6 +44,7 @@ _HYDRA = _BARE | _VALUED | set(_CHOICES)
 _NUMBER = re.compile(r"[+-]?(?:(?:\d+\.?\d*|\.\d+)(?:e[+-]?\d+)?|inf|nan)", re.IGNORECASE)
 _OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@$-]*=", re.ASCII)
 _UNQUOTED = re.compile(r"[A-Za-z0-9_.+/-]+")
+_QUOTED = re.compile(r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\"""")
 _WIRE_NAME = re.compile(r"[A-Za-z0-9_-]+")
 _WIRE_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
 
@@ -120,6 +121,20 @@ def quote(text: str) -> str:
     looks_like_number = "_" in text and _NUMBER.fullmatch(text.replace("_", ""))  # Hydra reads 1_0 as 10
     if _UNQUOTED.fullmatch(text) and not looks_like_number:
         return text
+    return _in_quotes(text)
+
+
+def quote_path(text: str) -> str:
+    """Write the value of a key that takes a path: a path is a path, whatever its characters, and never a number.
+
+    `null`, an interpolation and what is quoted already stay as they are.
+    """
+    if text in ("", "null") or "${" in text or _QUOTED.fullmatch(text):
+        return text
+    return _in_quotes(text)
+
+
+def _in_quotes(text: str) -> str:
     # Within quotes, Hydra's grammar escapes a quote, and the backslashes that stand right before one.
     escaped = re.sub(r"(\\*)'", r"\1\1\\'", text)
     escaped = re.sub(r"(\\+)\Z", r"\1\1", escaped)

@@ -78,9 +78,10 @@ def test_composing_within_a_run_works():
     assert seen == [["seed"]]
 
 
-def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path):
+@pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN"])
+def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path, flag):
     seen = []
-    assert run("-m", "seed=1,2", "loggers={csv: {}}", task=lambda config: seen.append(config)) == 0
+    assert run(flag, "seed=1,2", "loggers={csv: {}}", task=lambda config: seen.append(config)) == 0
     assert [config["seed"] for config in seen] == [1, 2]
     assert [config["loggers"] for config in seen] == [{"csv": {}}] * 2
     assert list(tmp_path.iterdir()) == []
@@ -92,11 +93,17 @@ def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path):
         ("output_dir=runs", ["runs/0", "runs/1"]),
         ("output_dir=runs/${seed}", ["runs/1", "runs/2"]),
         ("output_dir=null", [None, None]),
+        ("++output_dir=runs", ["runs/0", "runs/1"]),
+        ("output_dir='my, runs'", ["my, runs/0", "my, runs/1"]),
+        ("output_dir=my runs=2", ["my runs=2/0", "my runs=2/1"]),
+        ("output_dir=a,b", ["a", "b", "a-2", "b-3"]),
+        ("output_dir=a${data.size}", ["anull", "anull-1"]),
     ],
 )
-def test_runs_of_a_multirun_do_not_overwrite_each_other(given, folders):
+@pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN"])
+def test_runs_of_a_multirun_do_not_overwrite_each_other(given, folders, flag):
     seen = []
-    assert run("-m", "seed=1,2", given, task=lambda config: seen.append(config["output_dir"])) == 0
+    assert run(flag, "seed=1,2", given, task=lambda config: seen.append(config["output_dir"])) == 0
     assert seen == folders
 
 

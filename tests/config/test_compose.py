@@ -9,6 +9,7 @@ import pytest
 from hydra import compose as hydra_compose
 from hydra import initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import dogbreed
@@ -24,7 +25,8 @@ from dogbreed.config.compose import (
     ranges,
     to_yaml,
 )
-from dogbreed.config.overrides import SHORT
+from dogbreed.config.overrides import SHORT, to_overrides
+from dogbreed.config.settings import path_keys
 from dogbreed.core.errors import DogbreedError
 
 # What the run sets itself.
@@ -161,8 +163,8 @@ def test_short_names_stand_for_keys_that_exist():
         ("hello", "hello is not an override; write key=value, as in data.batch_size=64, or --batch-size 64"),
         ("=3", "=3 is not an override; write key=value, as in data.batch_size=64, or --batch-size 64"),
         (
-            "data.root=a=b",
-            "The value of data.root cannot be read: a=b; put quotes around it, as in \"data.root='...'\"",
+            "model.backbone=it's",
+            "The value of model.backbone cannot be read: it's; for this very text write '--model__backbone=it'\"'\"'s'",
         ),
         (
             "data.batch_size=32,64",
@@ -189,6 +191,57 @@ def test_short_names_stand_for_keys_that_exist():
 )
 def test_refusals_name_the_cause_and_the_way_out(override, sentence):
     assert refusal(override) == sentence
+
+
+PATHS = (
+    *(
+        "it's",
+        "a,b",
+        "lr=0.1",
+        "dogs (1)",
+        "犬",
+        "my dogs=2,v(1)",
+        "[a]",
+        "{a: b}",
+        "a:b",
+        "#1",
+        "50%",
+        "a&b;c",
+        "$HOME",
+    ),
+    *(
+        "2024",
+        "2024.10",
+        "007",
+        "1_000",
+        "1e3",
+        "0x10",
+        "inf",
+        "nan",
+        "true",
+        "none",
+        "'half",
+        'say "hi"',
+        "a\\",
+        " a ",
+    ),
+    *("\\'", "'a' and 'b'", "glob(*)", "choice(a,b)", "range(1,3)", "*", "!x", "a\tb", "~~", "null ", "@x", "a\nb"),
+)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_a_path_is_a_path(path):
+    """As it is typed, by each of the two spellings, whatever Hydra would make of it."""
+    for words in ([f"resume={path}"], to_overrides([f"--resume={path}"])):
+        [prepared] = prepare(words)
+        assert prepare([prepared]) == [prepared]
+        assert OverridesParser.create().parse_override(prepared).value() == path
+
+
+def test_every_key_that_takes_a_path_takes_any():
+    keys = [f"++{key}" if key.startswith("sagemaker") else key for key in sorted(path_keys())]
+    given = flatten(compose([f"{key}=~/my dogs=2,v(1)" for key in keys]))
+    assert {given[key.lstrip("+")] for key in keys} == {os.path.expanduser("~/my dogs=2,v(1)")}
 
 
 def test_whole_numbers_do_for_numbers():
