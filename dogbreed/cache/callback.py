@@ -1,6 +1,5 @@
 """`FeatureCache`: how a run uses features that are computed once."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,9 +11,10 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dogbreed.cache.extract import PRECISIONS, MissingViews, extract, missing_views, row_keys, store_key
-from dogbreed.cache.store import META, Store, cache_folder, evict, existing, format_bytes, locked
+from dogbreed.cache.store import META, Store, cache_folder, evict, existing, locked
+from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import write_json
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import CutNetwork, NoPrefix, cut
@@ -174,12 +174,12 @@ class FeatureCache(Callback):
         size = count * store.row_bytes
         if size > self.max_gb * 1e9:
             raise DogbreedError(
-                f"the features would take {format_bytes(size)}, more than cache.max_gb={self.max_gb:g} allows"
+                f"the features would take {text.size(size)}, more than cache.max_gb={self.max_gb:g} allows"
             )
         free = shutil.disk_usage(existing(store.folder)).free
         if size > free:
             raise DogbreedError(
-                f"the features would take {format_bytes(size)}, and {store.folder} has {format_bytes(free)} left"
+                f"the features would take {text.size(size)}, and {store.folder} has {text.size(free)} left"
             )
         if self.quiet:
             return
@@ -187,8 +187,8 @@ class FeatureCache(Callback):
         notes = [f"{count:,} with {'crops' if cropped else 'mirrored copies'}"] if count != len(missing) else []
         notes += [f"{damaged} damaged on disk"] if damaged else []
         print(
-            f"Computing the frozen part once: {len(missing):,} image{'s' if len(missing) != 1 else ''}"
-            f"{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}, {format_bytes(size)}, kept in {store.folder}",
+            f"Computing the frozen part once: {text.count(len(missing), 'image')}"
+            f"{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}, {text.size(size)}, kept in {store.folder}",
             flush=True,
         )
 
@@ -202,8 +202,7 @@ class FeatureCache(Callback):
             "precision": self.precision,
             "preprocessing": model.preprocessing.to_dict(),
         }
-        with atomic_write(store.folder / META) as file:
-            file.write_text(json.dumps(description, indent=2))
+        write_json(store.folder / META, description)
         store.clean()
         coming = store.row_bytes * sum(len(image.keys) for image in missing)
         evict(self.folder, self.max_gb, keep=store.folder, coming=coming)

@@ -134,31 +134,28 @@ def extract(
     Raises:
         DogbreedError: The disk is full.
     """
-    keys: list[bytes] = []
-    rows: list[Tensor] = []
+    rows: dict[bytes, Tensor] = {}
     written = time.monotonic()
 
     def write() -> None:
         nonlocal written
-        if keys:
-            store.add(keys, torch.cat(rows))
-        keys.clear()
+        if rows:
+            store.add(list(rows), torch.stack([*rows.values()]))
         rows.clear()
         written = time.monotonic()
 
-    total = sum(len(entry.keys) for entry in missing)
+    total = sum(len(image.keys) for image in missing)
     how = plan(prefix, device)
     with (
         track(total, "Computing features", "views", quiet=quiet) as progress,
         prepared(prefix, how, device, precision) as network,
     ):
-        for batch_keys, inputs in _passes(missing, data, how.images):
+        for keys, inputs in _passes(missing, data, how.images):
             images = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
-            features: Tensor = network(images)[: len(batch_keys)]
-            keys.extend(batch_keys)
-            rows.append(features.to(store.dtype).cpu())
-            progress.advance(len(batch_keys))
-            if len(keys) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
+            features: Tensor = network(images)[: len(keys)]
+            rows.update(zip(keys, features.to(store.dtype).cpu(), strict=True))
+            progress.advance(len(keys))
+            if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
                 write()
         write()
     store.refresh()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.cache.extract import PRECISIONS
-from dogbreed.cache.store import META, Store, cache_folder, delete, format_bytes, stores
+from dogbreed.cache.store import META, Store, cache_folder, delete, stores
+from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError
 
 _UNREADABLE = f"its {META} is damaged: delete it"
@@ -25,20 +26,20 @@ def _description(store: Path) -> dict[str, Any] | None:
 
 
 def _list(folder: Path, names: Sequence[str]) -> int:
-    found = sorted(stores(folder), key=lambda entry: -entry[2])
-    if not found:
+    present = sorted(stores(folder), key=lambda entry: -entry[2])
+    if not present:
         print(f"No features in {folder}.")
         return 0
     print(f"{'key':24}  {'size':>8}  {'last used':16}  {'precision':9}  of")
-    for store, size, used in found:
+    for store, size, used in present:
         description = _description(store)
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(used))
         if description is None:
-            print(f"{store.name:24}  {format_bytes(size):>8}  {when}  {_UNREADABLE}")
+            print(f"{store.name:24}  {text.size(size):>8}  {when}  {_UNREADABLE}")
             continue
         what = f"{description['backbone']} up to {description['cut']}"
-        print(f"{store.name:24}  {format_bytes(size):>8}  {when}  {description['precision']:9}  {what}")
-    print(f"{format_bytes(sum(size for _, size, _ in found))} in {folder}")
+        print(f"{store.name:24}  {text.size(size):>8}  {when}  {description['precision']:9}  {what}")
+    print(f"{text.size(sum(size for _, size, _ in present))} in {folder}")
     return 0
 
 

@@ -8,7 +8,6 @@ checksums [N] and features [N, ...], memory-mapped when read. A killed build has
 damaged row is missing, and several processes may write at once.
 """
 
-import fcntl
 import hashlib
 import os
 import secrets
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -31,7 +31,7 @@ from dogbreed.core.files import atomic_write
 from dogbreed.data.datasets import Indices
 from dogbreed.data.images import View
 
-META = "store.json"
+META, LOCK = "store.json", ".lock"
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
@@ -201,17 +201,16 @@ def stores(folder: Path) -> list[tuple[Path, int, float]]:
 
 def delete(store: Path) -> bool:
     """Delete a store unless a build holds it; return whether it was deleted."""
+    if not store.exists():  # another process was faster
+        return True
     try:
-        lock = (store / ".lock").open("a")
-    except FileNotFoundError:  # another process was faster
+        with FileLock(store / LOCK, timeout=0):
+            shutil.rmtree(store, ignore_errors=True)
+    except Timeout:
+        return False
+    except FileNotFoundError:
         return True
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        shutil.rmtree(store, ignore_errors=True)
-        return True
+    return True
 
 
 @contextmanager
@@ -222,25 +221,16 @@ def locked(folder: Path, leader: bool) -> Iterator[None]:
         return
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("a")
+        lock = FileLock(folder / LOCK)
+        lock.acquire()
     except OSError as error:
         raise DogbreedError(
             f"{folder} cannot be written ({error.strerror}); choose another folder with cache.dir="
         ) from error
     with lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def existing(folder: Path) -> Path:
     """Return the folder, or the first above it that is there."""
     return folder if folder.exists() else existing(folder.parent)
-
-
-def format_bytes(size: float) -> str:
-    """Return a size in bytes as people read it."""
-    for unit in ("B", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} GB"

@@ -5,19 +5,11 @@ preprocessing its weights expect, and which of its values may change in training
 """
 
 import difflib
-import pickle
-import re
-import zipfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
-from urllib.parse import urlparse
 
 import torch
 import torchvision
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torchvision.models import get_model, get_model_weights, list_models
@@ -25,17 +17,10 @@ from torchvision.ops import StochasticDepth
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import lite0, timm_networks
+from dogbreed.models import lite0, own_networks, timm_networks
+from dogbreed.models.weights import load_backbone, published_file, read_state
 
 TRAINABLE = ("head", "block", "all")
-OWN = "own/"  # begins the name of a network that somebody passed from Python
-_HEAD_ATTRIBUTE = "dogbreed_head"
-
-# Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
-_AUXILIARY = ("aux1", "aux2", "AuxLogits")
-
-# torchvision's published DenseNet files carry the names of an older layout ("norm.1" for "norm1").
-_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
 
 # The last stage by family, where it is not what follows the last pooling layer of `features`.
 _LAST_STAGE: dict[str, tuple[str, ...]] = {
@@ -55,7 +40,7 @@ _ONE_LAST = ("convnext", "swin")
 
 
 def check_name(backbone: str) -> None:
-    """Refuse a network that neither torchvision nor timm (`timm/NAME`) has.
+    """Refuse a network that neither torchvision nor timm (`timm/NAME`) has; one's own are built to be known.
 
     Raises:
         DogbreedError: Names the nearest known network.
@@ -63,12 +48,10 @@ def check_name(backbone: str) -> None:
     if timm_networks.is_timm(str(backbone)):
         timm_networks.check_name(backbone)
         return
-    if str(backbone).startswith(OWN):
-        raise DogbreedError(
-            f"{backbone} is a network of your own code: build it there and pass it, DogBreedClassifier(network=..., "
-            "head=...); from a checkpoint, load_from_checkpoint(PATH, network=...)."
-        )
-    known = sorted([lite0.NAME, *list_models(module=torchvision.models)])
+    if own_networks.is_own(str(backbone)):
+        own_networks.check_name(backbone)
+        return
+    known = sorted([lite0.NAME, *_torchvision()])
     if backbone not in known:
         near = difflib.get_close_matches(str(backbone), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
@@ -80,18 +63,23 @@ def preprocessing_of(
 ) -> Preprocessing:
     """Return what the published weights of a network expect, read from the weights' own record.
 
+    A network of one's own has no such record: it gets 224 pixels and ImageNet's mean and standard deviation.
+
     Args:
         backbone: Name of a network.
         weights: As in `create`; only a member of torchvision's enum makes a difference.
         resize: `squash` or `crop`.
         size: Side of the square input in pixels; None takes the record's.
     """
-    check_name(backbone)
-    if timm_networks.is_timm(backbone):
+    if own_networks.is_own(backbone):
+        expected: dict[str, Any] = {"size": 224, "resize_size": 256}
+    elif timm_networks.is_timm(backbone):
+        check_name(backbone)
         expected = timm_networks.input_of(backbone)
     elif backbone == lite0.NAME:
         expected = dict(lite0.INPUT)
     else:
+        check_name(backbone)
         record: Any = (_member(backbone, weights) or get_model_weights(backbone).DEFAULT).transforms()
         expected = {
             "size": record.crop_size[0],
@@ -107,9 +95,11 @@ def preprocessing_of(
 
 def _member(backbone: str, weights: str | None) -> Any | None:
     """Return torchvision's published weights of that name; None where there are none."""
-    if timm_networks.is_timm(backbone) or backbone == lite0.NAME:
-        return None
-    return get_model_weights(backbone).__members__.get(str(weights))
+    return get_model_weights(backbone).__members__.get(str(weights)) if backbone in _torchvision() else None
+
+
+def _torchvision() -> list[str]:
+    return list_models(module=torchvision.models)
 
 
 def create(
@@ -118,7 +108,8 @@ def create(
     """Return a network with a head of `num_classes` outputs.
 
     Args:
-        backbone: `efficientnet_lite0`, a classification network of torchvision, or `timm/NAME`.
+        backbone: `efficientnet_lite0`, a classification network of torchvision, `timm/NAME`, or the import path of a
+            callable without arguments that returns a network (`package.module:name`).
         num_classes: Outputs of the new head.
         weights: `imagenet` (what is published for the network, downloaded into a cache folder when missing), a member
             of torchvision's enum of its weights (`IMAGENET1K_V1`), `none`, or the path of a state_dict (.pth, .pt or
@@ -130,6 +121,7 @@ def create(
         DogbreedError: Unknown network, missing or unreadable file, a file that does not fit, no network connection.
     """
     check_name(backbone)
+    own_networks.allow(backbone)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         pretrained = timm_networks.is_timm(backbone) and weights == "imagenet"
@@ -137,25 +129,39 @@ def create(
             network = _build(backbone, num_classes, size, pretrained)
             _reset_head(network)
             return network
-        if backbone == lite0.NAME and weights == "imagenet":
-            state, file = lite0.read_weights()
-        else:
-            member = _member(backbone, "DEFAULT" if weights == "imagenet" else weights)
-            file = Path(weights) if member is None else published_file(backbone, member)
-            state = read_state(file)
+        state, file = _weights(backbone, weights)
         network = skeleton(backbone, num_classes, size)
         if next(network.parameters()).is_meta:
             network.to_empty(device="cpu")
         _reset_head(network)
-        _load_backbone(network, backbone, state, file)
+        load_backbone(network, backbone, head_name(network), state, file)
         return network
+
+
+def _weights(backbone: str, weights: str) -> tuple[dict[str, Tensor], Path]:
+    """Return a state_dict and the file it is from."""
+    if weights == "imagenet" and own_networks.is_own(backbone):
+        raise DogbreedError(
+            f"Nothing is published for {backbone}: give model.weights=none for the values it is built with, or a path."
+        )
+    if weights == "imagenet" and backbone == lite0.NAME:
+        return lite0.read_weights()
+    member = _member(backbone, "DEFAULT" if weights == "imagenet" else weights)
+    if member is None and weights.isidentifier() and not Path(weights).exists() and backbone in _torchvision():
+        names = ", ".join(member.name for member in get_model_weights(backbone))
+        raise DogbreedError(
+            f"model.weights={weights} is neither a file nor published for {backbone}; known are {names}."
+        )
+    file = Path(weights) if member is None else published_file(backbone, member)
+    return read_state(file), file
 
 
 def skeleton(backbone: str, num_classes: int, size: int | None = None) -> nn.Module:
     """Return the network for a state that is loaded next: on the meta device, without values, where it can be."""
     check_name(backbone)
     try:
-        if not timm_networks.is_timm(backbone):  # timm's hold tables that no state_dict brings back
+        # timm's hold tables that no state_dict brings back; one's own may.
+        if not timm_networks.is_timm(backbone) and not own_networks.is_own(backbone):
             with torch.device("meta"):
                 return _build(backbone, num_classes)
     except (NotImplementedError, RuntimeError):  # RegNet and Swin compute their widths with tensors
@@ -167,6 +173,8 @@ def skeleton(backbone: str, num_classes: int, size: int | None = None) -> nn.Mod
 def _build(backbone: str, num_classes: int, size: int | None = None, pretrained: bool = False) -> nn.Module:
     if timm_networks.is_timm(backbone):
         return timm_networks.build(backbone, num_classes, size, pretrained=pretrained)
+    if own_networks.is_own(backbone):
+        return own_networks.with_new_head(own_networks.build(backbone), None, num_classes)
     if backbone == lite0.NAME:
         return lite0.efficientnet_lite0(num_classes)
     # Both inception networks were published for inputs scaled by their own constants; the flag is part of the network.
@@ -178,7 +186,7 @@ def _build(backbone: str, num_classes: int, size: int | None = None, pretrained:
 
 def head_name(network: nn.Module) -> str:
     """Return the dotted name of the last layer, whose outputs are the classes: linear, or SqueezeNet's convolution."""
-    name = getattr(network, _HEAD_ATTRIBUTE, None) or timm_networks.head_name(network)
+    name = getattr(network, own_networks.HEAD_ATTRIBUTE, None) or timm_networks.head_name(network)
     if name is not None:
         return str(name)
     layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
@@ -189,35 +197,16 @@ def head_name(network: nn.Module) -> str:
     return layers[-1]
 
 
-def with_new_head(network: nn.Module, head: str, num_classes: int, seed: int) -> nn.Module:
-    """Put a new last layer into a network of one's own.
-
-    Args:
-        network: Images [N, 3, S, S] to outputs [N, any]; changed in place.
-        head: Dotted name of its last layer, a linear one.
-        num_classes: Outputs of the new layer.
-        seed: Seed of its initial values.
-
-    Raises:
-        DogbreedError: There is no linear layer of that name.
-    """
-    layer = dict(network.named_modules()).get(head)
-    if not isinstance(layer, nn.Linear):
-        layers = [name for name, module in network.named_modules() if isinstance(module, nn.Linear)]
-        hint = f"; its linear layers are {', '.join(layers[-5:])}." if layers else ", and no other."
-        raise DogbreedError(f"{type(network).__name__} has no linear layer head={head!r}{hint}")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network.set_submodule(head, nn.Linear(layer.in_features, num_classes))
-    setattr(network, _HEAD_ATTRIBUTE, head)
-    return network
+def _reset_head(network: nn.Module) -> None:
+    head: Any = network.get_submodule(head_name(network))
+    head.reset_parameters()
 
 
 def last_stage(network: nn.Module, backbone: str) -> list[str]:
     """Return the dotted names of the modules of the last stage before the head (`trainable=block`)."""
     if timm_networks.is_timm(backbone):
         return timm_networks.last_stage(network, head_name(network))
-    if backbone.startswith(OWN):
+    if own_networks.is_own(backbone):
         raise DogbreedError("model.trainable=block needs a network of torchvision or timm; yours takes head or all.")
     for family, modules in _LAST_STAGE.items():
         if backbone.startswith(family):
@@ -289,109 +278,3 @@ def changing_names(network: nn.Module) -> set[str]:
         if buffers and _trains(module):
             names.update(buffers)
     return names & network.state_dict().keys()
-
-
-def published_file(backbone: str, member: Any = None) -> Path:
-    """Return the path of torchvision's published weights (None: the default ones) in the hub's cache folder,
-    downloaded when missing.
-
-    Raises:
-        DogbreedError: The download failed; names the ways to go on without it.
-    """
-    url = (member or get_model_weights(backbone).DEFAULT).url
-    folder = Path(torch.hub.get_dir()) / "checkpoints"
-    file = folder / Path(urlparse(url).path).name
-    if file.exists():
-        return file
-    hash_prefix = file.stem.rpartition("-")[2]  # torchvision names its files NAME-HASH.pth
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=True)
-    except (URLError, OSError, RuntimeError) as error:
-        raise DogbreedError(
-            f"The ImageNet weights of {backbone} could not be downloaded from {url} ({error}); give a file with "
-            f"model.weights=PATH, place it at {file}, or train without pretrained weights with model.weights=none."
-        ) from error
-    return file
-
-
-def read_state(file: Path) -> dict[str, Tensor]:
-    """Read a state_dict without running code from it.
-
-    Args:
-        file: `.safetensors`, or a torch file that `weights_only=True` accepts. A state_dict inside a checkpoint
-            (under `state_dict` or `model`) and the name prefixes `module.` and `network.` are understood.
-
-    Raises:
-        DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
-    """
-    if not file.is_file():
-        raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
-    try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
-    except pickle.UnpicklingError as error:
-        code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)", str(error))
-        if code and (zipfile.is_zipfile(file) or _begins_as_pickle(file)):
-            named = f" ({code.group(1)})" if code.group(1) else ""
-            raise DogbreedError(
-                f"{file} is a pickle that would run code{named} when loaded, so it was not; save the plain "
-                "state_dict with torch.save(model.state_dict(), PATH) or as .safetensors."
-            ) from error
-        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise DogbreedError(f"{file} holds no state_dict (a mapping of names to tensors).")
-    return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
-
-
-def _begins_as_pickle(file: Path) -> bool:
-    with file.open("rb") as content:
-        return content.read(1) == pickle.PROTO
-
-
-def _reset_head(network: nn.Module) -> None:
-    head: Any = network.get_submodule(head_name(network))
-    head.reset_parameters()
-
-
-def _load_backbone(network: nn.Module, backbone: str, state: Mapping[str, Tensor], file: Path) -> None:
-    """Copy everything but a head of another size; all other names and shapes have to agree."""
-    head = head_name(network)
-    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
-    expected = network.state_dict()
-    of_head = _under(expected, head)
-    if any(state.get(name, value).shape != value.shape for name, value in of_head.items()):
-        state = {name: value for name, value in state.items() if name not in of_head}
-    # Published files older than PyTorch 0.4.1 lack this counter; evaluation never reads it.
-    counters = {name for name in expected if name.endswith("num_batches_tracked")}
-    problems = {
-        "missing": [name for name in expected if name not in state and name not in of_head.keys() | counters],
-        "unknown to it": [name for name in state if name not in expected],
-        "of another shape": [
-            name for name, value in state.items() if name in expected and value.shape != expected[name].shape
-        ],
-    }
-    if any(problems.values()):
-        raise DogbreedError(
-            f"The weights in {file} do not fit {backbone}: "
-            f"{'; '.join(f'{_some(names)} {problem}' for problem, names in problems.items() if names)}. "
-            "Is model.backbone the network that these weights were saved from?"
-        )
-    for name in counters - state.keys():
-        expected[name].zero_()
-    network.load_state_dict(state, strict=False)
-
-
-def _under(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
-    return {name: value for name, value in state.items() if name.startswith(f"{module}.")}
-
-
-def _some(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

@@ -21,7 +21,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import backbones
+from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
@@ -44,7 +44,8 @@ class DogBreedClassifier(LightningModule):
 
     Args:
         num_classes: Outputs of the head; the default is the 133 breeds of dogImages.
-        backbone: `efficientnet_lite0`, any classification network of torchvision, or `timm/NAME`.
+        backbone: `efficientnet_lite0`, any classification network of torchvision, `timm/NAME`, or the import path of a
+            callable that returns a network (`package.module:name`).
         weights: `imagenet`, a member of torchvision's enum of the network's weights, `none` (random), or the path of a
             state_dict; None leaves the values out (meta device) for a state that is loaded next.
         trainable: `head`, `block` (head and last stage) or `all`.
@@ -57,8 +58,8 @@ class DogBreedClassifier(LightningModule):
         seed: Seed of the head's initial values and of dropout.
         class_names: Names by index; None numbers them.
         preprocessing: What the network's input is made with (`Preprocessing.to_dict`); None takes the weights' record.
-        network: A network of one's own, in place of `backbone` and `weights`. It is changed in place.
-        head: Dotted name of its last layer, which a new one replaces.
+        network: A network of one's own, instead of `backbone` and `weights`. It is changed in place.
+        head: Dotted name of its last linear layer, which a new one replaces; None takes the one defined last.
 
     Raises:
         DogbreedError: An argument is unknown or out of range, or the weights cannot be loaded.
@@ -84,34 +85,45 @@ class DogBreedClassifier(LightningModule):
         head: str | None = None,
     ) -> None:
         super().__init__()
-        if network is None:
-            backbones.check_name(backbone)
-        else:
-            backbone = backbones.OWN + type(network).__name__
-        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
-        class_names = self.class_names = [str(i) for i in range(num_classes)] if class_names is None else [*class_names]
-        if len(class_names) != num_classes:
-            raise DogbreedError(f"{len(class_names)} class names were given for {num_classes} classes.")
-        if preprocessing is not None:
-            self.preprocessing = Preprocessing.from_dict(preprocessing)
-        elif network is not None:
-            self.preprocessing = Preprocessing()
-        else:
-            self.preprocessing = backbones.preprocessing_of(backbone, weights=weights)
-        preprocessing = self.preprocessing.to_dict()
-        self.save_hyperparameters(ignore=["network"])  # plain values, so that a checkpoint loads with weights_only=True
-        size = self.preprocessing.size
         if network is not None:
-            self.network = backbones.with_new_head(network, str(head), num_classes, seed)
-        elif weights is None:
-            self.network = backbones.skeleton(backbone, num_classes, size)
+            backbone = own_networks.PASSED + type(network).__name__
         else:
-            self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed, size=size)
+            own_networks.check_name(backbone)
+        if network is None and head is not None:
+            raise DogbreedError(f"head={head!r} names a layer of a network of your own: pass network= too.")
+        self.preprocessing = (
+            Preprocessing.from_dict(preprocessing)
+            if preprocessing is not None
+            else backbones.preprocessing_of(backbone, weights=weights)
+        )
+        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
+        self.class_names = [*class_names] if class_names is not None else [str(i) for i in range(num_classes)]
+        if len(self.class_names) != num_classes:
+            raise DogbreedError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
+        # Plain values, so that a checkpoint loads with weights_only=True.
+        class_names, preprocessing = self.class_names, self.preprocessing.to_dict()
+        self.save_hyperparameters(ignore=["network"])
+        if network is not None:
+            self.network = own_networks.with_new_head(network, head, num_classes, seed)
+        elif weights is None:
+            self.network = backbones.skeleton(backbone, num_classes, self.preprocessing.size)
+        else:
+            self.network = backbones.create(
+                backbone, num_classes, weights=weights, seed=seed, size=self.preprocessing.size
+            )
         self.network.to(memory_format=torch.channels_last)
         backbones.freeze(self.network, backbone, trainable)
         # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.eval_criterion = nn.CrossEntropyLoss()
+        self._add_metrics(num_classes)
+        self.parts: CutNetwork | None = None
+        self.images_seen = 0
+        self.predictions: Outputs | None = None  # of the last evaluation
+        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
+        self.train()
+
+    def _add_metrics(self, num_classes: int) -> None:
         accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
         self.train_loss = MeanMetric()
         self.val_loss = MeanMetric()
@@ -119,11 +131,6 @@ class DogBreedClassifier(LightningModule):
         self.test_loss = MeanMetric()
         self.test_acc = MulticlassAccuracy(**accuracy)
         self.test_top5 = MulticlassAccuracy(**accuracy, top_k=min(5, num_classes))
-        self.parts: CutNetwork | None = None
-        self.images_seen = 0
-        self.predictions: Outputs | None = None  # of the last evaluation
-        self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.train()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]

@@ -223,7 +223,7 @@ def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
         with torch.no_grad():
             recorder.run(batch)
     except (RuntimeError, AssertionError, ValueError) as error:
-        raise NoPrefix(f"it does not run on inputs of {size} x {size} pixels ({error})") from error
+        raise NoPrefix(f"it does not run on inputs of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
     return recorder
 
 

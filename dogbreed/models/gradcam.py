@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dogbreed.models import backbones, timm_networks
+from dogbreed.models import backbones, own_networks, timm_networks
 
 # What attends over patches has no feature map whose mean gradient means anything.
 _WITHOUT_MAP = ("vit", "swin")
@@ -30,7 +30,7 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
         [N, h, w] on the CPU from 0 to 1, the largest value of each map 1 (0 where nothing argued for it); None for a
         network without a spatial feature map before its head.
     """
-    if backbone.startswith((*_WITHOUT_MAP, backbones.OWN)):
+    if backbone.startswith(_WITHOUT_MAP) or own_networks.is_own(backbone):
         return None
     with _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
@@ -74,7 +74,7 @@ def _mapped(network: nn.Module, backbone: str) -> Iterator[list[Tensor]]:
         return leaf.clone()  # what follows may change it in place, which a leaf does not allow
 
     with _evaluating(network), torch.inference_mode(False), torch.enable_grad():
-        if backbone.startswith((*_WITHOUT_MAP, backbones.OWN)):
+        if backbone.startswith(_WITHOUT_MAP) or own_networks.is_own(backbone):
             yield kept
             return
         layer = timm_networks.map_layer(network)

@@ -21,7 +21,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
 from dogbreed.data.datamodule import DogImages
-from dogbreed.models import backbones
+from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.history import EarlyStopping
@@ -124,6 +124,7 @@ def build_model(config: Config, data: DogImages, checkpoint: Mapping[str, Any] |
     arguments = vars(config.model).copy()
     if checkpoint is not None:
         arguments["weights"] = None
+    own_networks.allow(arguments["backbone"])  # a setting, unlike what a saved model says of itself
     model = DogBreedClassifier(
         len(data.classes),
         **arguments,

@@ -66,13 +66,13 @@ def attached(root: Path, folder: Path, model=None, data=None, **cache):
 
 def rows(folder: Path) -> dict[str, dict[bytes, bytes]]:
     """Every readable row on disk by store, without the code under test; of equal keys the last written."""
-    found: dict[str, dict[bytes, bytes]] = {}
+    rows: dict[str, dict[bytes, bytes]] = {}
     for file in sorted(folder.glob("features/*/*.safetensors")):
         with safe_open(file, framework="np") as content:
             keys, values = content.get_tensor("keys"), content.get_slice("features")
             for number, key in enumerate(keys):
-                found.setdefault(file.parent.name, {})[key.tobytes()] = values[number : number + 1].tobytes()
-    return found
+                rows.setdefault(file.parent.name, {})[key.tobytes()] = values[number : number + 1].tobytes()
+    return rows
 
 
 def count(folder: Path) -> int:
@@ -88,8 +88,8 @@ def everything(data: DogImages) -> dict[str, np.ndarray]:
     """All that is served, by split."""
     served = {}
     for split, samples in data.samples.items():
-        places = [(i, v) for v in range(len(samples.views)) for i in range(len(samples))]
-        indices, views = np.array(places).T
+        rows = [(i, v) for v in range(len(samples.views)) for i in range(len(samples))]
+        indices, views = np.array(rows).T
         served[split] = data.reader(split)(indices, views).numpy()
     return served
 
@@ -180,10 +180,10 @@ def test_rows_are_what_the_prefix_computes(dog_tree, tmp_path, augment, precisio
             images = torch.stack([load(p, SMALL, v) for p, v in zip(samples.paths, views, strict=True)])
             with torch.no_grad():
                 expected = model.parts.prefix(images)
-            found = data.reader(split)(np.arange(len(samples)), np.full(len(samples), view))
-            assert found.dtype == torch.float32
-            torch.testing.assert_close(found, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
-            assert len(found.flatten(1).unique(dim=0)) == len(samples), "each has its own"
+            read = data.reader(split)(np.arange(len(samples)), np.full(len(samples), view))
+            assert read.dtype == torch.float32
+            torch.testing.assert_close(read, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
+            assert len(read.flatten(1).unique(dim=0)) == len(samples), "each has its own"
 
 
 def test_weights_cast_once_give_what_autocast_gives():
@@ -439,8 +439,8 @@ def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
 
     def run(number: int) -> None:
         store = Store(tmp_path / "features" / name, models[number].parts.shape, torch.float32)
-        wanted = extract.missing_views(store, data.samples)
-        mine = wanted if number < 2 else wanted[number % 2 :: 2]
+        missing = extract.missing_views(store, data.samples)
+        mine = missing if number < 2 else missing[number % 2 :: 2]
         extract.extract(store, models[number].parts.prefix, mine, data, device=CPU, precision="float32", quiet=True)
         assert set(mine[0].keys) <= {key for key in mine[0].keys if key in store}
 
@@ -635,22 +635,22 @@ def test_where_the_cache_lies(cache_dir, monkeypatch):
 
 def made_up(folder: Path, name: str, age: float, size: int = 1000) -> Path:
     """A store of `size` features, last used `age` seconds ago."""
-    place = folder / "features" / name
-    Store(place, (size,), torch.float32).add([name.ljust(16).encode()], torch.randn(1, size))
+    store = folder / "features" / name
+    Store(store, (size,), torch.float32).add([name.ljust(16).encode()], torch.randn(1, size))
     meta = {"backbone": "vgg16", "cut": "classifier.1", "shape": [size], "precision": "float32", "preprocessing": {}}
-    (place / "store.json").write_text(json.dumps(meta))
-    os.utime(place / "store.json", (time.time() - age,) * 2)
-    return place
+    (store / "store.json").write_text(json.dumps(meta))
+    os.utime(store / "store.json", (time.time() - age,) * 2)
+    return store
 
 
 def test_room_is_made_by_the_longest_unused(tmp_path):
-    places = {name: made_up(tmp_path, name, age) for name, age in (("a", 10), ("b", 40), ("c", 30), ("d", 20))}
-    size = sum(file.stat().st_size for file in places["a"].glob("*.safetensors"))
+    stores = {name: made_up(tmp_path, name, age) for name, age in (("a", 10), ("b", 40), ("c", 30), ("d", 20))}
+    size = sum(file.stat().st_size for file in stores["a"].glob("*.safetensors"))
     folder = tmp_path / "features"
-    assert evict(folder, 5 * size / 1e9, keep=places["a"]) == []
-    assert evict(folder, 3.5 * size / 1e9, keep=places["a"]) == [places["b"]]
+    assert evict(folder, 5 * size / 1e9, keep=stores["a"]) == []
+    assert evict(folder, 3.5 * size / 1e9, keep=stores["a"]) == [stores["b"]]
     assert sorted(path.name for path in folder.iterdir()) == ["a", "c", "d"]
-    assert evict(folder, 1e-9, keep=places["c"]) == [places["d"], places["a"]]
+    assert evict(folder, 1e-9, keep=stores["c"]) == [stores["d"], stores["a"]]
     assert [path.name for path in folder.iterdir()] == ["c"]
 
 
@@ -725,11 +725,11 @@ def test_a_store_whose_description_is_damaged(dog_tree, cache, capsys, content):
 
 def test_a_store_that_vanishes_is_none(tmp_path):
     """Another process deletes it, after its files were listed."""
-    place = made_up(tmp_path, "aa1", 1)
-    (place / "gone.safetensors").symlink_to(place / "deleted")
+    store = made_up(tmp_path, "aa1", 1)
+    (store / "gone.safetensors").symlink_to(store / "deleted")
     assert stores(tmp_path / "features") == []
-    shutil.rmtree(place)
-    assert delete(place)
+    shutil.rmtree(store)
+    assert delete(store)
 
 
 def test_after_the_next_run_all_is_good(dog_tree, cache, capsys):
@@ -750,10 +750,10 @@ def test_what_a_killed_run_left_is_cleared_away(dog_tree, cache):
 
 
 def test_deleting(tmp_path, capsys):
-    places = [made_up(tmp_path, name, 1) for name in ("aa1", "aa2", "bb3", "cc4")]
+    stores = [made_up(tmp_path, name, 1) for name in ("aa1", "aa2", "bb3", "cc4")]
     assert main(["--dir", str(tmp_path), "delete", "aa", "bb3"]) == 0
     assert sorted(capsys.readouterr().out.split()) == sorted(["deleted", "aa1", "deleted", "aa2", "deleted", "bb3"])
-    assert [place.exists() for place in places] == [False, False, False, True]
+    assert [store.exists() for store in stores] == [False, False, False, True]
     assert main(["--dir", str(tmp_path), "delete", "xyz"]) == 2
     assert "begins with xyz; python -m dogbreed.cache lists them" in capsys.readouterr().err
     assert main(["--dir", str(tmp_path), "delete", "all"]) == 0
@@ -762,9 +762,9 @@ def test_deleting(tmp_path, capsys):
 
 
 def test_deleting_what_is_in_use(tmp_path, capsys):
-    place = made_up(tmp_path, "aa1", 1)
-    with (place / ".lock").open("a") as lock:
+    store = made_up(tmp_path, "aa1", 1)
+    with (store / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         main(["--dir", str(tmp_path), "delete", "all"])
     assert "in use, kept  aa1" in capsys.readouterr().out
-    assert place.exists()
+    assert store.exists()

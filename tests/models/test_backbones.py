@@ -16,6 +16,7 @@ from torchvision.ops import StochasticDepth
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models import backbones
 from dogbreed.models.backbones import changing_names, create, freeze, head_name, preprocessing_of, set_mode
+from dogbreed.models.weights import read_state
 
 SQUEEZENET_FILE = "squeezenet1_1-b8a52dc0.pth"  # as torchvision publishes them
 VGG16_FILE = "vgg16-397923af.pth"
@@ -122,7 +123,7 @@ def test_every_network_has_a_head_and_a_last_stage(backbone):
     assert 7 in (getattr(head, "out_features", None), getattr(head, "out_channels", None))
     order = [name for name, module in network.named_modules() if isinstance(module, nn.Conv2d | nn.Linear)]
     freeze(network, backbone, "block")
-    trained = [place for place, name in enumerate(order) if network.get_submodule(name).weight.requires_grad]
+    trained = [index for index, name in enumerate(order) if network.get_submodule(name).weight.requires_grad]
     *stage, last = trained
     assert head_name(network) == order[last] == order[-1]
     assert stage == list(range(stage[0], stage[0] + len(stage))), "in one piece; VGG's hidden linear layers follow it"
@@ -139,11 +140,20 @@ def test_freezing_again_starts_from_nothing():
 
 
 @pytest.mark.parametrize(
-    ("given", "meant"), [("vgg-16", "vgg16"), ("ResNet50", "resnet50"), ("mobilenet2", "mobilenet")]
+    ("name", "nearest"),
+    [
+        ("vgg-16", "vgg16"),
+        ("ResNet50", "resnet50"),
+        ("mobilenet2", "mobilenet_v2"),
+        ("efficientnet_lite", "efficientnet_lite0"),
+    ],
 )
-def test_an_unknown_network_is_refused_with_the_nearest(given, meant):
-    with pytest.raises(DogbreedError, match=f"model.backbone={given} is no .*did you mean {meant}"):
-        create(given, 3, weights="none")
+def test_an_unknown_network_is_refused_with_the_nearest(name, nearest):
+    with pytest.raises(DogbreedError) as refused:
+        create(name, 3, weights="none")
+    assert str(refused.value) == (
+        f"model.backbone={name} is no classification network of torchvision; did you mean {nearest}?"
+    )
 
 
 def test_a_network_like_no_other_is_refused_with_the_list():
@@ -163,9 +173,9 @@ def test_a_network_like_no_other_is_refused_with_the_list():
     ],
 )
 def test_preprocessing_comes_with_the_weights(backbone, size, shorter, interpolation, mean):
-    found = preprocessing_of(backbone)
-    assert (found.size, found.resize_size, found.interpolation, found.mean) == (size, shorter, interpolation, mean)
-    assert found.resize == "squash"
+    whole = preprocessing_of(backbone)
+    assert (whole.size, whole.resize_size, whole.interpolation, whole.mean) == (size, shorter, interpolation, mean)
+    assert whole.resize == "squash"
     half = preprocessing_of(backbone, resize="crop", size=112)
     assert (half.size, half.resize) == (112, "crop")
     assert half.resize_size == pytest.approx(shorter * 112 / size, abs=0.51)
@@ -218,15 +228,46 @@ def test_imagenet_takes_torchvisions_file(cache_dir, no_network, squeezenet):
     assert torch.equal(network(images), theirs(images))
 
 
+def test_other_published_weights_by_their_name(cache_dir, no_network, squeezenet):
+    folder = cache_dir / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(squeezenet, folder / SQUEEZENET_FILE)
+    named = create("squeezenet1_1", 1000, weights="IMAGENET1K_V1").state_dict()
+    assert same_values(named, create("squeezenet1_1", 1000, weights="imagenet").state_dict())
+    with pytest.raises(DogbreedError, match=r"from https://download\.pytorch\.org/models/mobilenet_v2-b0353104\.pth"):
+        create("mobilenet_v2", 5, weights="IMAGENET1K_V1")  # the file of these weights, not of the default ones
+    with pytest.raises(DogbreedError) as refused:
+        create("mobilenet_v2", 5, weights="IMAGENET1K_V3")
+    assert str(refused.value) == (
+        "model.weights=IMAGENET1K_V3 is neither a file nor published for mobilenet_v2; "
+        "known are IMAGENET1K_V1, IMAGENET1K_V2."
+    )
+
+
+# From torchvision's documentation of the weights.
+@pytest.mark.parametrize(
+    ("backbone", "weights", "size", "shorter", "interpolation"),
+    [
+        ("mobilenet_v2", "IMAGENET1K_V1", 224, 256, "bilinear"),
+        ("mobilenet_v2", "IMAGENET1K_V2", 224, 232, "bilinear"),
+        ("regnet_y_16gf", "IMAGENET1K_SWAG_LINEAR_V1", 224, 224, "bicubic"),
+        ("regnet_y_16gf", "IMAGENET1K_SWAG_E2E_V1", 384, 384, "bicubic"),
+    ],
+)
+def test_other_published_weights_bring_their_own_input(backbone, weights, size, shorter, interpolation):
+    record = preprocessing_of(backbone, weights=weights)
+    assert (record.size, record.resize_size, record.interpolation) == (size, shorter, interpolation)
+
+
 def test_without_network_the_ways_out_are_named(cache_dir, no_network):
     with pytest.raises(DogbreedError) as caught:
         create("squeezenet1_1", 5, weights="imagenet")
     sentence = str(caught.value)
-    place = cache_dir / "torch" / "hub" / "checkpoints" / SQUEEZENET_FILE
+    file = cache_dir / "torch" / "hub" / "checkpoints" / SQUEEZENET_FILE
     assert "model.weights=none" in sentence
     assert "model.weights=PATH" in sentence
-    assert str(place) in sentence
-    assert list(place.parent.iterdir()) == [], "nothing half-written"
+    assert str(file) in sentence
+    assert list(file.parent.iterdir()) == [], "nothing half-written"
 
 
 def test_densenets_old_names(tmp_path):
@@ -273,7 +314,7 @@ def published_vgg16(tmp_path_factory) -> Path:
 @pytest.mark.parametrize("weights", ["path", "imagenet"])
 def test_vgg16_as_published(published_vgg16, monkeypatch, no_network, weights):
     monkeypatch.setenv("TORCH_HOME", str(published_vgg16.parents[2]))
-    given = "imagenet" if weights == "imagenet" else str(published_vgg16)
+    setting = "imagenet" if weights == "imagenet" else str(published_vgg16)
     state = torch.load(published_vgg16, weights_only=True)
     with torch.device("meta"):
         theirs = torchvision.models.vgg16()
@@ -284,8 +325,8 @@ def test_vgg16_as_published(published_vgg16, monkeypatch, no_network, weights):
         expected = theirs(images)
         hidden = theirs.classifier[:6](theirs.avgpool(theirs.features(images)).flatten(1))
         if weights == "path":
-            assert torch.equal(create("vgg16", 1000, weights=given).eval()(images), expected)
-        ours = create("vgg16", 133, weights=given).eval()
+            assert torch.equal(create("vgg16", 1000, weights=setting).eval()(images), expected)
+        ours = create("vgg16", 133, weights=setting).eval()
         head = ours.classifier[6]
         assert torch.equal(ours(images), nn.functional.linear(hidden, head.weight, head.bias))
     assert expected.std() > 0.01
@@ -340,19 +381,19 @@ def test_a_truncated_file(tmp_path, kind, share):
     data = file.read_bytes()
     file.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(DogbreedError, match="is not a readable weights file"):
-        backbones.read_state(file)
+        read_state(file)
 
 
 @pytest.mark.parametrize("content", [{"a": 1}, [torch.ones(2)], torch.ones(2), {"state_dict": {"a": "b"}}])
 def test_a_file_that_holds_something_else(tmp_path, content):
     torch.save(content, tmp_path / "other.pth")
     with pytest.raises(DogbreedError, match=r"other\.pth holds no state_dict"):
-        backbones.read_state(tmp_path / "other.pth")
+        read_state(tmp_path / "other.pth")
 
 
 def test_a_photograph_is_no_weights_file(dog_tree):
     with pytest.raises(DogbreedError, match="is not a readable weights file"):
-        backbones.read_state(next(dog_tree.rglob("*.jpg")))
+        read_state(next(dog_tree.rglob("*.jpg")))
 
 
 # Random numbers

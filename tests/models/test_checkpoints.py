@@ -112,13 +112,13 @@ def test_a_place_that_cannot_be_written_is_a_sentence(tmp_path):
 
 
 def test_a_checkpoint_comes_back_whole(tmp_path):
-    found = RunCheckpointIO(set()).load_checkpoint(saved(tmp_path))
+    loaded = RunCheckpointIO(set()).load_checkpoint(saved(tmp_path))
     expected = checkpoint()
-    assert same(found["state_dict"], expected["state_dict"])
-    assert found["hyper_parameters"] == expected["hyper_parameters"]
-    assert found.keys() == expected.keys()
-    assert torch.equal(found["optimizer_states"][0]["state"][0]["exp_avg"], torch.ones(5, 100))
-    assert network_state(found).keys() == {"body.weight", "body.scale", "body.count", "head.weight"}
+    assert same(loaded["state_dict"], expected["state_dict"])
+    assert loaded["hyper_parameters"] == expected["hyper_parameters"]
+    assert loaded.keys() == expected.keys()
+    assert torch.equal(loaded["optimizer_states"][0]["state"][0]["exp_avg"], torch.ones(5, 100))
+    assert network_state(loaded).keys() == {"body.weight", "body.scale", "body.count", "head.weight"}
 
 
 def test_what_is_frozen_is_written_once(tmp_path):

@@ -90,11 +90,11 @@ def log_probabilities(model: DogBreedClassifier, data: DogImages, split: str) ->
 
 def test_losses_and_accuracies_are_those_of_a_computation_by_hand(dog_tree, tmp_path):
     model, data = classifier(label_smoothing=0.2), dogs(dog_tree, batch_size=5)
-    (found,) = trainer(tmp_path).test(model, datamodule=data, verbose=False)
+    (metrics,) = trainer(tmp_path).test(model, datamodule=data, verbose=False)
     expected, labels = log_probabilities(model, data, "test"), data.samples["test"].labels
-    assert found["test_loss"] == pytest.approx(-expected[np.arange(12), labels].mean(), abs=1e-5), "without smoothing"
-    assert found["test_acc"] == pytest.approx((expected.argmax(1) == labels).mean())
-    assert found["test_top5"] == 1, "of four"
+    assert metrics["test_loss"] == pytest.approx(-expected[np.arange(12), labels].mean(), abs=1e-5), "without smoothing"
+    assert metrics["test_acc"] == pytest.approx((expected.argmax(1) == labels).mean())
+    assert metrics["test_top5"] == 1, "of four"
     predictions = model.predictions
     assert predictions.indices.tolist() == list(range(12))
     assert predictions.labels.tolist() == labels.tolist()
@@ -105,19 +105,19 @@ def test_top_5_of_many(tmp_path, write_tree):
     breeds = [f"{number:03d}.Breed" + chr(65 + number) for number in range(8)]
     write_tree(tmp_path / "dogs", breeds=breeds, counts={"train": 1, "valid": 1, "test": 3})
     model, data = DogBreedClassifier(8, backbone="squeezenet1_1", weights="none", seed=5), dogs(tmp_path / "dogs")
-    (found,) = trainer(tmp_path).test(model, datamodule=data, verbose=False)
+    (metrics,) = trainer(tmp_path).test(model, datamodule=data, verbose=False)
     expected, labels = log_probabilities(model, data, "test"), data.samples["test"].labels
     ranks = (expected > expected[np.arange(24), labels][:, None]).sum(1)
-    assert found["test_top5"] == pytest.approx((ranks < 5).mean())
-    assert found["test_acc"] == pytest.approx((ranks == 0).mean())
+    assert metrics["test_top5"] == pytest.approx((ranks < 5).mean())
+    assert metrics["test_acc"] == pytest.approx((ranks == 0).mean())
 
 
 def test_val_loss_does_not_depend_on_the_batch_size(dog_tree, tmp_path):
-    model, found = classifier(), []
+    model, measured = classifier(), []
     for batch_size in (1, 5, 7, 12, 512):
         (metrics,) = trainer(tmp_path).validate(model, datamodule=dogs(dog_tree, batch_size=batch_size), verbose=False)
-        found.append((metrics["val_loss"], metrics["val_acc"]))
-    losses, accuracies = zip(*found, strict=True)
+        measured.append((metrics["val_loss"], metrics["val_acc"]))
+    losses, accuracies = zip(*measured, strict=True)
     assert max(losses) - min(losses) < 1e-5
     assert len(set(accuracies)) == 1
 

@@ -65,8 +65,8 @@ def parts_equal_whole(network: nn.Module, parts: CutNetwork, size: int, atol: fl
             for name, value in network.named_buffers():
                 value.copy_(buffers[name])
         torch.manual_seed(3)
-        given = features.contiguous()  # as it comes from the disk
-        torch.testing.assert_close(parts.tail(given.clone(), training), whole, rtol=0, atol=atol)
+        loaded = features.contiguous()  # as it comes from the disk
+        torch.testing.assert_close(parts.tail(loaded.clone(), training), whole, rtol=0, atol=atol)
         if training and any(isinstance(module, nn.Dropout) and module.p for module in network.modules()):
             assert not torch.equal(parts.tail(features.clone(), False), whole), "the modes differ"
 

@@ -8,9 +8,9 @@ from torch import nn
 from dogbreed.models.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate, pays
 
 
-def off(found: torch.Tensor, expected: torch.Tensor) -> float:
+def off(result: torch.Tensor, expected: torch.Tensor) -> float:
     """Relative error."""
-    return float((found.double() - expected.double()).norm() / expected.double().norm())
+    return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (5, 9), (14, 14), (31, 18)])
@@ -26,9 +26,11 @@ def test_against_torch(size, relu, pool, count, monkeypatch):
         expected = nn.Sequential(*steps).double()(images.double())
         direct.float()
         for layout in (torch.contiguous_format, torch.channels_last):
-            found = WinogradConv2d(direct, torch.float32, relu=relu, pool=pool)(images.contiguous(memory_format=layout))
-            assert found.shape == expected.shape
-            assert off(found, expected) < 3e-6
+            result = WinogradConv2d(direct, torch.float32, relu=relu, pool=pool)(
+                images.contiguous(memory_format=layout)
+            )
+            assert result.shape == expected.shape
+            assert off(result, expected) < 3e-6
         half = WinogradConv2d(direct, torch.bfloat16, relu=relu, pool=pool)(images)
         assert half.dtype == torch.bfloat16
         assert off(half, expected) < 0.03

@@ -1,0 +1,124 @@
+"""Published and saved weights: found or downloaded, read without running code, and fitted to a network."""
+
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+from urllib.error import URLError
+from urllib.parse import urlparse
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torchvision.models import get_model_weights
+
+from dogbreed.core.errors import DogbreedError
+
+# Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
+_AUXILIARY = ("aux1", "aux2", "AuxLogits")
+
+# torchvision's published DenseNet files carry the names of an older layout ("norm.1" for "norm1").
+_OLD_DENSENET = re.compile(r"^(.*denselayer\d+\.(?:norm|relu|conv))\.([12]\.(?:weight|bias|running_mean|running_var))$")
+
+
+def published_file(backbone: str, member: Any = None) -> Path:
+    """Return the path of torchvision's published weights (None: the default ones) in the hub's cache folder,
+    downloaded when missing.
+
+    Raises:
+        DogbreedError: The download failed; names the ways to go on without it.
+    """
+    url = (member or get_model_weights(backbone).DEFAULT).url
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    file = folder / Path(urlparse(url).path).name
+    if file.exists():
+        return file
+    hash_prefix = file.stem.rpartition("-")[2]  # torchvision names its files NAME-HASH.pth
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=True)
+    except (URLError, OSError, RuntimeError) as error:
+        raise DogbreedError(
+            f"The ImageNet weights of {backbone} could not be downloaded from {url} ({error}); give a file with "
+            f"model.weights=PATH, place it at {file}, or train without pretrained weights with model.weights=none."
+        ) from error
+    return file
+
+
+def read_state(file: Path) -> dict[str, Tensor]:
+    """Read a state_dict without running code from it.
+
+    Args:
+        file: `.safetensors`, or a torch file that `weights_only=True` accepts. A state_dict inside a checkpoint
+            (under `state_dict` or `model`) and the name prefixes `module.` and `network.` are understood.
+
+    Raises:
+        DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
+    """
+    if not file.is_file():
+        raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
+    try:
+        if file.suffix == ".safetensors":
+            content: Any = load_file(file)
+        else:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+    except pickle.UnpicklingError as error:
+        code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)", str(error))
+        if code and (zipfile.is_zipfile(file) or _begins_as_pickle(file)):
+            named = f" ({code.group(1)})" if code.group(1) else ""
+            raise DogbreedError(
+                f"{file} is a pickle that would run code{named} when loaded, so it was not; save the plain "
+                "state_dict with torch.save(model.state_dict(), PATH) or as .safetensors."
+            ) from error
+        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
+        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+    for key in ("state_dict", "model"):
+        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
+            content = content[key]
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise DogbreedError(f"{file} holds no state_dict (a mapping of names to tensors).")
+    return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
+
+
+def _begins_as_pickle(file: Path) -> bool:
+    with file.open("rb") as content:
+        return content.read(1) == pickle.PROTO
+
+
+def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[str, Tensor], file: Path) -> None:
+    """Copy everything but a head of another size; all other names and shapes have to agree."""
+    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
+    expected = network.state_dict()
+    of_head = _under(expected, head)
+    if any(state.get(name, value).shape != value.shape for name, value in of_head.items()):
+        state = {name: value for name, value in state.items() if name not in of_head}
+    # Published files older than PyTorch 0.4.1 lack this counter; evaluation never reads it.
+    counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    problems = {
+        "missing": [name for name in expected if name not in state and name not in of_head.keys() | counters],
+        "unknown to it": [name for name in state if name not in expected],
+        "of another shape": [
+            name for name, value in state.items() if name in expected and value.shape != expected[name].shape
+        ],
+    }
+    if any(problems.values()):
+        raise DogbreedError(
+            f"The weights in {file} do not fit {backbone}: "
+            f"{'; '.join(f'{_some(names)} {problem}' for problem, names in problems.items() if names)}. "
+            "Is model.backbone the network that these weights were saved from?"
+        )
+    for name in counters - state.keys():
+        expected[name].zero_()
+    network.load_state_dict(state, strict=False)
+
+
+def _under(state: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if name.startswith(f"{module}.")}
+
+
+def _some(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
