@@ -91,6 +91,7 @@ def evaluate(
     model: str | Path,
     root: str | Path | None = None,
     *,
+    labels: str | Path | None = None,
     split: str = "test",
     output_dir: str | Path | None = None,
     batch_size: int = 64,
@@ -105,6 +106,7 @@ def evaluate(
     Args:
         model: An exported model, or the folder of its run.
         root: Holds `<split>/<class>/`, or the class folders themselves; None takes what the model was trained on.
+        labels: CSV file with the columns path and label, in place of class folders.
         split: `test`, `valid` or `train`.
         output_dir: None makes `evaluation/<date>/<time>/`.
         batch_size: Images in one pass.
@@ -126,6 +128,7 @@ def evaluate(
     return module.evaluate(
         model,
         root,
+        labels=labels,
         split=split,
         output_dir=output_dir,
         batch_size=batch_size,

@@ -10,7 +10,15 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 
 OWN_KEYS = ("split", "device")  # the others are keys of the configuration, with its defaults
-CONFIG_KEYS = ("data.root", "data.batch_size", "data.num_workers", "data.on_bad_image", "data.max_pixels", "output_dir")
+CONFIG_KEYS = (
+    "data.root",
+    "data.labels",
+    "data.batch_size",
+    "data.num_workers",
+    "data.on_bad_image",
+    "data.max_pixels",
+    "output_dir",
+)
 
 HELP = """\
 usage: python -m dogbreed.evaluate MODEL_DIR [key=value ...]
@@ -19,6 +27,7 @@ Measure an exported model (a run's model/, or the run's folder) on photographs, 
 The images take the same path as in an endpoint. Breeds are matched by name; a number in front is ignored.
 
   data.root=FOLDER         holds test/<breed>/, or the breeds' folders themselves; default: what it was trained on
+  data.labels=FILE         CSV file with columns path and label, in place of the breeds' folders
   split=test               test, valid or train, where data.root has these
   data.batch_size=64       images in one pass
   data.num_workers=auto    threads that decode; auto: one per core, 8 at most
@@ -67,6 +76,7 @@ def _evaluate(argv: list[str]) -> int:
     evaluate(
         models[0],
         data["root"] if "data.root" in values else None,
+        labels=data["labels"] if "data.labels" in values else None,
         split=values.get("split", "test"),
         output_dir=config["output_dir"],
         batch_size=data["batch_size"] if "data.batch_size" in values else 64,

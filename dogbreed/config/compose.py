@@ -28,6 +28,9 @@ VERSION_BASE = "1.3"
 # Mappings whose keys a person chooses. What is given for one replaces it; a key below it is added.
 OPEN_KEYS = ("loggers", "search.space", "debugger.collections", "sagemaker.tags", "sagemaker.environment")
 
+# A value with commas is one list here, not one run for each of its parts.
+LISTS = ("data.split",)
+
 # What a person most likely means who gives a group a value that is not one of its files.
 _MEANT = {"data": "data.root", "model": "model.backbone", "cache": "cache.mode"}
 
@@ -115,6 +118,8 @@ def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
             raise ConfigError(_malformed(text))
         if override.is_add() or override.is_force_add() or override.is_delete() or text == f"{key}=null":
             prepared.append(text)
+        elif key in LISTS and override.is_sweep_override():
+            prepared.append(f"{key}=[{text.partition('=')[2]}]")
         elif key in OPEN_KEYS:
             prepared += [f"{key}=null", f"++{text}"]  # null first: else Hydra merges the two mappings
         elif key.startswith(tuple(f"{name}." for name in OPEN_KEYS)):

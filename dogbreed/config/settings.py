@@ -6,7 +6,7 @@ and the keys of a `Mapping` are those of the YAML file, with values of the same 
 
 import os
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
@@ -29,6 +29,10 @@ class Data:
     size: int | None
     on_bad_image: Literal["skip", "error"]
     max_pixels: int
+    # Not in the configurations of older runs.
+    labels: PathText | None = None
+    split: Any = field(default_factory=lambda: [0.8, 0.1, 0.1])
+    class_mismatch: Literal["error", "drop"] = "error"
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,7 @@ class Config:
 
 
 def _build(kind: Any, values: Mapping[str, Any]) -> Any:
-    hints = hints_of(kind)
+    hints = [(name, hint) for name, hint in hints_of(kind) if name in values]
     return kind(**{name: _build(hint, values[name]) if is_dataclass(hint) else values[name] for name, hint in hints})
 
 

@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import cpu_count
+from dogbreed.core.text import count
 from dogbreed.data.datasets import (
     FeatureDataset,
     FeatureReader,
@@ -22,15 +23,19 @@ from dogbreed.data.datasets import (
     stack_images,
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
+from dogbreed.data.duplicates import group_same
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
-from dogbreed.data.layout import find_classes, list_images, plain_name
-from dogbreed.data.locate import find_root
+from dogbreed.data.layout import SPLITS
+from dogbreed.data.listing import Entry, Listing, list_data
+from dogbreed.data.locate import find_folder, find_root
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
-from dogbreed.data.scan import scan
+from dogbreed.data.scan import ScannedFile, scan
+from dogbreed.data.splits import parse_shares, split_by_content
 from dogbreed.data.synthetic import make_sample
 
 CHOICES = {
     "augment": ("none", "flip", "crop"),
+    "class_mismatch": ("error", "drop"),
     "on_bad_image": ("skip", "error"),
     "source": ("dogimages", "sample"),
 }
@@ -38,10 +43,13 @@ _USES = {"train": "train", "valid": "validate", "test": "test"}
 
 
 class DogImages(LightningDataModule):
-    """Reads `root/{train,valid,test}/<class>/`, for dogImages and any folder laid out like it.
+    """Reads `root/{train,valid,test}/<class>/` as in dogImages, `root/<class>/`, or the images that a table names.
 
     Args:
-        root: Folder with the three splits. A missing folder of the name `dogImages` is downloaded.
+        root: Folder of the images. A missing folder of the name `dogImages` is downloaded.
+        labels: CSV file with the columns path, label and perhaps split; None takes the classes from the folders.
+        split: Shares of train, valid and test where the images are not split yet, as numbers or as text.
+        class_mismatch: What becomes of classes that are not in every split: `error` or `drop`.
         batch_size: Images per step on each device.
         num_workers: Processes that decode images; `auto` takes one per core, 8 at most.
         augment: `none`, `flip` (mirrored half of the time) or `crop` (one of `views` fixed random crops).
@@ -62,6 +70,7 @@ class DogImages(LightningDataModule):
         classes: Class names without their `001.` prefix, by index.
         samples: The usable images by split.
         skipped: Files left out.
+        own_split: Path, class and split of every image where nobody had split them: the rows of `split.csv`.
         warnings: What is odd about the images, a sentence each.
 
     Raises:
@@ -72,6 +81,9 @@ class DogImages(LightningDataModule):
         self,
         root: str | Path = "data/dogImages",
         *,
+        labels: str | Path | None = None,
+        split: str | Sequence[float] = (0.8, 0.1, 0.1),
+        class_mismatch: str = "error",
         batch_size: int = 512,
         num_workers: int | Literal["auto"] = "auto",
         augment: str = "flip",
@@ -92,6 +104,9 @@ class DogImages(LightningDataModule):
         if "://" in str(root):  # a Path would lose a slash of it
             find_root(root)
         self.root = Path(root)
+        self.labels = Path(labels) if labels else None
+        self.shares = parse_shares(split)
+        self.class_mismatch = class_mismatch
         self.batch_size = batch_size
         self.num_workers = min(cpu_count(), 8) if num_workers == "auto" else num_workers
         self.augment = augment
@@ -109,6 +124,7 @@ class DogImages(LightningDataModule):
         self.classes: list[str] = []
         self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []
+        self.own_split: list[tuple[str, str, str]] = []
         self.warnings: list[str] = []
         self._readers: dict[str, FeatureReader] = {}
         self._check_arguments()
@@ -141,30 +157,37 @@ class DogImages(LightningDataModule):
         """List and check the images of all splits, once.
 
         Raises:
-            DogbreedError: A folder is missing or empty, the splits have different classes, or a split has no
-                readable image; with `on_bad_image=error`, any file that cannot be used.
+            DogbreedError: A folder is missing or empty, the table does not fit, the splits have different classes, or
+                a split has no readable image; with `on_bad_image=error`, any file that cannot be used.
         """
         if self.samples:
             return
-        self.root = find_root(self.root, quiet=self.quiet)
-        folders = find_classes(self.root)
-        names = sorted(folders["train"])
-        self.classes = [plain_name(name) for name in names]
-        if len(set(self.classes)) < len(self.classes):
-            twice = next(name for name in self.classes if self.classes.count(name) > 1)
-            raise DogbreedError(f"{self.root} has two class folders that are both named {twice} but for their number.")
-        listed = [
-            (split, label, path)
-            for split, by_name in folders.items()
-            for label, name in enumerate(names)
-            for path in list_images(by_name[name])
-        ]
-        scanned = scan(
-            [path for _, _, path in listed], memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet
-        )
-        usable = [
-            (split, label, file) for (split, label, _), file in zip(listed, scanned, strict=True) if not file.reason
-        ]
+        find = find_folder if self.labels else find_root
+        self.root = find(self.root, quiet=self.quiet)
+        listing = list_data(self.root, self.labels, self.class_mismatch)
+        self.classes = listing.classes
+        images, notes = self._readable(listing.entries), listing.notes
+        if not listing.splits:
+            images = self._split(images, listing)
+            notes = [self._split_note(images), *notes]
+        for split in listing.splits or [split for split, share in zip(SPLITS, self.shares, strict=True) if share]:
+            own = [(entry, file) for entry, file in images if entry.split == split]
+            if not own:
+                raise DogbreedError(f"{self.root / split} holds no readable image.")
+            paths = [entry.path for entry, _ in own]
+            views = self._views(len(paths)) if split == "train" else [[WHOLE] * len(paths)]
+            labels = np.array([entry.label for entry, _ in own], dtype=np.int64)
+            self.samples[split] = SplitFiles(paths, labels, [file.digest for _, file in own], views)
+        self.warnings = [*notes, *self._classes_without_images(), *self._files_with_two_labels()]
+        if "test" not in self.samples:
+            self.warnings.append(
+                "No test images: the figures are of the validation images, on which the epoch is chosen."
+            )
+
+    def _readable(self, entries: Sequence[Entry]) -> list[tuple[Entry, ScannedFile]]:
+        """Return the files that are images, as scanned."""
+        paths = [entry.path for entry in entries]
+        scanned = scan(paths, memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet)
         self.skipped = [Skipped(file.path, file.reason) for file in scanned if file.reason]
         if self.skipped and self.on_bad_image == "error":
             first = self.skipped[0]
@@ -172,19 +195,31 @@ class DogImages(LightningDataModule):
                 f"{len(self.skipped)} of {len(scanned)} files in {self.root} cannot be used, the first {first.path} "
                 f"({first.reason}); data.on_bad_image=skip leaves them out."
             )
-        for split in folders:
-            mine = [(label, file) for where, label, file in usable if where == split]
-            if not mine:
-                raise DogbreedError(f"{self.root / split} holds no readable image.")
-            paths = [file.path for _, file in mine]
-            views = self._views(len(paths)) if split == "train" else [[WHOLE] * len(paths)]
-            labels = np.array([label for label, _ in mine], dtype=np.int64)
-            self.samples[split] = SplitFiles(paths, labels, [file.digest for _, file in mine], views)
-        self.warnings = [*self._classes_without_images(), *self._files_with_two_labels()]
-        if "test" not in self.samples:
-            self.warnings.append(
-                "No test images: the figures are of the validation images, on which the epoch is chosen."
-            )
+        return [(entry, file) for entry, file in zip(entries, scanned, strict=True) if not file.reason]
+
+    def _split(self, images: Sequence[tuple[Entry, ScannedFile]], listing: Listing) -> list[tuple[Entry, ScannedFile]]:
+        """Split what nobody has split."""
+        if not images:
+            raise DogbreedError(f"{self.root} holds no readable image.")
+        digests = [file.digest for _, file in images]
+        groups = group_same([entry.path for entry, _ in images], digests, quiet=self.quiet)
+        splits = split_by_content(digests, [entry.label for entry, _ in images], groups, self.shares)
+        for (path, label, _), split in zip((entry for entry, _ in images), splits, strict=True):
+            self.own_split.append((self.shown_path(path), listing.names[label], split))
+        return [(entry._replace(split=split), file) for (entry, file), split in zip(images, splits, strict=True)]
+
+    def _split_note(self, images: Sequence[tuple[Entry, ScannedFile]]) -> str:
+        numbers = [sum(entry.split == split for entry, _ in images) for split in SPLITS]
+        counts = ", ".join(f"{number:,} to {_USES[split]}" for split, number in zip(SPLITS, numbers, strict=True))
+        shares = ",".join(f"{share:g}" for share in self.shares)
+        return (
+            f"{self.root} has no splits: {count(len(images), 'image')} split by content (data.split={shares}) into "
+            f"{counts}. The run keeps it in split.csv, which data.labels=split.csv repeats."
+        )
+
+    def shown_path(self, path: Path) -> str:
+        """Return a path as it stands in tables: from the data's folder where it lies in it."""
+        return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
     def _classes_without_images(self) -> Iterator[str]:
         for split, files in self.samples.items():

@@ -1,4 +1,4 @@
-"""Photographs that lie in two splits: the very same file, or the same picture saved again, resized or mirrored.
+"""Photographs that are there twice: the very same file, or the same picture saved again, resized or mirrored.
 
 A picture counts as the same when two measures agree. The difference hash (64 bits: is each of 8 x 8 patches darker
 than its right neighbour?) finds candidates among all pairs; the correlation of the two pictures in grey, 32 x 36,
@@ -6,7 +6,7 @@ throws out those that only have a like layout.
 """
 
 import filecmp
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ MOST_IMAGES = 50_000  # beyond, only copies of files are looked for: reading all
 HASH_BITS = 10  # of 64 may differ; random pairs of photographs differ in 32 +- 6
 CORRELATION = 0.97  # of two pictures in grey, after their brightness and contrast were made equal
 _HEIGHT, _WIDTH, _PATCH = 32, 36, 4
+_MOST_PAIRS = 10_000  # compared at once
 
 
 @dataclass(frozen=True)
@@ -95,9 +96,16 @@ def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int,
     Returns:
         Position in the second by position in the first, the most alike where there are several.
     """
-    if not len(one) or not len(other):
-        return {}
     twins: dict[int, int] = {}
+    for row, column in _matches(one, other, chunk):
+        twins.setdefault(row, column)
+    return twins
+
+
+def _matches(one: Tensor, other: Tensor, chunk: int) -> Iterator[tuple[int, int]]:
+    """Yield the positions of every two pictures that are the same, as they are and then mirrored."""
+    if not len(one) or not len(other):
+        return
     hashes, flat = difference_hash(other), _standardised(other)
     for start in range(0, len(one), chunk):
         for mirrored in (False, True):
@@ -105,14 +113,32 @@ def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int,
             part = part.flip(-1) if mirrored else part
             # Hashes of +1 and -1: their product counts equal bits less different ones.
             close = difference_hash(part) @ hashes.T >= 64 - 2 * HASH_BITS
-            rows, columns = close.nonzero(as_tuple=True)
-            if not len(rows):
-                continue
-            alike = (_standardised(part)[rows] * flat[columns]).sum(1)
-            for row, column, value in zip(rows.tolist(), columns.tolist(), alike.tolist(), strict=True):
-                if value >= CORRELATION:  # False for NaN, a picture of one colour
-                    twins.setdefault(start + row, column)
-    return twins
+            part = _standardised(part)
+            for pairs in close.nonzero().split(_MOST_PAIRS):  # of similar pictures there may be many
+                rows, columns = pairs.unbind(1)
+                alike = (part[rows] * flat[columns]).sum(1) >= CORRELATION  # False for NaN, a picture of one colour
+                yield from zip((start + rows[alike]).tolist(), columns[alike].tolist(), strict=True)
+
+
+def group_same(paths: Sequence[Path], digests: Sequence[str], *, quiet: bool = False) -> list[int]:
+    """Return for each image the first one that is the same file or, up to `MOST_IMAGES` images, the same picture."""
+    first_of: dict[str, int] = {}
+    leader = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
+    if len(paths) <= MOST_IMAGES:
+        alone = sorted(first_of.values())
+        pictures = _pictures({"": [paths[index] for index in alone]}, quiet)[""]
+        for one, other in _matches(pictures, pictures, 1024):
+            if one < other:
+                a, b = sorted(_find(leader, alone[position]) for position in (one, other))
+                leader[b] = a
+    return [_find(leader, index) for index in range(len(leader))]
+
+
+def _find(leader: list[int], index: int) -> int:
+    while leader[index] != index:
+        leader[index] = leader[leader[index]]
+        index = leader[index]
+    return index
 
 
 def difference_hash(pictures: Tensor) -> Tensor:
@@ -146,7 +172,7 @@ def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Ten
     # Pillow lets go of the interpreter lock while it decodes.
     with (
         ThreadPoolExecutor(min(torch.get_num_threads() * 2, 32)) as pool,
-        track(total, "Comparing photographs across splits", quiet=quiet or total < 5000) as progress,
+        track(total, "Comparing photographs", quiet=quiet or total < 5000) as progress,
     ):
         for split, of_split in paths.items():
             rows = []

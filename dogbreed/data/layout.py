@@ -8,7 +8,7 @@ from pathlib import Path
 from dogbreed.core.errors import DogbreedError
 
 SPLITS = ("train", "valid", "test")
-_SPLIT_OF = {
+SPLIT_OF = {
     "train": "train",
     **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
     **dict.fromkeys(("test", "eval"), "test"),
@@ -28,15 +28,27 @@ def is_noise(name: str) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Return every file under a class folder, sorted, without hidden files and what systems leave behind.
+    """Return every file under a class folder, linked folders included, without what systems leave behind; sorted.
 
     Files that do not look like images are in the list too, so that `scan` can say so.
     """
     files: list[Path] = []
-    for parent, folders, names in os.walk(folder, followlinks=False):
-        folders[:] = [name for name in folders if not is_noise(name)]
+    seen = {Path(folder).resolve()}
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders[:] = [name for name in folders if not is_noise(name) and _is_new(Path(parent, name), seen)]
         files += [Path(parent, name) for name in names if not is_noise(name)]
     return sorted(files)
+
+
+def _is_new(folder: Path, seen: set[Path]) -> bool:
+    """Tell whether a folder was not walked yet; a link to one that holds these would lead around in circles."""
+    if not folder.is_symlink():
+        return True
+    real = folder.resolve()
+    if any(other.is_relative_to(real) or real.is_relative_to(other) for other in seen):
+        return False
+    seen.add(real)
+    return True
 
 
 def class_folders(folder: Path) -> dict[str, Path]:
@@ -73,8 +85,8 @@ def find_splits(root: Path) -> dict[str, Path]:
     """
     splits: dict[str, Path] = {}
     for path in sorted(root.iterdir()):
-        split = _SPLIT_OF.get(path.name.lower())
-        if split is None or not path.is_dir() or _holds_images(path):
+        split = SPLIT_OF.get(path.name.lower())
+        if split is None or not path.is_dir() or holds_images(path):
             continue
         if split in splits:
             raise DogbreedError(f"{root} has two folders for one split, {splits[split].name}/ and {path.name}/.")
@@ -82,34 +94,6 @@ def find_splits(root: Path) -> dict[str, Path]:
     return splits
 
 
-def _holds_images(folder: Path) -> bool:
+def holds_images(folder: Path) -> bool:
+    """Tell whether photographs lie directly in a folder."""
     return any(path.suffix.lower() in _PHOTOGRAPHS and not is_noise(path.name) for path in folder.iterdir())
-
-
-def find_classes(root: Path) -> dict[str, dict[str, Path]]:
-    """Return the class folders by split and by name, after checking that the splits agree; test/ may be missing.
-
-    Raises:
-        DogbreedError: A split is missing or empty, or the splits have different classes.
-    """
-    splits = find_splits(root)
-    for missing in ("train", "valid"):
-        if missing not in splits:
-            raise DogbreedError(f"{root} has no folder {missing}/; it should hold train/, valid/ and test/.")
-    folders = {split: class_folders(splits[split]) for split in SPLITS if split in splits}
-    if not any(folders.values()):
-        raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder per class.")
-    for name in set().union(*folders.values()):  # it becomes a class name, which travels in JSON
-        if name.encode("utf-8", "replace").decode() != name:
-            shown = name.encode("utf-8", "backslashreplace").decode()
-            raise DogbreedError(f"{root} has a class folder whose name is not UTF-8, {shown}; rename it.")
-    everywhere = set().union(*folders.values())
-    for split, by_name in folders.items():
-        if lacking := sorted(everywhere - by_name.keys()):
-            other = next(where for where in folders if lacking[0] in folders[where])
-            more = f" and {len(lacking) - 1} more are in" if len(lacking) > 1 else " is in"
-            raise DogbreedError(
-                f"The splits have different classes: {lacking[0]}{more} {splits[other]} but not in {splits[split]}; "
-                f"every class needs a folder in {', '.join(f'{path.name}/' for path in splits.values())}."
-            )
-    return folders

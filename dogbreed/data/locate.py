@@ -11,8 +11,22 @@ from dogbreed.data.layout import find_splits, is_noise
 def find_root(root: Path | str, *, quiet: bool = False) -> Path:
     """Return the folder that holds the splits or the classes, for any address a person may give.
 
-    A zip or tar file is unpacked beside it, once; of a folder whose only content is the folder with the splits (an
-    unpacked archive) it is the inner one.
+    Of a folder whose only content is the folder with the splits (an unpacked archive) it is the inner one.
+
+    Raises:
+        DogbreedError: There is no such folder, or it has to be fetched first.
+    """
+    folder = inner = find_folder(root, quiet=quiet)
+    while not find_splits(inner):
+        entries = [path for path in inner.iterdir() if not is_noise(path.name)]
+        if len(entries) != 1 or not entries[0].is_dir():
+            return folder
+        inner = entries[0]
+    return inner
+
+
+def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
+    """Return the folder at an address; a zip or tar file is unpacked beside itself, once.
 
     Raises:
         DogbreedError: There is no such folder, or it has to be fetched first.
@@ -35,13 +49,7 @@ def find_root(root: Path | str, *, quiet: bool = False) -> Path:
             f"The data folder {root} does not exist; give data.root=FOLDER with train/, valid/ and test/, "
             "or try data=sample."
         )
-    inner = folder
-    while not find_splits(inner):
-        entries = [path for path in inner.iterdir() if not is_noise(path.name)]
-        if len(entries) != 1 or not entries[0].is_dir():
-            return folder
-        inner = entries[0]
-    return inner
+    return folder
 
 
 def _how_to_fetch(scheme: str, rest: str) -> str:

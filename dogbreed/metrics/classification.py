@@ -49,7 +49,7 @@ def prediction_rows(predictions: Predictions, names: Sequence[str], root: Path) 
         predictions.paths, predictions.labels.tolist(), values.tolist(), indices.tolist(), strict=True
     ):
         top = " ".join(f"{names[i]}={p:.4f}" for i, p in zip(classes, probabilities, strict=True))
-        where = path.relative_to(root).as_posix()
+        where = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
         rows.append((where, names[label], names[classes[0]], int(classes[0] == label), f"{probabilities[0]:.6f}", top))
     return rows
 

@@ -4,7 +4,6 @@ Every image goes the way that it goes in an endpoint: its bytes into `images.loa
 The figures therefore are those of what is served, whatever it was trained with.
 """
 
-import difflib
 import hashlib
 import shlex
 import time
@@ -25,8 +24,7 @@ from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
 from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import BadImage, load
-from dogbreed.data.layout import SPLITS, class_folders, find_splits, list_images, plain_name
-from dogbreed.data.locate import find_root
+from dogbreed.data.layout import SPLITS
 from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
@@ -34,6 +32,7 @@ from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_row
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
+from dogbreed.training.evaluation_files import find_files
 from dogbreed.training.results import test_line
 
 PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of the keys in metrics.json
@@ -58,6 +57,7 @@ def evaluate(
     model: str | Path,
     root: str | Path | None = None,
     *,
+    labels: str | Path | None = None,
     split: str = "test",
     output_dir: str | Path | None = None,
     batch_size: int = 64,
@@ -71,11 +71,10 @@ def evaluate(
     started = time.monotonic()
     _check_arguments(split, on_bad_image, batch_size, num_workers)
     predictor = Predictor(find_model(Path(model)), device=find_device(device), max_pixels=max_pixels)
-    root = _root(root, predictor.model.config)
-    folder = _split_folder(root, split)
     names = predictor.class_names
+    folder, files = find_files(root, labels, split, names, predictor.model.config.get("data", {}))
     predictions, samples, skipped = _predictions_of(
-        predictor, _files(folder, names), split, batch_size, num_workers, on_bad_image, quiet
+        predictor, files.pop(split), split, batch_size, num_workers, on_bad_image, quiet
     )
     missing = [names[label] for label in range(len(names)) if label not in set(samples.labels.tolist())]
     metrics = {
@@ -92,9 +91,12 @@ def evaluate(
     }
     destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
     write_json(destination / "metrics.json", metrics)
-    write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, root))
-    photos = {split: samples, **_other_splits(root, folder, split, names)}
-    report = _report(str(model), root, predictor, photos, predictions, metrics, skipped)
+    write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, folder))
+    others = {  # among which the report looks for copies
+        other: SplitFiles([path for path, _ in rest], np.array([label for _, label in rest], np.int64), [], [])
+        for other, rest in files.items()
+    }
+    report = _report(str(model), folder, labels, predictor, {split: samples, **others}, predictions, metrics, skipped)
     training_report.write_safely(destination / "report.html", report)
     if not quiet:
         print(test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), flush=True)
@@ -114,6 +116,7 @@ def _check_arguments(split: str, on_bad_image: str, batch_size: int, num_workers
 def _report(
     model: str,
     root: Path,
+    labels: str | Path | None,
     predictor: Predictor,
     photos: Mapping[str, SplitFiles],
     predictions: Predictions,
@@ -121,6 +124,7 @@ def _report(
     skipped: Sequence[Skipped],
 ) -> ReportInputs:
     command = ["python", "-m", "dogbreed.evaluate", model, f"data.root={root}"]
+    command += [f"data.labels={labels}"] if labels else []
     command += [] if predictions.split == "test" else [f"split={predictions.split}"]
     return ReportInputs(
         class_names=predictor.class_names,
@@ -135,44 +139,6 @@ def _report(
         command=shlex.join(command),
         network=predictor.model.network,
     )
-
-
-def _root(root: str | Path | None, config: Mapping[str, Any]) -> Path:
-    if root is None:
-        root = config.get("data", {}).get("root")
-        if root is None or not Path(root).is_dir():
-            hint = "" if root is None else f" ({root}, on which it was trained, is not here)"
-            raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{hint}.")
-    return find_root(root)
-
-
-def _split_folder(root: Path, split: str) -> Path:
-    """Return `root/split`, or root itself where it has no splits."""
-    splits = find_splits(root)
-    if split in splits:
-        return splits[split]
-    if splits:
-        raise DogbreedError(f"{root} has no folder {split}/; it has {', '.join(splits)}: choose one with split=.")
-    return root
-
-
-def _files(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
-    """Return every file with the class that its folder names."""
-    label_of = {name: label for label, name in enumerate(names)}
-    files = []
-    for name, inside in sorted(class_folders(folder).items()):
-        plain = name if name in label_of else plain_name(name)
-        if plain not in label_of:
-            near = difflib.get_close_matches(plain, names, 1)
-            hint = f"; is it {near[0]}?" if near else "."
-            raise DogbreedError(
-                f"{inside} is a breed that the model does not know (it knows {len(names)}){hint} "
-                "Rename the folder, or move it away."
-            )
-        files += [(path, label_of[plain]) for path in list_images(inside)]
-    if not files:
-        raise DogbreedError(f"{folder} holds no class folders with images; it should hold one folder per class.")
-    return files
 
 
 def _predictions_of(
@@ -223,21 +189,6 @@ def _predictions_of(
     indices = np.array(labels, dtype=np.int64)
     predictions = Predictions(split, torch.cat(logits), torch.from_numpy(indices), paths, predictor.model.temperature)
     return predictions, SplitFiles(paths, indices, digests, []), skipped
-
-
-def _other_splits(root: Path, folder: Path, split: str, names: Sequence[str]) -> dict[str, SplitFiles]:
-    """Return the files beside the evaluated split, among which the report looks for copies of its photographs."""
-    splits: dict[str, SplitFiles] = {}
-    for other in SPLITS if folder != root else ():
-        if other == split or not (root / other).is_dir():
-            continue
-        try:
-            files = _files(root / other, names)
-        except DogbreedError:  # it was not asked for
-            continue
-        labels = np.array([label for _, label in files], dtype=np.int64)
-        splits[other] = SplitFiles([path for path, _ in files], labels, [], [])
-    return splits
 
 
 def _summary(metrics: Mapping[str, Any], folder: Path, skipped: Sequence[Skipped], missing: Sequence[str]) -> str:

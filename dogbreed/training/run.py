@@ -164,10 +164,14 @@ def _start_folder(history: History, data: DogImages, best_before: Path | None) -
     with atomic_write(folder / "config.yaml") as file:
         file.write_text(to_yaml(history.config))
     if data.skipped:
-        rows = [(skipped.path.relative_to(data.root), skipped.reason) for skipped in data.skipped]
+        rows = [(data.shown_path(skipped.path), skipped.reason) for skipped in data.skipped]
         write_csv(folder / "skipped.csv", ("path", "reason"), rows)
     else:
         remove([folder / "skipped.csv"])  # of an earlier run
+    if data.own_split:
+        write_csv(folder / "split.csv", ("path", "label", "split"), data.own_split)
+    else:
+        remove([folder / "split.csv"])
 
 
 def _facts(data: DogImages, model: DogBreedClassifier, config: Config) -> list[str]:

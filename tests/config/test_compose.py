@@ -26,7 +26,7 @@ from dogbreed.config.compose import (
     to_yaml,
 )
 from dogbreed.config.overrides import SHORT, to_overrides
-from dogbreed.config.settings import path_keys
+from dogbreed.config.settings import Config, path_keys
 from dogbreed.core.errors import DogbreedError
 
 # What the run sets itself.
@@ -56,6 +56,9 @@ def refusal(*overrides: str) -> str:
     return str(refused.value)
 
 
+NEWER = ("labels", "split", "class_mismatch")
+
+
 def test_the_defaults_are_the_agreed_ones():
     flat = flatten(compose())
     agreed = {
@@ -66,6 +69,9 @@ def test_the_defaults_are_the_agreed_ones():
         "data.resize": "squash",
         "data.on_bad_image": "skip",
         "data.max_pixels": 100_000_000,
+        "data.labels": None,
+        "data.split": [0.8, 0.1, 0.1],
+        "data.class_mismatch": "error",
         "model.backbone": "vgg16",
         "model.weights": "imagenet",
         "model.trainable": "head",
@@ -362,3 +368,14 @@ def test_config_loads_neither_torch_nor_lightning():
 
 def test_config_errors_are_for_people():
     assert issubclass(ConfigError, DogbreedError)
+
+
+@pytest.mark.parametrize("text", ["data.split=0.7,0.2,0.1", "data.split=[0.7,0.2,0.1]"])
+def test_the_shares_of_a_split_are_one_value(text):
+    assert compose([text])["data"]["split"] == [0.7, 0.2, 0.1]
+
+
+def test_a_configuration_of_before_lacks_the_newer_keys():
+    config = compose()
+    older = {**config, "data": {key: value for key, value in config["data"].items() if key not in NEWER}}
+    assert Config.from_dict(older) == Config.from_dict(config)

@@ -332,7 +332,7 @@ def test_a_class_in_some_splits_only(tmp_path, write_tree, split):
 
 def test_two_classes_of_one_name(tmp_path, write_tree):
     write_tree(tmp_path, breeds=["001.Poodle", "002.Poodle"])
-    with pytest.raises(DogbreedError, match="two class folders that are both named Poodle"):
+    with pytest.raises(DogbreedError, match="two classes that are both named Poodle"):
         dogs(tmp_path)
 
 

@@ -148,3 +148,50 @@ def test_names_and_folders_come_as_in_training(dog_tree):
     data = DogImages(dog_tree, quiet=True)
     data.setup()
     assert tuple(data.classes) == NAMES
+
+
+@pytest.fixture(scope="module")
+def flat_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path, str]:
+    """Class folders without splits, the folder of a run on them, and what it printed."""
+    folder = tmp_path_factory.mktemp("flat")
+    root = folder / "dogs"
+    for path in sorted(runs.photographs().glob("*/*/*.jpg")):
+        target = root / path.parent.name / f"{path.parts[-3]}-{path.name}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, target)
+    return root, folder / "run", runs.train_in(folder / "run", "data.split=0.5,0.2,0.3", data=root).out
+
+
+def test_without_splits_only_what_was_kept_from_the_training_is_evaluated(flat_run, tmp_path):
+    root, folder, said = flat_run
+    split = rows(folder / "split.csv")
+    tested = [row["path"] for row in split if row["split"] == "test"]
+    assert f"{root} has no splits: 36 images split by content (data.split=0.5,0.2,0.3)" in said
+    result = evaluate(folder, output_dir=tmp_path / "own", device="cpu", quiet=True)
+    assert [path.relative_to(root).as_posix() for path in result.predictions.paths] == tested
+    assert result.metrics["test_loss"] == pytest.approx(runs.metrics(folder)["test_loss"], abs=1e-4)
+    elsewhere = Path(shutil.copytree(root, tmp_path / "dogs"))
+    table = evaluate(
+        folder, elsewhere, labels=folder / "split.csv", split="valid", output_dir=tmp_path / "t", quiet=True
+    )
+    assert table.metrics["images"] == sum(row["split"] == "valid" for row in split)
+    assert evaluate(folder, elsewhere, output_dir=tmp_path / "all", quiet=True).metrics["images"] == 36
+
+
+def test_the_split_of_a_run_is_repeated_from_its_table(flat_run, tmp_path):
+    root, folder, _ = flat_run
+    runs.train_in(tmp_path / "again", f"data.labels={folder / 'split.csv'}", "data.split=[0.5,0.2,0.3]", data=root)
+    assert not (tmp_path / "again" / "split.csv").exists()
+    for name, value in runs.metrics(folder).items():
+        if name not in runs.NOT_THE_RESULT:
+            assert runs.metrics(tmp_path / "again")[name] == value, name
+
+
+def test_what_training_left_out_is_left_out_here_too(tmp_path, write_tree):
+    root = write_tree(tmp_path / "dogs")
+    shutil.rmtree(root / "train" / "002.Blue_spitz")
+    said = runs.train_in(tmp_path / "run", "data.class_mismatch=drop", data=root).out
+    assert "Left out 1 class not in every split (data.class_mismatch=drop): 002.Blue_spitz." in said
+    result = evaluate(tmp_path / "run", output_dir=tmp_path / "out", device="cpu", quiet=True)
+    assert result.metrics["images"] == 9
+    assert result.metrics["test_loss"] == pytest.approx(runs.metrics(tmp_path / "run")["test_loss"], abs=1e-4)

@@ -1,0 +1,154 @@
+"""Which images there are, with the class and the split of each: from folders, or from a table of labels."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import count
+from dogbreed.data.labels import read_labels
+from dogbreed.data.layout import SPLITS, class_folders, find_splits, holds_images, list_images, plain_name
+
+
+class Entry(NamedTuple):
+    """A file with the index of its class, and its split: None where nobody has split the images."""
+
+    path: Path
+    label: int
+    split: str | None
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The files of a data set.
+
+    Attributes:
+        names: Class names as folders or the table have them, by index.
+        entries: Every file; those of a split in the order of classes and paths.
+        splits: Those that there are, in the order train, valid, test; none where nobody has split the images.
+        notes: What was left out, a sentence each.
+    """
+
+    names: list[str]
+    entries: list[Entry]
+    splits: list[str]
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names without the number in front."""
+        return [plain_name(name) for name in self.names]
+
+
+def list_data(root: Path, labels: Path | None = None, class_mismatch: str = "error") -> Listing:
+    """Return the files below a folder with their classes and splits.
+
+    Args:
+        root: Holds folders of splits, or of classes, or the files that `labels` names.
+        labels: A CSV file; None takes the classes from the folders.
+        class_mismatch: What becomes of classes that are not in every split: `error`, or `drop`.
+
+    Raises:
+        DogbreedError: The folder is none of these, or the splits have different classes.
+    """
+    listing = _of_table(root, labels, class_mismatch) if labels else _of_folders(root, class_mismatch)
+    for name in listing.names:  # it travels in JSON
+        if name.encode("utf-8", "replace").decode() != name:
+            shown = name.encode("utf-8", "backslashreplace").decode()
+            where = labels or root
+            way_out = "save the table as UTF-8" if labels else "rename it"
+            raise DogbreedError(f"{where} has a class whose name is not UTF-8, {shown}; {way_out}.")
+    classes = listing.classes
+    if len(set(classes)) < len(classes):
+        twice = next(name for name in classes if classes.count(name) > 1)
+        raise DogbreedError(f"{root} has two classes that are both named {twice} but for their number.")
+    return listing
+
+
+def _of_folders(root: Path, class_mismatch: str) -> Listing:
+    splits, notes = find_splits(root), list[str]()
+    folders: dict[str | None, dict[str, Path]]
+    if not splits:
+        folders = {None: _unsplit_classes(root)}
+        names = sorted(folders[None])
+    else:
+        for missing in ("train", "valid"):
+            if missing not in splits:
+                raise DogbreedError(
+                    f"{root} has no folder {missing}/; it should hold train/, valid/ and test/, or only class folders: "
+                    f"data.root={next(iter(splits.values()))} is split by data.split."
+                )
+        folders = {split: class_folders(splits[split]) for split in SPLITS if split in splits}
+        if not any(folders.values()):
+            raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder per class.")
+        where = {str(splits[split]): by_name.keys() for split, by_name in folders.items() if split}
+        need = f"every class needs a folder in {', '.join(f'{path.name}/' for path in splits.values())}"
+        names, notes = _common(where, need, class_mismatch)
+    entries = [
+        Entry(path, label, split)
+        for split, by_name in folders.items()
+        for label, name in enumerate(names)
+        for path in list_images(by_name[name])
+    ]
+    return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
+
+
+def _unsplit_classes(root: Path) -> dict[str, Path]:
+    """Return the class folders of a folder without splits, without those that hold nothing."""
+    folders = class_folders(root)
+    while len(folders) == 1 and not holds_images(only := next(iter(folders.values()))) and class_folders(only):
+        folders = class_folders(only)  # one class would be nothing to learn: this is a folder around the classes
+    for path in folders.values():
+        if "train" in find_splits(path):
+            raise DogbreedError(f"{root} has no folder train/, but {path} has: give data.root={path}.")
+    folders = {name: path for name, path in folders.items() if list_images(path)}
+    if not folders:
+        alone = holds_images(root)
+        way_out = (
+            "give their labels with data.labels=FILE.csv, or sort them into one folder per class"
+            if alone
+            else ("it should hold train/, valid/ and test/, or one folder per class")
+        )
+        fact = "no folder train/ and no class folders" if not alone else "images, but no class folders"
+        raise DogbreedError(f"{root} has {fact}; {way_out}.")
+    return folders
+
+
+def _of_table(root: Path, labels: Path, class_mismatch: str) -> Listing:
+    files = read_labels(labels, root)
+    names, notes = sorted({file.label for file in files}), list[str]()
+    splits = {file.split for file in files}
+    if splits != {None}:
+        for missing in ("train", "valid"):
+            if missing not in splits:
+                raise DogbreedError(
+                    f"{labels} has no row of the split {missing}; without its column split, the images are split by "
+                    "data.split."
+                )
+        # A class that nothing is validated or tested on is a warning, as in what data.split makes of a small class.
+        where = {str(labels): set(names), "its training rows": {file.label for file in files if file.split == "train"}}
+        names, notes = _common(where, "every class needs an image to train", class_mismatch)
+    label_of = {name: label for label, name in enumerate(names)}
+    entries = [Entry(file.path, label_of[file.label], file.split) for file in files if file.label in label_of]
+    entries.sort(key=lambda entry: (entry.label, entry.path))
+    return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
+
+
+def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) -> tuple[list[str], list[str]]:
+    """Return the classes that every place has, and a sentence on the others, which are an error unless dropped."""
+    classes = {place: set(names) for place, names in where.items()}
+    everywhere, anywhere = set.intersection(*classes.values()), set().union(*classes.values())
+    others = sorted(anywhere - everywhere)
+    if others and (class_mismatch == "error" or not everywhere):
+        lacking = next(place for place, names in classes.items() if names != anywhere)
+        absent = sorted(anywhere - classes[lacking])
+        there = next(place for place, names in classes.items() if absent[0] in names)
+        more = f" and {len(absent) - 1} more are in" if len(absent) > 1 else " is in"
+        drop = "; data.class_mismatch=drop leaves such classes out" if everywhere else ""
+        raise DogbreedError(
+            f"The splits have different classes: {absent[0]}{more} {there} but not in {lacking}; {need}{drop}."
+        )
+    some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
+    note = f"Left out {count(len(others), 'class')} not in every split (data.class_mismatch=drop): {some}."
+    return sorted(everywhere), [note] if others else []
