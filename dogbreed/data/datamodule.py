@@ -23,7 +23,7 @@ from dogbreed.data.datasets import (
     stack_images,
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
-from dogbreed.data.duplicates import group_same
+from dogbreed.data.duplicates import group_same, read_pictures
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.listing import Entry, Listing, list_data
@@ -202,7 +202,7 @@ class DogImages(LightningDataModule):
         if not images:
             raise DogbreedError(f"{self.root} holds no readable image.")
         digests = [file.digest for _, file in images]
-        groups = group_same([entry.path for entry, _ in images], digests, quiet=self.quiet)
+        groups = group_same(digests, read_pictures([entry.path for entry, _ in images], quiet=self.quiet))
         splits = split_by_content(digests, [entry.label for entry, _ in images], groups, self.shares)
         for (path, label, _), split in zip((entry for entry, _ in images), splits, strict=True):
             self.own_split.append((self.shown_path(path), listing.names[label], split))

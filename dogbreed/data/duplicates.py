@@ -26,6 +26,7 @@ MOST_IMAGES = 50_000  # beyond, only copies of files are looked for: reading all
 HASH_BITS = 10  # of 64 may differ; random pairs of photographs differ in 32 +- 6
 CORRELATION = 0.97  # of two pictures in grey, after their brightness and contrast were made equal
 _HEIGHT, _WIDTH, _PATCH = 32, 36, 4
+NO_PICTURE = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
 _MOST_PAIRS = 10_000  # compared at once
 
 
@@ -120,14 +121,18 @@ def _matches(one: Tensor, other: Tensor, chunk: int) -> Iterator[tuple[int, int]
                 yield from zip((start + rows[alike]).tolist(), columns[alike].tolist(), strict=True)
 
 
-def group_same(paths: Sequence[Path], digests: Sequence[str], *, quiet: bool = False) -> list[int]:
-    """Return for each image the first one that is the same file or, up to `MOST_IMAGES` images, the same picture."""
+def group_same(digests: Sequence[str], pictures: Tensor | None) -> list[int]:
+    """Return for each image the position of the first one that is the same file or the same picture.
+
+    Args:
+        digests: Of the files' bytes.
+        pictures: From `read_pictures`, [N, 32, 36]; None compares files alone.
+    """
     first_of: dict[str, int] = {}
     leader = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
-    if len(paths) <= MOST_IMAGES:
+    if pictures is not None:
         alone = sorted(first_of.values())
-        pictures = _pictures({"": [paths[index] for index in alone]}, quiet)[""]
-        for one, other in _matches(pictures, pictures, 1024):
+        for one, other in _matches(pictures[alone], pictures[alone], 1024):
             if one < other:
                 a, b = sorted(_find(leader, alone[position]) for position in (one, other))
                 leader[b] = a
@@ -160,14 +165,23 @@ def picture(path: Path) -> NDArray[np.float32] | None:
         image = decode(path, target=_WIDTH)
     except BadImage:
         return None
+    return to_picture(image)
+
+
+def to_picture(image: Tensor) -> NDArray[np.float32]:
+    """Return an image [3, H, W] in grey, 32 x 36."""
     small = F.resize(image, [_HEIGHT, _WIDTH], antialias=True).float()
     grey: NDArray[np.float32] = small.mean(0).numpy()
     return grey
 
 
+def read_pictures(paths: Sequence[Path], *, quiet: bool = False) -> Tensor | None:
+    """Return the pictures of photographs in grey [N, 32, 36], NaN where there is none; None if there are too many."""
+    return _pictures({"": paths}, quiet)[""] if len(paths) <= MOST_IMAGES else None
+
+
 def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Tensor]:
     total = sum(len(of_split) for of_split in paths.values())
-    blank = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
     pictures: dict[str, Tensor] = {}
     # Pillow lets go of the interpreter lock while it decodes.
     with (
@@ -177,7 +191,7 @@ def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Ten
         for split, of_split in paths.items():
             rows = []
             for grey in pool.map(picture, of_split):
-                rows.append(blank if grey is None else grey)
+                rows.append(NO_PICTURE if grey is None else grey)
                 progress.advance()
             pictures[split] = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, _HEIGHT, _WIDTH)
     return pictures

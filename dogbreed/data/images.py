@@ -231,6 +231,21 @@ def check(data: bytes, *, max_pixels: int = MAX_PIXELS) -> None:
     _read(data, 0, "error", max_pixels)
 
 
+def dimensions(source: bytes | str | os.PathLike[str]) -> tuple[int, int]:
+    """Return width and height of the upright image, from what stands before its pixels.
+
+    Raises:
+        BadImage: It is no image of a permitted format.
+    """
+    path = None if isinstance(source, bytes) else os.fspath(source)
+    try:
+        image = _open(source if isinstance(source, bytes) else Path(source).read_bytes())
+        turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # Exif 2.3, Orientation
+    except Exception as error:
+        raise BadImage(_reason(error), path) from error
+    return image.size[::-1] if turned else image.size
+
+
 def to_input(image: Tensor, preprocessing: Preprocessing, view: View = WHOLE) -> Tensor:
     """Return a decoded image as a network's input. The part a view shows is treated as a whole image would be.
 

@@ -47,7 +47,8 @@ def list_data(root: Path, labels: Path | None = None, class_mismatch: str = "err
     Args:
         root: Holds folders of splits, or of classes, or the files that `labels` names.
         labels: A CSV file; None takes the classes from the folders.
-        class_mismatch: What becomes of classes that are not in every split: `error`, or `drop`.
+        class_mismatch: What becomes of classes that are not in every split: `error` or `drop`; or `keep`, which also
+            takes splits without `train` or `valid`.
 
     Raises:
         DogbreedError: The folder is none of these, or the splits have different classes.
@@ -74,7 +75,7 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
         names = sorted(folders[None])
     else:
         for missing in ("train", "valid"):
-            if missing not in splits:
+            if missing not in splits and class_mismatch != "keep":
                 raise DogbreedError(
                     f"{root} has no folder {missing}/; it should hold train/, valid/ and test/, or only class folders: "
                     f"data.root={next(iter(splits.values()))} is split by data.split."
@@ -89,6 +90,7 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
         Entry(path, label, split)
         for split, by_name in folders.items()
         for label, name in enumerate(names)
+        if name in by_name
         for path in list_images(by_name[name])
     ]
     return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
@@ -121,7 +123,7 @@ def _of_table(root: Path, labels: Path, class_mismatch: str) -> Listing:
     splits = {file.split for file in files}
     if splits != {None}:
         for missing in ("train", "valid"):
-            if missing not in splits:
+            if missing not in splits and class_mismatch != "keep":
                 raise DogbreedError(
                     f"{labels} has no row of the split {missing}; without its column split, the images are split by "
                     "data.split."
@@ -140,7 +142,7 @@ def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) 
     classes = {place: set(names) for place, names in where.items()}
     everywhere, anywhere = set.intersection(*classes.values()), set().union(*classes.values())
     others = sorted(anywhere - everywhere)
-    if others and (class_mismatch == "error" or not everywhere):
+    if others and (class_mismatch == "error" or not everywhere) and class_mismatch != "keep":
         lacking = next(place for place, names in classes.items() if names != anywhere)
         absent = sorted(anywhere - classes[lacking])
         there = next(place for place, names in classes.items() if absent[0] in names)
@@ -151,4 +153,6 @@ def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) 
         )
     some = ", ".join(others[:5]) + (f" and {len(others) - 5} more" if len(others) > 5 else "")
     note = f"Left out {count(len(others), 'class')} not in every split (data.class_mismatch=drop): {some}."
+    if class_mismatch == "keep":
+        everywhere, note = anywhere, f"{count(len(others), 'class')} not in every split: {some}."
     return sorted(everywhere), [note] if others else []
