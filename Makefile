@@ -18,7 +18,7 @@ help: ## list the targets
 	@echo 'ARGS passes arguments on: make train ARGS="data.root=my_dogs", make test ARGS="-m '"'not slow'"'"'
 	@echo 'PYTHON selects the interpreter, 3.11 to 3.13: make PYTHON=python3.12 test'
 
-train: $(RUN) ## train on generated images (experiment=quickstart), or with the settings in ARGS
+train: $(RUN) ## a first run that learns, on generated images (experiment=quickstart), or with the settings in ARGS
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
 test: lint docs $(DEBUGGER)/.installed ## style, types, documentation and all tests; ARGS="-m 'not slow'" for the quick ones
@@ -56,7 +56,7 @@ clean: ## remove what tools leave behind; .venv, data/ and outputs/ stay
 
 # torch and torchvision are installed by one pip call, so that pip selects versions that belong together.
 $(RUN): pyproject.toml $(VENV)/.made
-	$(BIN)/python -m pip install --editable .
+	$(BIN)/python -m pip install --editable '.[lite0,serve]'
 	@touch $@
 
 $(DEV): pyproject.toml $(VENV)/.made

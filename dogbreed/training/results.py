@@ -1,8 +1,12 @@
 """After training: evaluate the best checkpoint, measure, export and report it."""
 
+import shlex
+import shutil
+import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Trainer
@@ -12,6 +16,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import remove, write_csv, write_json
 from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
+from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
 from dogbreed.inference import model_folder
 from dogbreed.metrics.calibration import choose_temperature
@@ -185,6 +190,11 @@ def _report(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None
 def _summary(run: Run, metrics: Mapping[str, Any], tested: int) -> str:
     folder, skipped = run.history.folder, run.data.skipped
     lines = [""]
+    classes = count(len(run.data.classes), "class")
+    learned = count(len(run.data.samples["train"]), "image")
+    lines.append(
+        f"Learned to tell {classes} apart from {learned}; guessing would get {100 / len(run.data.classes):.1f} %."
+    )
     if tested:
         features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
         lines.append(f"{accuracy_line(metrics, 'test', tested)},")
@@ -203,6 +213,24 @@ def _summary(run: Run, metrics: Mapping[str, Any], tested: int) -> str:
         *(["  predictions.csv  the answer for every test image"] if tested else []),
         "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
         "",
-        f"Try it: python -m dogbreed.predict {folder / 'model'} PHOTO",
+        "Next: classify an image, open the report, serve the model",
+        *(f"  {command}" for command in _next_commands(run)),
     ]
     return "\n".join(lines)
+
+
+def _next_commands(run: Run) -> list[str]:
+    """Return what a shell takes as it stands, with the interpreter that runs this."""
+    python = Path(sys.executable)
+    if shutil.which("python") == sys.executable:
+        python = Path("python")
+    elif python.is_relative_to(Path.cwd()):
+        python = python.relative_to(Path.cwd())
+    folder, samples = run.history.folder, run.data.samples
+    image = (samples.get("test") or samples["valid"]).paths[0]
+    commands = (
+        ("dogbreed.predict", folder / "model", image),
+        ("webbrowser", (folder / "report.html").resolve().as_uri()),
+        ("dogbreed.serve", folder / "model"),
+    )
+    return [shlex.join([str(python), "-m", *map(str, command)]) for command in commands]

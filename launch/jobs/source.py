@@ -110,7 +110,13 @@ def requirements(config: Mapping[str, Any], *, search: bool = False) -> str:
     """Return requirements.txt of the job: what pyproject.toml names, without what must come from the image."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     dependencies = list(project["dependencies"])
-    extras = {"search": search, "debugger": config["sagemaker"]["debugger"]["enabled"]}
+    backbone, weights = config["model"]["backbone"], config["model"]["weights"]
+    extras = {
+        "search": search,
+        "debugger": config["sagemaker"]["debugger"]["enabled"],
+        "lite0": backbone == "efficientnet_lite0" and weights == "imagenet",
+        "timm": backbone.startswith("timm/"),
+    }
     for extra in (name for name, used in extras.items() if used):
         dependencies += project["optional-dependencies"][extra]
     lines = []

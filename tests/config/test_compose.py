@@ -132,10 +132,10 @@ def test_every_file_of_conf_composes_to_known_keys(path):
 
 
 def test_an_experiment_is_a_diff_and_the_command_line_wins():
-    changed = ["data.batch_size", "data.root", "data.source", "model.lr", "model.weights", "trainer.max_epochs"]
+    changed = ["data.augment", "data.batch_size", "data.root", "data.source", "model.backbone", "trainer.max_epochs"]
     assert diff(compose(), compose(["experiment=quickstart"])) == changed
-    config = compose(["data=dogimages", "experiment=quickstart", "model.weights=imagenet", "data.batch_size=8"])
-    assert diff(compose(), config) == ["data.batch_size", "model.lr", "trainer.max_epochs"]
+    config = compose(["data=dogimages", "experiment=quickstart", "model.backbone=vgg16", "data.batch_size=8"])
+    assert diff(compose(), config) == ["data.augment", "data.batch_size", "trainer.max_epochs"]
     assert diff(compose(), compose(["experiment=published"])) == []
 
 
