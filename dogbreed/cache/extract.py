@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import PIL
 import torch
@@ -20,17 +20,24 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
+from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.cut import fingerprint
 from dogbreed.models.timm_networks import versions as timm_versions
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What features are kept in. `tf32` and, on CUDA, `float16` say what they are computed in, too.
+PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "tf32": torch.float32,
+}
 BLOCK_BYTES = 64 << 20
 BLOCK_SECONDS = 15.0
 
 
 def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: torch.device) -> str:
-    """Return the key of all that turns an image's bytes into features."""
-    ingredients = {
+    """Return the key of all that turns an image's bytes into features; `precision` as it is in effect on the device."""
+    ingredients: dict[str, Any] = {
         "prefix": fingerprint(prefix),
         "preprocessing": preprocessing.to_dict(),
         "images": REVISION,
@@ -39,6 +46,8 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
         "plan": str(plan(prefix, device)),
         "versions": [torch.__version__, torchvision.__version__, PIL.__version__, *timm_versions(prefix)],
     }
+    if device.type == "cuda":
+        ingredients["cudnn"] = torch.backends.cudnn.version()
     return hashlib.blake2b(json.dumps(ingredients, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -128,7 +137,7 @@ def extract(
         missing: What is missing.
         data: Says how images become inputs, and with how many workers.
         device: Where the prefix runs.
-        precision: `bfloat16` computes in bfloat16 too; `float16` computes in float32 and keeps half.
+        precision: `bfloat16` and `tf32` compute so too; `float16` computes in float32 and keeps half.
         quiet: No progress.
 
     Raises:
@@ -148,10 +157,12 @@ def extract(
     how = plan(prefix, device)
     with (
         track(total, "Computing features", "views", quiet=quiet) as progress,
+        float32_as(precision, device),
         prepared(prefix, how, device, precision) as network,
     ):
         for keys, inputs in _passes(missing, data, how.images):
-            images = inputs.to(device, non_blocking=True).contiguous(memory_format=torch.channels_last)
+            images = inputs.to(device, non_blocking=device.type == "cuda")
+            images = images.contiguous(memory_format=torch.channels_last)
             features: Tensor = network(images)[: len(keys)]
             rows.update(zip(keys, features.to(store.dtype).cpu(), strict=True))
             progress.advance(len(keys))

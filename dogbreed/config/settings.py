@@ -52,7 +52,7 @@ class Model:
 class Cache:
     mode: Literal["auto", "off", "require"]
     dir: PathText | None
-    precision: Literal["float32", "bfloat16"]
+    precision: Literal["float32", "bfloat16", "float16", "tf32"]
     views: int
     max_gb: float
 

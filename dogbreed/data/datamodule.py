@@ -284,7 +284,7 @@ class DogImages(LightningDataModule):
             collate_fn=stack_images,
             num_workers=self.num_workers,
             persistent_workers=self.num_workers > 0 and split != "test",
-            pin_memory=torch.cuda.is_available(),
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=generator,
         )
 

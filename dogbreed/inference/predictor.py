@@ -20,6 +20,7 @@ from dogbreed.inference import model_folder
 from dogbreed.inference.manifest import find_model
 from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response
 from dogbreed.models import winograd
+from dogbreed.models.arithmetic import float32_as
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -162,7 +163,7 @@ class Predictor:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits [N, classes] in float32, on the CPU and before the temperature, of inputs [N, 3, S, S]."""
-        with torch.inference_mode():
+        with torch.inference_mode(), float32_as(self.precision, self.device):
             images = inputs.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
             logits: Tensor = self._network(images).float().cpu()
         return logits

@@ -354,7 +354,9 @@ def _name(node: fx.Node | None) -> str:
 
 
 def _random_state() -> tuple[Any, ...]:
-    devices = tuple(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else ()
+    devices = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # a question would begin one
+    if torch.backends.mps.is_available():
+        devices = [torch.mps.get_rng_state()]
     return (torch.get_rng_state(), *devices), random.getstate(), np.random.get_state()
 
 
@@ -379,7 +381,9 @@ def _restored(network: nn.Module) -> Iterator[None]:
             for name, buffer in network.named_buffers():
                 buffer.copy_(buffers[name])
         torch.set_rng_state(cpu)
-        if devices:
+        if torch.backends.mps.is_available():
+            torch.mps.set_rng_state(*devices)
+        elif devices:
             torch.cuda.set_rng_state_all(devices)
         random.setstate(python)
         np.random.set_state(numpy)

@@ -31,7 +31,7 @@ WORDS = {
     "model.optimizer": ("adam", "adamw", "sgd"),
     "model.schedule": ("constant", "cosine", "onecycle"),
     "cache.mode": ("auto", "off", "require"),
-    "cache.precision": ("float32", "bfloat16", "float16"),
+    "cache.precision": ("float32", "bfloat16", "float16", "tf32"),
 }
 
 

@@ -1,0 +1,63 @@
+"""What runs over the stub of CUDA, in a process of its own (`support.stub`): functions whose answers are JSON."""
+
+import json
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import counters  # beside the built stub
+import torch
+from lightning.pytorch import Trainer
+from support import runs
+
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
+from dogbreed.models.classifier import DogBreedClassifier
+
+FOLDER = Path(tempfile.mkdtemp())
+
+
+def parts(data_root: str) -> tuple[DogBreedClassifier, DogImages]:
+    small = Preprocessing(size=64, resize_size=72)
+    data = DogImages(data_root, num_workers=0, batch_size=8, quiet=True, preprocessing=small)
+    data.setup()
+    model = DogBreedClassifier(3, backbone="squeezenet1_1", weights="none", preprocessing=small.to_dict())
+    return model, data
+
+
+def arithmetic(data_root: str) -> dict[str, Any]:
+    """What convolutions are computed in by the cache's mode and precision: dtype, and whether TF32 is allowed."""
+    flags = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    used = {}
+    for mode in ("require", "off"):
+        for precision in ("float32", "tf32"):
+            model, data = parts(data_root)
+            counters.reset()
+            trainer = Trainer(
+                accelerator="gpu",
+                devices=1,
+                max_epochs=1,
+                callbacks=[FeatureCache(mode, folder=FOLDER, precision=precision)],
+                logger=False,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                use_distributed_sampler=False,
+            )
+            trainer.fit(model, datamodule=data)
+            used[f"{mode} {precision}"] = sorted({f"{str(one)[6:]} {tf32}" for one, tf32 in counters.convolutions})
+    restored = flags == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
+    return {"used": used, "restored": restored, "stores": len(list((FOLDER / "features").iterdir()))}
+
+
+def on_the_cpu(data_root: str) -> dict[str, Any]:
+    """A whole run with `trainer.accelerator=cpu`, and what it did that takes a context: memory, pinning, launches."""
+    settings = ("trainer.max_epochs=1", "cache.mode=off", "data.num_workers=1")
+    ran = runs.run(*runs.overrides(FOLDER / "cpu", *settings, data=Path(data_root)))
+    done = counters.counters()
+    return {"code": ran.code, "err": ran.err, "done": {name: done[name] for name in ("MALLOC", "HOST_ALLOC", "LAUNCH")}}
+
+
+def main(data_root: str, *names: str) -> None:
+    answers = {name: globals()[name](data_root) for name in names}
+    print("ANSWERS", json.dumps(answers))

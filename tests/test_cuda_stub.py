@@ -1,0 +1,41 @@
+"""What a GPU would be told to do, seen over a stub of CUDA: in what numbers, and by whom."""
+
+import json
+from typing import Any
+
+import pytest
+from support import runs, stub
+
+
+def answers(*names: str, **card: str) -> dict[str, Any]:
+    """What functions of `support.over_stub` answer, by their names, and under `out` what they print."""
+    done = stub.run(f"from support.over_stub import main; main({str(runs.photographs())!r}, *{names})", **card)
+    assert done.returncode == 0, done.stderr
+    out, _, content = done.stdout.rpartition("ANSWERS ")
+    return {**json.loads(content), "out": out}
+
+
+@pytest.fixture(scope="module")
+def h100() -> dict[str, Any]:
+    return answers("on_the_cpu", "arithmetic")  # in this order: the first must not touch the device
+
+
+@pytest.mark.slow
+def test_float32_is_float32_cached_or_not_and_tf32_where_asked_for(h100) -> None:
+    assert h100["arithmetic"] == {
+        "used": {
+            "require float32": ["float32 False"],
+            "require tf32": ["float32 True"],
+            "off float32": ["float32 False"],
+            "off tf32": ["float32 True"],
+        },
+        "restored": True,
+        "stores": 2,
+    }
+    assert h100["out"].count("cache.precision=tf32 is faster") == 1
+
+
+@pytest.mark.slow
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(h100) -> None:
+    assert h100["on_the_cpu"]["code"] == 0, h100["on_the_cpu"]["err"]
+    assert not any(h100["on_the_cpu"]["done"].values()), h100["on_the_cpu"]["done"]
