@@ -17,7 +17,9 @@ def answers(*names: str, **card: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def h100() -> dict[str, Any]:
-    return answers("on_the_cpu", "arithmetic")  # in this order: the first must not touch the device
+    return answers(
+        "on_the_cpu", "arithmetic", "mixed_and_clipped"
+    )  # in this order: the first must not touch the device
 
 
 @pytest.mark.slow
@@ -39,3 +41,9 @@ def test_float32_is_float32_cached_or_not_and_tf32_where_asked_for(h100) -> None
 def test_a_run_on_the_cpu_leaves_the_gpu_alone(h100) -> None:
     assert h100["on_the_cpu"]["code"] == 0, h100["on_the_cpu"]["err"]
     assert not any(h100["on_the_cpu"]["done"].values()), h100["on_the_cpu"]["done"]
+
+
+@pytest.mark.slow
+def test_gradients_are_clipped_and_looked_at_without_their_scale(h100) -> None:
+    fused = {"16-mixed None": False, "16-mixed 1.0": False, "bf16-mixed 1.0": False, "bf16-mixed None": True}
+    assert h100["mixed_and_clipped"] == fused

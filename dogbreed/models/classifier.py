@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics import MeanMetric
@@ -255,7 +256,10 @@ class DogBreedClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr"], hparams["weight_decay"])
-        optimizer = make_optimizer(hparams["optimizer"], groups)
+        precision = self.trainer.precision_plugin
+        # A fused optimizer takes the scale off gradients itself: too late to clip them, or to look at them.
+        unscaled = isinstance(precision, MixedPrecision) and (precision.scaler or self.trainer.gradient_clip_val)
+        optimizer = make_optimizer(hparams["optimizer"], groups, fused=not unscaled)
         schedule = hparams["schedule"]
         if schedule == "constant":
             return optimizer

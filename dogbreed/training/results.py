@@ -151,7 +151,7 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
 
 
 def _export(run: Run, metrics: dict[str, Any]) -> None:
-    model = run.model
+    model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
     exported = model_folder.Exported(
         network=model.network,
         backbone=model.hparams["backbone"],

@@ -7,7 +7,7 @@ from typing import Any
 
 import counters  # beside the built stub
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from support import runs
 
 from dogbreed.cache.callback import FeatureCache
@@ -26,6 +26,20 @@ def parts(data_root: str) -> tuple[DogBreedClassifier, DogImages]:
     return model, data
 
 
+def _trainer(*callbacks: Callback, **settings: Any) -> Trainer:
+    return Trainer(
+        accelerator="gpu",
+        devices=1,
+        max_epochs=1,
+        callbacks=list(callbacks),
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        use_distributed_sampler=False,
+        **settings,
+    )
+
+
 def arithmetic(data_root: str) -> dict[str, Any]:
     """What convolutions are computed in by the cache's mode and precision: dtype, and whether TF32 is allowed."""
     flags = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
@@ -34,17 +48,7 @@ def arithmetic(data_root: str) -> dict[str, Any]:
         for precision in ("float32", "tf32"):
             model, data = parts(data_root)
             counters.reset()
-            trainer = Trainer(
-                accelerator="gpu",
-                devices=1,
-                max_epochs=1,
-                callbacks=[FeatureCache(mode, folder=FOLDER, precision=precision)],
-                logger=False,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                use_distributed_sampler=False,
-            )
-            trainer.fit(model, datamodule=data)
+            _trainer(FeatureCache(mode, folder=FOLDER, precision=precision)).fit(model, datamodule=data)
             used[f"{mode} {precision}"] = sorted({f"{str(one)[6:]} {tf32}" for one, tf32 in counters.convolutions})
     restored = flags == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
     return {"used": used, "restored": restored, "stores": len(list((FOLDER / "features").iterdir()))}
@@ -56,6 +60,16 @@ def on_the_cpu(data_root: str) -> dict[str, Any]:
     ran = runs.run(*runs.overrides(FOLDER / "cpu", *settings, data=Path(data_root)))
     done = counters.counters()
     return {"code": ran.code, "err": ran.err, "done": {name: done[name] for name in ("MALLOC", "HOST_ALLOC", "LAUNCH")}}
+
+
+def mixed_and_clipped(data_root: str) -> dict[str, Any]:
+    """Whether the optimizer is fused, by precision and the value that gradients are clipped to."""
+    fused = {}
+    for precision, clip in (("16-mixed", None), ("16-mixed", 1.0), ("bf16-mixed", 1.0), ("bf16-mixed", None)):
+        model, data = parts(data_root)
+        _trainer(precision=precision, gradient_clip_val=clip).fit(model, datamodule=data)
+        fused[f"{precision} {clip}"] = model.optimizers().param_groups[0]["fused"]
+    return fused
 
 
 def main(data_root: str, *names: str) -> None:
