@@ -81,6 +81,7 @@ class Rules:
     exploding_tensor: Mapping[str, Any]
     poor_weight_initialization: Mapping[str, Any]
     dead_relu: Mapping[str, Any]
+    imbalance: Mapping[str, Any]
     data_loading: Mapping[str, Any]
     low_gpu_utilization: Mapping[str, Any]
     cpu_bottleneck: Mapping[str, Any]

@@ -7,6 +7,8 @@ A hyperparameter search registers the expressions and takes the last value that 
 from collections.abc import Mapping
 from typing import Any
 
+TOP5_FROM = 10  # classes below which a top-5 accuracy says nothing
+
 EPOCH_LINE = (
     "epoch={epoch} train_loss={train_loss:.6f} val_loss={val_loss:.6f} val_acc={val_acc:.4f} "
     "best_val_loss={best_val_loss:.6f}"
@@ -23,17 +25,17 @@ METRIC_REGEXES = {
 }
 
 
-def accuracy_line(metrics: Mapping[str, Any], split: str, images: int) -> str:
+def accuracy_line(metrics: Mapping[str, Any], split: str, images: int, classes: int) -> str:
     """Return "Test accuracy 29.2 % (14/48, 95 % CI 18.2-43.2), top-5 87.5 %" from the keys of one split.
 
     Args:
         metrics: As in `metrics.json`.
         split: What the keys begin with: `test`, `val` or `train`.
         images: How many images were measured.
+        classes: How many classes there are; of fewer than `TOP5_FROM` there is no top-5.
     """
     accuracy, (low, high) = metrics[f"{split}_acc"], metrics[f"{split}_acc_ci95"]
     name = {"test": "Test", "val": "Validation", "train": "Training"}[split]
-    return (
-        f"{name} accuracy {100 * accuracy:.1f} % ({round(accuracy * images):,}/{images:,}, "
-        f"95 % CI {100 * low:.1f}-{100 * high:.1f}), top-5 {100 * metrics[f'{split}_top5']:.1f} %"
-    )
+    counts = f"{round(accuracy * images):,}/{images:,}"
+    line = f"{name} accuracy {100 * accuracy:.1f} % ({counts}, 95 % CI {100 * low:.1f}-{100 * high:.1f})"
+    return f"{line}, top-5 {100 * metrics[f'{split}_top5']:.1f} %" if classes >= TOP5_FROM else line

@@ -1,9 +1,10 @@
 """One way to show how far a long piece of work has come: how much, how fast, how long still."""
 
+import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
@@ -15,18 +16,31 @@ from dogbreed.core.text import duration, size
 
 LINE_EVERY_SECONDS = 10.0
 LINE_EVERY_FRACTION = 0.25
+REFRESH_SECONDS = 0.1
 
 
 class Tracker(Protocol):
     """What `track` hands out."""
 
-    def advance(self, n: int = 1) -> None:
-        """Say that `n` more units are done; any thread may call it."""
+    def advance(self, n: int = 1, status: Callable[[], str] | None = None) -> None:
+        """Say that `n` more units are done; any thread may call it.
+
+        Args:
+            n: Units.
+            status: Returns what else is to be shown; called only when it is.
+        """
 
 
 @contextmanager
 def track(
-    total: int | None, description: str, unit: str = "images", *, done: int = 0, quiet: bool = False
+    total: int | None,
+    description: str,
+    unit: str = "images",
+    *,
+    done: int = 0,
+    quiet: bool = False,
+    plain: bool = False,
+    transient: bool = False,
 ) -> Iterator[Tracker]:
     """Show progress on standard error: a bar on a terminal, elsewhere a plain line now and then.
 
@@ -36,65 +50,74 @@ def track(
         unit: What is counted; "bytes" is shown as kB, MB and GB.
         done: Units that were done before, as in a download that is resumed; they do not count into the rate.
         quiet: Show nothing.
+        plain: Lines on a terminal too.
+        transient: Leave nothing behind: the bar vanishes at the end, and lines are those of every ten seconds.
     """
     if quiet:
         yield _Silent()
-    elif sys.stderr.isatty():
-        console = Console(file=sys.stderr)
-        columns = (TextColumn("{task.description}"), BarColumn(), _Amount(unit), _Rate(unit), TimeRemainingColumn())
-        with Progress(*columns, console=console, speed_estimate_period=30) as bar:
-            task = bar.add_task(description, total=total, completed=done)
-            yield _Bar(bar, task)
+    elif sys.stderr.isatty() and not plain:
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), _Amount(unit), _Rate(unit), TimeRemainingColumn()),
+            TextColumn("{task.fields[status]}"),
+        )
+        # What is printed meanwhile goes above the bar, but never from a file or a pipe to the terminal.
+        console, above = Console(file=sys.stderr), sys.stdout.isatty()
+        bar = Progress(*columns, console=console, speed_estimate_period=30, transient=transient, redirect_stdout=above)
+        with bar:
+            yield _Bar(bar, bar.add_task(description, total=total, completed=done, status=""))
     else:
-        lines = _Lines(total, description, unit, done)
+        lines = _Lines(total, description, unit, done, transient)
         yield lines
         lines.finish()
 
 
 class _Silent:
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: int = 1, status: Callable[[], str] | None = None) -> None:
         """Show nothing."""
 
 
 class _Bar:
     def __init__(self, bar: Progress, task: int) -> None:
-        self.bar, self.task = bar, bar.task_ids[task]
+        self.bar, self.task, self.shown = bar, bar.task_ids[task], -math.inf
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: int = 1, status: Callable[[], str] | None = None) -> None:
+        if status and time.monotonic() - self.shown >= REFRESH_SECONDS:
+            self.shown = time.monotonic()
+            self.bar.update(self.task, status=status())
         self.bar.advance(self.task, n)
 
 
 class _Lines:
     """Plain lines for log files: one per quarter of the work, and one when ten seconds went by without."""
 
-    def __init__(self, total: int | None, description: str, unit: str, done: int) -> None:
-        self.total, self.description, self.unit = total, description, unit
+    def __init__(self, total: int | None, description: str, unit: str, done: int, transient: bool) -> None:
+        self.total, self.description, self.unit, self.transient = total, description, unit, transient
         self.before = self.done = self.printed = done
         self.start = self.last = time.monotonic()
         self.lock = threading.Lock()
 
-    def advance(self, n: int = 1) -> None:
+    def advance(self, n: int = 1, status: Callable[[], str] | None = None) -> None:
         with self.lock:
             self.done += n
             quarter = bool(self.total) and self._quarter(self.done) > self._quarter(self.printed)
-            if quarter or time.monotonic() - self.last >= LINE_EVERY_SECONDS:
-                self._print()
+            if (quarter and not self.transient) or time.monotonic() - self.last >= LINE_EVERY_SECONDS:
+                self._print(f", {status()}" if status else "")
 
     def finish(self) -> None:
         with self.lock:
-            if self.done > self.printed:
+            if self.done > self.printed and not self.transient:
                 self._print()
 
     def _quarter(self, done: int) -> int:
         return int(done / (self.total or 1) / LINE_EVERY_FRACTION)
 
-    def _print(self) -> None:
+    def _print(self, status: str = "") -> None:
         self.printed, self.last = self.done, time.monotonic()
         rate = (self.done - self.before) / max(self.last - self.start, 1e-9)
         text = f"{self.description}: {_amount(self.done, self.total, self.unit)}, {_count(rate, self.unit)}/s"
         if self.total and rate and self.done < self.total:
             text += f", {duration((self.total - self.done) / rate)} left"
-        print(text, file=sys.stderr, flush=True)
+        print(f"{text}{status}", file=sys.stderr, flush=True)
 
 
 class _Amount(ProgressColumn):

@@ -12,20 +12,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from dogbreed.metrics.calibration import calibration_error, wilson_interval
-from dogbreed.metrics.predictions import Predictions
+from dogbreed.metrics.calibration import binned, calibration_error, calibration_interval, wilson_interval
+from dogbreed.metrics.predictions import PREFIX, Predictions
 
 PREDICTIONS = ("path", "label", "predicted", "correct", "probability", "top5")
 
 
-def measure(predictions: Predictions, name: str = "test") -> dict[str, Any]:
+def measure(predictions: Predictions, name: str | None = None) -> dict[str, Any]:
     """Return the figures of `metrics.json`: loss in nats, shares from 0 to 1, over all images at once in float64.
 
     Args:
         predictions: Of one split.
-        name: What the keys begin with.
+        name: What the keys begin with; None: what `metrics.json` has for the split.
     """
-    logits, labels = predictions.logits.double(), predictions.labels
+    name = PREFIX[predictions.split] if name is None else name
+    logits, labels, temperature = predictions.logits.double(), predictions.labels, predictions.temperature
     correct = int((predictions.predicted == labels).sum())
     top5 = logits.topk(min(5, logits.shape[1])).indices
     classes = per_class(predictions)
@@ -36,7 +37,9 @@ def measure(predictions: Predictions, name: str = "test") -> dict[str, Any]:
         f"{name}_acc_ci95": list(wilson_interval(correct, len(labels))),
         f"{name}_balanced_acc": sum(one.recall for one in classes) / len(classes),
         f"{name}_macro_f1": sum(one.f1 for one in classes) / len(classes),
-        f"{name}_ece": calibration_error(logits, labels, temperature=predictions.temperature),
+        f"{name}_never_predicted": sum(not one.predicted for one in classes),
+        f"{name}_ece": calibration_error(logits, labels, temperature=temperature),
+        f"{name}_ece_ci95": list(calibration_interval(logits, labels, temperature=temperature)),
         f"{name}_ece_uncalibrated": calibration_error(logits, labels),
     }
 
@@ -94,7 +97,7 @@ def per_class(predictions: Predictions) -> list[ClassMetrics]:
     """Return the metrics of every class that has images, the worst first; of equals those first with more images."""
     labels, predicted = predictions.labels.numpy(), predictions.predicted.numpy()
     classes = predictions.num_classes
-    totals, given = (np.bincount(values, minlength=classes) for values in (labels, predicted))
+    totals, predictions_of = (np.bincount(values, minlength=classes) for values in (labels, predicted))
     correct = np.bincount(labels[labels == predicted], minlength=classes)
     confused: dict[int, int] = {}
     for label, other, _ in errors(predictions):  # the most frequent first
@@ -103,7 +106,7 @@ def per_class(predictions: Predictions) -> list[ClassMetrics]:
     for label in np.flatnonzero(totals).tolist():
         counts = int(correct[label]), int(totals[label])
         interval = wilson_interval(*counts)
-        metrics.append(ClassMetrics(label, *counts, int(given[label]), *interval, confused.get(label)))
+        metrics.append(ClassMetrics(label, *counts, int(predictions_of[label]), *interval, confused.get(label)))
     return sorted(metrics, key=lambda one: (one.recall, -one.total, one.label))
 
 
@@ -152,11 +155,11 @@ def most_confused(predictions: Predictions, most: int = 10) -> list[ConfusedPair
     totals = predictions.labels.bincount(minlength=predictions.num_classes).tolist()
     counts = {(label, other): images for label, other, images in errors(predictions)}
     confidence: dict[tuple[int, int], float] = {}
-    for label, other, given in zip(
+    for label, other, confident in zip(
         predictions.labels.tolist(), predictions.predicted.tolist(), predictions.confidence.tolist(), strict=True
     ):
         pair = min(label, other), max(label, other)
-        confidence[pair] = confidence.get(pair, 0.0) + given
+        confidence[pair] = confidence.get(pair, 0.0) + confident
     both = {(a, b): counts.get((a, b), 0) + counts.get((b, a), 0) for a, b in confidence if a != b}
     pairs = []
     for a, b in sorted(both, key=lambda pair: (-both[pair], -confidence[pair], pair))[:most]:
@@ -220,9 +223,7 @@ class Bin(NamedTuple):
 
 def reliability(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bins: int = 15) -> list[Bin]:
     """Return the bins, of equal width, whose gaps `calibration_error` adds up; empty ones are left out."""
-    confidence, predicted = (logits.double() / temperature).softmax(1).max(1)
-    correct = (predicted == labels).double()
-    bin_of = (confidence * bins).ceil().long().clamp(1, bins) - 1
+    confidence, correct, bin_of = binned(logits, labels, temperature, bins)
     filled = []
     for number in range(bins):
         inside = bin_of == number
@@ -231,7 +232,7 @@ def reliability(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bin
     return filled
 
 
-def cluster_order(predictions: Predictions, classes: Sequence[int]) -> list[int]:
+def similarity_order(predictions: Predictions, classes: Sequence[int]) -> list[int]:
     """Return the classes in an order in which those that the model confuses are neighbours.
 
     Average-linkage clustering of the mean probabilities; two clusters are joined at their most similar ends. The time

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of a split's keys in metrics.json
 _ROWS = 4096  # whose probabilities are in memory at once
 
 

@@ -127,6 +127,7 @@ class DogBreedClassifier(LightningModule):
     def _add_metrics(self, num_classes: int) -> None:
         accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
         self.train_loss = MeanMetric()
+        self.train_acc = MeanMetric()
         self.val_loss = MeanMetric()
         self.val_acc = MulticlassAccuracy(**accuracy)
         self.test_loss = MeanMetric()
@@ -189,20 +190,23 @@ class DogBreedClassifier(LightningModule):
         torch.manual_seed(step_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
-        loss: Tensor = self.criterion(self.logits(batch), batch.labels)
+        logits = self.logits(batch)
+        loss: Tensor = self.criterion(logits, batch.labels)
         # Waiting for the loss would stall a GPU at each step; there the check runs on every 16th and on epoch end.
         if (loss.device.type == "cpu" or batch_idx % 16 == 0) and not math.isfinite(loss.item()):
             raise self._diverged("train_loss", batch_idx)
         self.train_loss.update(loss.detach(), weight=len(batch.labels))
+        self.train_acc.update((logits.detach().argmax(1) == batch.labels).float().mean(), weight=len(batch.labels))
         self.images_seen += len(batch.labels) * self.trainer.world_size
         return loss
 
     def on_train_epoch_end(self) -> None:
-        loss = self.train_loss.compute()
+        loss, accuracy = self.train_loss.compute(), self.train_acc.compute()
         self.train_loss.reset()
+        self.train_acc.reset()
         if not math.isfinite(loss.item()):
             raise self._diverged("train_loss", int(self.trainer.num_training_batches) - 1)
-        self.log("train_loss", loss)
+        self.log_dict({"train_loss": loss, "train_acc": accuracy})
 
     def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
         logits, loss = self._evaluate(batch)

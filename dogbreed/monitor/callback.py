@@ -39,17 +39,17 @@ OF_TRAINING = (
     "dead_relu",
 )
 OF_GPU = ("low_gpu_utilization", "cpu_bottleneck", "io_bottleneck", "gpu_memory_increase")
-RULES = (*OF_TRAINING, "data_loading", *OF_GPU)
+RULES = (*OF_TRAINING, "imbalance", "data_loading", *OF_GPU)
 # Parameters that are counts, and mean nothing below one.
 FROM_ONE = ("every", "num_steps", "window", "patience", "patience_train", "patience_validation", "first_steps")
 
 
 class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's losses are known and History has them
-    """Watches a run with the rules of the configuration's group `rules`.
+    """Watch a run with the rules of the configuration's group `rules`.
 
     Args:
         settings: The group.
-        history: Of the run; the losses of its epochs are looked at.
+        history: That of the run, with the losses of its epochs.
         system: What watches the machine; None starts one where there is a GPU.
 
     Attributes:
@@ -85,6 +85,12 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         if self.history.rows:  # resumed: what was found before the interruption was said then
             before = epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
             self.findings |= {name: finding for name, finding in before.items() if name in self._active}
+        if "imbalance" in self._active:
+            self.findings["imbalance"] = rules.imbalance(
+                _class_counts(trainer, pl_module), **self.settings["imbalance"]
+            )
+            if self.findings["imbalance"].triggered and not self.history.rows:
+                self._speak(trainer, self.findings["imbalance"])
         if self._active:
             self._recorder = Recorder(
                 pl_module,
@@ -142,8 +148,8 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         # The model stops on its own at a loss that is not finite, and says so; the rules note it down.
         if self._recorder and isinstance(exception, NonFiniteLoss) and "exploding_tensor" in self._active:
             step = trainer.global_step
-            given = self.settings["exploding_tensor"]
-            self.findings["exploding_tensor"] = rules.exploding_tensor([step], {"The loss": [math.nan]}, **given)
+            parameters = self.settings["exploding_tensor"]
+            self.findings["exploding_tensor"] = rules.exploding_tensor([step], {"The loss": [math.nan]}, **parameters)
             self._write(trainer)
         self.close()
 
@@ -152,29 +158,29 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             self.close()
 
     def close(self) -> None:
-        """Ends the look at the machine, where it is this one's."""
+        """Stop watching the machine, where this callback started it."""
         if self.system is not None and self._own_system:
             self.system.stop()
 
     def _look(self, trainer: Trainer, epoch_ended: bool = False, last: bool = False) -> None:
         recorder = self._recorder
         assert recorder is not None
-        found = recorder.findings(last)
+        latest = recorder.findings(last)
         if epoch_ended:
-            found |= epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
+            latest |= epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
         if self.system and (last or time.monotonic() - self._looked_at_machine > LOOK_AT_MACHINE_EVERY):
             self._looked_at_machine = time.monotonic()
-            found |= machine_findings(self.system.samples, self.system.gpus.names, self.settings)
+            latest |= machine_findings(self.system.samples, self.system.gpus.names, self.settings)
         for name in self._active:
             before = self.findings.get(name)
             # The losses are known from the first epoch on; of a gradient, what was found once stays found.
-            if name not in found or (before and before.triggered and name not in OF_LOSSES):
+            if name not in latest or (before and before.triggered and name not in OF_LOSSES):
                 continue
-            self.findings[name] = found[name]
-            if found[name].triggered and not (before and before.triggered):
-                self._speak(trainer, found[name])
-            elif before and before.triggered and not found[name].triggered:
-                self._say(trainer, f"Rule {name}, epoch {trainer.current_epoch + 1}: withdrawn. {found[name].message}")
+            self.findings[name] = latest[name]
+            if latest[name].triggered and not (before and before.triggered):
+                self._speak(trainer, latest[name])
+            elif before and before.triggered and not latest[name].triggered:
+                self._say(trainer, f"Rule {name}, epoch {trainer.current_epoch + 1}: withdrawn. {latest[name].message}")
 
     def _speak(self, trainer: Trainer, finding: Finding) -> None:
         if finding.rule in OF_TRAINING:
@@ -199,7 +205,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             write_findings(self.history.folder / "rules.json", self.all_findings())
 
     def all_findings(self) -> list[Finding]:
-        """Of every active rule, in their order; of those that found nothing to look at too."""
+        """Return those of every active rule, in their order, also of rules that had nothing to look at."""
         reasons = {name: "There is no GPU to be watched." for name in OF_GPU} | (
             self._recorder.reasons if self._recorder else {}
         )
@@ -209,12 +215,18 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         ]
 
 
+def _class_counts(trainer: Trainer, model: DogBreedClassifier) -> dict[str, int]:
+    samples = getattr(trainer.datamodule, "samples", {})  # type: ignore[attr-defined]
+    labels = samples["train"].labels if "train" in samples else np.empty(0, np.int64)
+    return dict(zip(model.class_names, np.bincount(labels, minlength=len(model.class_names)).tolist(), strict=True))
+
+
 def _steps_per_epoch(trainer: Trainer) -> int:
     return math.ceil(int(trainer.num_training_batches) / trainer.accumulate_grad_batches)
 
 
 def check(settings: Mapping[str, Any]) -> None:
-    """Checks the group `rules`.
+    """Check the group `rules`.
 
     Raises:
         DogbreedError: A setting is unknown or out of range.
@@ -235,11 +247,11 @@ def check(settings: Mapping[str, Any]) -> None:
 
 
 def epoch_findings(rows: Sequence[Mapping[str, float]], steps: int, settings: Mapping[str, Any]) -> dict[str, Finding]:
-    """The rules over the losses of the epochs.
+    """Apply the rules over losses to the epochs.
 
     Args:
         rows: As in `metrics.csv`.
-        steps: Of the optimizer in an epoch.
+        steps: How many the optimizer takes per epoch.
         settings: The group `rules`.
     """
     epochs = [int(row["epoch"]) for row in rows]
@@ -255,7 +267,7 @@ def epoch_findings(rows: Sequence[Mapping[str, float]], steps: int, settings: Ma
 
 
 def machine_findings(samples: Sequence[Sample], gpus: Sequence[str], settings: Mapping[str, Any]) -> dict[str, Finding]:
-    """The rules over the samples of `SystemMetrics`."""
+    """Apply the rules over the machine to the samples of `SystemMetrics`."""
     used = _by_gpu(gpus, [sample.gpus for sample in samples])
     memory = _by_gpu(gpus, [sample.gpu_memory for sample in samples])
     cores = list(np.array([sample.cores for sample in samples]).T)
@@ -269,13 +281,13 @@ def machine_findings(samples: Sequence[Sample], gpus: Sequence[str], settings: M
 
 
 def _by_gpu(names: Sequence[str], rows: Sequence[Sequence[float]]) -> dict[str, Any]:
-    """One series for each GPU of which NVML tells; of some it knows the one and not the other."""
+    """Return one series per GPU, without those of which NVML does not know it."""
     values = np.array(rows, dtype=float).reshape(len(rows), len(names)).T
     return {name: series for name, series in zip(names, values, strict=True) if not np.isnan(series).any()}
 
 
 def write_findings(file: Path, findings: Sequence[Finding]) -> None:
-    """Writes `rules.json`.
+    """Write `rules.json`.
 
     Raises:
         DogbreedError: The file cannot be written.

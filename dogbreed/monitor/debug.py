@@ -36,7 +36,7 @@ class Means(NamedTuple):
 
 
 def by_evaluation(recorded: Recorded) -> Means:
-    """One mean for each evaluation, of what was saved since the one before."""
+    """Return one mean per evaluation, of what was saved since the one before."""
     before, parts = 0, []
     for evaluation in recorded.evaluations:
         parts.append([step for step in sorted(recorded.train) if before <= step < evaluation.step])
@@ -45,7 +45,7 @@ def by_evaluation(recorded: Recorded) -> Means:
 
 
 def by_ten(recorded: Recorded) -> Means:
-    """One mean for every `TOGETHER` that were saved; fewer at the end are left out, unless there are no more."""
+    """Return one mean per `TOGETHER` that were saved; fewer at the end are left out, unless there are no more."""
     saved = sorted(recorded.train)
     parts = [saved[start : start + TOGETHER] for start in range(0, len(saved), TOGETHER)]
     return _means(recorded, [part for part in parts if len(part) == TOGETHER] or parts)
@@ -59,28 +59,28 @@ def _means(recorded: Recorded, parts: Sequence[Sequence[int]]) -> Means:
     )
 
 
-def findings(recorded: Recorded) -> list[Finding]:
-    """What the rules say about the losses and gradients that were saved, with their default parameters."""
+def apply_rules(recorded: Recorded) -> list[Finding]:
+    """Apply the rules, with their default parameters, to the losses and gradients that were saved."""
     steps, means = by_ten(recorded)
-    found = [rules.loss_not_decreasing([round(step) for step in steps], means)]
+    findings = [rules.loss_not_decreasing([round(step) for step in steps], means)]
     if recorded.evaluations:
         train, val = by_evaluation(recorded).losses, [evaluation.mean for evaluation in recorded.evaluations]
         numbers = list(range(1, len(val) + 1))
-        found.append(rules.overfit(numbers, train, val))
-        found.append(rules.overtraining(numbers, train, val, unit="evaluation"))
+        findings.append(rules.overfit(numbers, train, val))
+        findings.append(rules.overtraining(numbers, train, val, unit="evaluation"))
     else:
-        found += [rules.not_applicable(name, "No evaluation was saved.") for name in ("overfit", "overtraining")]
+        findings += [rules.not_applicable(name, "No evaluation was saved.") for name in ("overfit", "overtraining")]
     losses = [recorded.train[step] for step in sorted(recorded.train)]
-    found.append(rules.exploding_tensor(sorted(recorded.train), {"the training loss": losses}))
+    findings.append(rules.exploding_tensor(sorted(recorded.train), {"the training loss": losses}))
     if recorded.gradients:
-        found.append(rules.vanishing_gradient(recorded.gradient_steps, recorded.gradients))
+        findings.append(rules.vanishing_gradient(recorded.gradient_steps, recorded.gradients))
     else:
-        found.append(rules.not_applicable("vanishing_gradient", "No gradients were saved."))
-    return found
+        findings.append(rules.not_applicable("vanishing_gradient", "No gradients were saved."))
+    return findings
 
 
 def draw(recorded: Recorded) -> Figure:
-    """Training and evaluation loss over the training steps.
+    """Draw training and evaluation loss over the training steps.
 
     Each evaluation stands at the number of training steps that had been taken; its band reaches from the batch with
     the lowest loss to that with the highest.
@@ -117,8 +117,8 @@ def draw(recorded: Recorded) -> Figure:
     return figure
 
 
-def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
-    """What was saved, how the losses went, what the rules found."""
+def summary(folder: Path, recorded: Recorded, findings: Sequence[Finding]) -> str:
+    """Return what was saved, how the losses went, what the rules found."""
     steps = sorted(recorded.train)
     losses = [recorded.train[step] for step in steps]
     end = "" if recorded.ended else " of a run that has not ended"
@@ -137,9 +137,9 @@ def summary(folder: Path, recorded: Recorded, found: Sequence[Finding]) -> str:
         )
     else:
         lines.append("evaluation  none was saved")
-    width = max(len(finding.rule) for finding in found)
+    width = max(len(finding.rule) for finding in findings)
     lines.append("")
-    for finding in found:
+    for finding in findings:
         state = "FOUND" if finding.triggered else "no" if finding.applies else "-"
         head = f"{finding.rule:<{width}}  {state:<5}  "
         lines.append(fill(finding.message, 110, initial_indent=head, subsequent_indent=" " * len(head)))
@@ -153,7 +153,7 @@ def run(folder: Path, output: Path | None = None) -> None:
     if output.suffix.lower() not in PICTURES:
         raise DogbreedError(f"--output {output}: a picture ends in {', '.join(PICTURES[:-1])} or {PICTURES[-1]}.")
     recorded = read(folder)
-    print(summary(folder, recorded, findings(recorded)), flush=True)
+    print(summary(folder, recorded, apply_rules(recorded)), flush=True)
     with atomic_write(output) as file:
         draw(recorded).savefig(file, format=output.suffix[1:].lower(), dpi=110)
     print(f"\nWrote {os.path.relpath(output) if output.is_relative_to(Path.cwd()) else output}")

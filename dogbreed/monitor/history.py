@@ -14,22 +14,22 @@ from dogbreed.core.metric_lines import EPOCH_LINE
 from dogbreed.models.classifier import DogBreedClassifier
 
 BEST, LAST = "best.ckpt", "last.ckpt"
-HISTORY = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "images_per_second")
+HISTORY = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "images_per_second", "train_acc")
 
 
 class History(Checkpoint):
-    """Prints the epoch's line, writes `metrics.csv`, and keeps the best and the last checkpoint.
+    """Print the epoch's line, write `metrics.csv`, and keep the best and the last checkpoint.
 
     The best is that of the lowest val_loss, the first of equals. It is written before the last, so that a run killed
     between the two does its epoch again and comes to the same best. An epoch without a validation
     (`trainer.check_val_every_n_epoch`, `trainer.max_steps`) has no val_loss, and is never the best.
 
     Args:
-        folder: Of the run.
+        folder: Where the run writes.
         config: Kept in the checkpoints, so that a resumed run can be compared.
 
     Attributes:
-        rows: One dict an epoch, with the columns of `metrics.csv`.
+        rows: One dict per epoch, with the columns of `metrics.csv`.
         best: The row of the best epoch; None before the first that was validated.
         kept: Epochs that the last checkpoint holds; while an epoch is being saved, one less than there are rows.
     """
@@ -54,7 +54,7 @@ class History(Checkpoint):
 
     @property
     def chosen(self) -> tuple[Path, dict[str, float]] | None:
-        """The checkpoint that is exported, with its row: the best, or the last where none was validated."""
+        """Return the checkpoint that is exported, with its row: the best, or the last where none was validated."""
         if not self.rows:
             return None
         return (self.last_path, self.rows[-1]) if self.best is None else (self.best_path, self.best)
@@ -74,7 +74,7 @@ class History(Checkpoint):
         seconds = time.monotonic() - self._started
         row = {
             "epoch": trainer.current_epoch + 1,
-            **{name: measured.get(name, math.nan) for name in ("train_loss", "val_loss", "val_acc")},
+            **{name: measured.get(name, math.nan) for name in ("train_loss", "val_loss", "val_acc", "train_acc")},
             "lr": trainer.optimizers[0].param_groups[0]["lr"],
             "seconds": round(seconds, 3),
             "images_per_second": round((images_seen(pl_module) - self._seen) / max(seconds, 1e-9), 1),
@@ -98,7 +98,7 @@ class History(Checkpoint):
         return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = [dict(row) for row in state_dict["rows"]]
+        self.rows = [{"train_acc": math.nan, **row} for row in state_dict["rows"]]  # which older runs have not
         self.best = state_dict["best"]
         self.kept = len(self.rows)
 
@@ -108,7 +108,7 @@ class History(Checkpoint):
 
 
 class EarlyStopping(callbacks.EarlyStopping):
-    """Stops after `patience` epochs without a lower val_loss."""
+    """Stop after `patience` epochs without a lower val_loss."""
 
     def __init__(self, patience: int) -> None:
         if not isinstance(patience, int) or isinstance(patience, bool) or patience < 1:

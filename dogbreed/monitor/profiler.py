@@ -86,7 +86,7 @@ class Profile:
 
 
 def mode_of(profile: Any, trainer: Mapping[str, Any]) -> str | None:
-    """What the key `profile` asks for: None, `system` (the machine only) or `all`.
+    """Return what the key `profile` asks for: None, `system` (the machine only) or `all`.
 
     Raises:
         DogbreedError: It is none of its values, or Lightning's own profiler is asked for as well.
@@ -101,7 +101,7 @@ def mode_of(profile: Any, trainer: Mapping[str, Any]) -> str | None:
 
 
 class StepTimer(Profiler):
-    """Adds up the seconds of each phase of a step.
+    """Add up the seconds of each phase of a step.
 
     Args:
         synchronize: Waits for the GPU at the end of each phase, so that its work counts where it was ordered.
@@ -119,7 +119,7 @@ class StepTimer(Profiler):
         self._stack: list[list[Any]] = []  # [action, phase, begin, seconds of what it calls]
 
     def trace(self, on: bool) -> None:
-        """This step is the first, or the last one, that is traced."""
+        """Note that this step is the first (`on`), or the last one, that is traced."""
         self._traced, self._last_traced = True, not on
 
     def start(self, action_name: str) -> None:
@@ -162,7 +162,7 @@ class StepTimer(Profiler):
         self._began = None
 
     def _kind(self, action: str) -> str | None:
-        """The phase of an action; `end` for what follows the last step of an epoch."""
+        """Return the phase of an action; `end` for what follows the last step of an epoch."""
         if action not in self._kinds:
             self._kinds[action] = _kind_of(action)
         return self._kinds[action]
@@ -186,7 +186,7 @@ def _kind_of(action: str) -> str | None:
 
 
 class Profiling(Callback):
-    """Measures a run; stands first among the callbacks, so that preparing the features is seen.
+    """Measure a run; stands first among the callbacks, so that preparing the features is seen.
 
     Args:
         mode: `system` or `all`, see `mode_of`.
@@ -259,11 +259,11 @@ class Profiling(Callback):
         self.system.stop()
 
     def close(self) -> None:
-        """Ends the look at the machine."""
+        """Stop watching the machine."""
         self.system.stop()
 
     def result(self, findings: Sequence[Finding], step_outlier: Mapping[str, Any]) -> Profile:
-        """What was measured until now; the machine is watched no longer.
+        """Stop watching the machine; return what was measured.
 
         Args:
             findings: Of the rules that watched the run.
@@ -340,7 +340,7 @@ def _operators(profiler: Any) -> list[Operator]:
 
 
 def write_tables(folder: Path, profile: Profile) -> None:
-    """Writes `system.csv`, `steps.csv` and `operators.csv`.
+    """Write `system.csv`, `steps.csv` and `operators.csv`.
 
     Raises:
         DogbreedError: A file cannot be written.

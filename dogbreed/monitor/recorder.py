@@ -1,4 +1,4 @@
-"""Records what the rules look at while a model trains: losses, gradients, activations, and the wait for data."""
+"""Recording of what the rules look at while a model trains: losses, gradients, activations, the wait for data."""
 
 import time
 from collections import deque
@@ -20,12 +20,12 @@ MOST_VALUES = 100_000  # of a gradient, for its percentiles
 
 
 class Recorder:
-    """Series of one run's steps, and what the rules find in them.
+    """Record the series of one run's steps, and apply the rules to them.
 
     A step costs two readings of the clock. What lies on a GPU stays there until `findings` asks for it.
 
     Args:
-        model: In training.
+        model: The one that trains.
         settings: The configuration's group `rules`.
         step: Steps of the optimizer that were taken before, in a run that is resumed.
         workers: Processes that load data.
@@ -84,22 +84,22 @@ class Recorder:
         self._started: Any = None
 
     def pause(self) -> None:
-        """Something else than data comes between the last step and the next one."""
+        """Note that something else than data comes between the last step and the next one."""
         self._ended = None
 
     def start(self, batch: Any) -> None:
-        """A batch is there."""
+        """Note that a batch is there."""
         if isinstance(batch, FeatureBatch):
             self._started = None
             self.reasons["data_loading"] = "Features are read from memory; no image is decoded while training."
         else:
             self._started = self._clock.mark()
-        if self._wanted:
+        if self._due:
             self._activations.listen(variances=self._in_first_steps)
 
     def gradients(self) -> None:
-        """The optimizer is about to step."""
-        if self._wanted:
+        """Record the gradients; the optimizer is about to step."""
+        if self._due:
             if self._optimizer_steps == 0:  # what takes no part in the loss, such as an auxiliary head, has none
                 self._weights = {name: p for name, p in self._weights.items() if p.grad is not None}
             gradients = [p.grad for p in self._weights.values() if p.grad is not None]
@@ -111,7 +111,7 @@ class Recorder:
         self._step += 1
 
     def end(self, loss: Tensor | None) -> None:
-        """The step is done."""
+        """Record the loss; the step is done."""
         if loss is not None:
             self._losses.append((self._step, loss.detach()))
         variances = self._activations.silence()
@@ -130,45 +130,45 @@ class Recorder:
         return self._optimizer_steps < self._first_steps
 
     @property
-    def _wanted(self) -> bool:
+    def _due(self) -> bool:
         return self._in_first_steps or self._optimizer_steps % self.settings["every"] == 0
 
     def findings(self, last: bool = False) -> dict[str, Finding]:
-        """What the rules find in what was recorded since the last call.
+        """Apply the rules to what was recorded since the last call.
 
         Args:
             last: Nothing more will be recorded; what is there has to do.
         """
-        given = self.settings
-        found = self._finite()
+        settings = self.settings
+        latest = self._finite()
         if self._gradients:
             steps, values = _together(self._gradients)
             by_name = dict(zip(self._weights, values.T.tolist(), strict=True))
-            found["vanishing_gradient"] = rules.vanishing_gradient(steps, by_name, **given["vanishing_gradient"])
+            latest["vanishing_gradient"] = rules.vanishing_gradient(steps, by_name, **settings["vanishing_gradient"])
         if self._first and (last or not self._in_first_steps):
-            found["poor_weight_initialization"] = self._initialization()
+            latest["poor_weight_initialization"] = self._initialization()
             self._first = []
         if self._activations.images >= ENOUGH_IMAGES:
             activity = {layer: [percent] for layer, percent in self._activations.take().items()}
             if activity:
-                found["dead_relu"] = rules.dead_relu([self._step], activity, **given["dead_relu"])
+                latest["dead_relu"] = rules.dead_relu([self._step], activity, **settings["dead_relu"])
         if self._timed:
-            found["data_loading"] = self._data_loading()
+            latest["data_loading"] = self._data_loading()
         self._gradients, self._losses = [], []
-        return found
+        return latest
 
     def _finite(self) -> dict[str, Finding]:
         only_nan = self.settings["exploding_tensor"]["only_nan"]
-        found = []
+        findings = []
         if self._losses:
             steps, losses = _together(self._losses)
-            found.append(rules.exploding_tensor(steps, {"The loss": losses.tolist()}, only_nan=only_nan))
+            findings.append(rules.exploding_tensor(steps, {"The loss": losses.tolist()}, only_nan=only_nan))
         if self._gradients and not self.scaled:
             steps, values = _together(self._gradients)
             names = [f"The gradient of {name}" for name in self._weights]
             series = dict(zip(names, values.T.tolist(), strict=True))
-            found.append(rules.exploding_tensor(steps, series, only_nan=only_nan))
-        worst = sorted(found, key=lambda finding: not finding.triggered)[:1]
+            findings.append(rules.exploding_tensor(steps, series, only_nan=only_nan))
+        worst = sorted(findings, key=lambda finding: not finding.triggered)[:1]
         return {finding.rule: finding for finding in worst}
 
     def _initialization(self) -> Finding:
@@ -201,7 +201,7 @@ class Recorder:
 
 
 class _Activations:
-    """How often the units of rectifiers fire, and the variance of what goes into them, where they train.
+    """Count how often the units of rectifiers fire, and take the variance of their inputs, where they train.
 
     A module may be called several times in a pass, each time with other units: each call counts as a layer.
     """
@@ -215,7 +215,7 @@ class _Activations:
         self._variances: dict[str, Tensor] = {}
 
     def listen(self, variances: bool) -> None:
-        """Until `silence`; `variances` too, which cost a pass over the values."""
+        """Start, until `silence`; `variances` cost a pass over the values."""
         self._calls, self._variances = {}, {}
         for name, module in self.modules.items():
             self._handles.append(module.register_forward_hook(self._after(name)))
@@ -223,14 +223,14 @@ class _Activations:
                 self._handles.append(module.register_forward_pre_hook(self._before(name)))
 
     def silence(self) -> dict[str, Tensor]:
-        """The variances of the pass."""
+        """Stop; return the variances of the pass."""
         for handle in self._handles:
             handle.remove()
         self._handles = []
         return self._variances
 
     def take(self) -> dict[str, np.ndarray[Any, Any]]:
-        """In what percentage of its inputs each unit of each layer fired, since the last call."""
+        """Return in what percentage of its inputs each unit of each layer fired, since the last call."""
         shares = {name: (100 * fired / count).cpu().numpy() for name, (fired, count) in self._fired.items()}
         self._fired, self.images = {}, 0
         return shares
@@ -262,7 +262,7 @@ class _Activations:
 
 
 class _Clock:
-    """Time as the device has it: a GPU computes on while the process waits for the next batch."""
+    """Read the time as the device has it: a GPU computes on while the process waits for the next batch."""
 
     def __init__(self, device: str) -> None:
         self._cuda = device == "cuda"
@@ -279,17 +279,17 @@ class _Clock:
             mark.synchronize()
 
     def between(self, one: Any, other: Any) -> float:
-        """Seconds."""
+        """Return the seconds between two marks."""
         return one.elapsed_time(other) / 1000 if self._cuda else other - one
 
 
 def _together(rows: list[tuple[int, Tensor]]) -> tuple[list[int], np.ndarray[Any, Any]]:
-    """Steps, and the values at them, brought from the device at once."""
+    """Return steps, and the values at them, brought from the device at once."""
     return [step for step, _ in rows], torch.stack([values for _, values in rows]).float().cpu().numpy()
 
 
 def _mean_absolute(gradients: list[Tensor]) -> Tensor:
-    """Of each gradient, [N] in float32."""
+    """Return the mean absolute value of each of N gradients, [N] in float32."""
     if gradients[0].device.type == "cpu":  # where the 1-norm takes nine times as long as this
         return torch.stack([gradient.abs().mean().float() for gradient in gradients])
     sizes = torch.tensor([gradient.numel() for gradient in gradients], dtype=torch.float32)
@@ -297,7 +297,7 @@ def _mean_absolute(gradients: list[Tensor]) -> Tensor:
 
 
 def _range(gradient: Tensor) -> Tensor:
-    """Distance of the 5th and the 95th percentile of its values, or of as many as are enough."""
+    """Return the distance of the 5th and the 95th percentile of its values, or of as many as are enough."""
     values = gradient.detach().float().reshape(-1)
     values = values[:: max(1, len(values) // MOST_VALUES)]
     low, high = torch.quantile(values[: 2 * MOST_VALUES], torch.tensor([0.05, 0.95], device=values.device))

@@ -21,8 +21,8 @@ from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.smdebug_reader import END_OF_JOB, smdebug
 
 
-def wanted(settings: Mapping[str, Any]) -> bool:
-    """Whether a `debugger` group asks for the hook.
+def hook_enabled(settings: Mapping[str, Any]) -> bool:
+    """Return whether a `debugger` group asks for the hook.
 
     Raises:
         DogbreedError: `enabled` is none of its values.
@@ -34,7 +34,7 @@ def wanted(settings: Mapping[str, Any]) -> bool:
 
 
 def hook_config(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """A `debugger` group in the form of SageMaker's debughookconfig.json.
+    """Return a `debugger` group in the form of SageMaker's debughookconfig.json.
 
     Args:
         settings: The group.
@@ -45,10 +45,10 @@ def hook_config(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     """
     general = {mode: settings[mode] for mode in ("train", "eval")}
     collections = []
-    for name, given in (settings["collections"] or {}).items():
-        if not isinstance(given, Mapping | None):
+    for name, own in (settings["collections"] or {}).items():
+        if not isinstance(own, Mapping | None):
             raise DogbreedError(f"debugger.collections.{name} must be a mapping, such as {{save_interval: 10}}.")
-        parameters = {"reductions": settings["reductions"], **(given or {})}
+        parameters = {"reductions": settings["reductions"], **(own or {})}
         if parameters["reductions"] is None:  # smdebug then saves whole tensors
             del parameters["reductions"]
         collections.append({"CollectionName": name, "CollectionParameters": _flat(parameters)})
@@ -61,7 +61,7 @@ def hook_config(settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 def _flat(parameters: Mapping[str, Any], above: str = "") -> dict[str, str]:
-    """As SageMaker sends them: dotted names, and strings as values."""
+    """Return parameters as SageMaker sends them: dotted names, and strings as values."""
     flat: dict[str, str] = {}
     for name, value in parameters.items():
         if isinstance(value, Mapping):
@@ -72,7 +72,7 @@ def _flat(parameters: Mapping[str, Any], above: str = "") -> dict[str, str]:
 
 
 class TensorHook(Callback):
-    """Registers network and losses with smdebug for the time of the training, and takes itself out again.
+    """Register network and losses with smdebug for the time of the training, and take them out again.
 
     The network's own forward pass starts a step of smdebug. Where features were computed beforehand only the network's
     tail runs, so the step is started here; tensors of the prefix are not there to be saved then.
@@ -92,14 +92,14 @@ class TensorHook(Callback):
     def __init__(self, settings: Mapping[str, Any], run_folder: Path, *, quiet: bool = False) -> None:
         self.quiet = quiet
         self._library = smdebug("smdebug.pytorch")
-        given = Path(settings["config_file"])
-        if given.is_file():
-            self.config = _read_config(given)
+        file = Path(settings["config_file"])
+        if file.is_file():
+            self.config = _read_config(file)
         else:
             folder = Path(settings["dir"]) if settings["dir"] else _free(run_folder / "tensors")
             self.config = hook_config(settings, folder)
         self.folder = Path(self.config["LocalPath"])
-        if (self.folder / END_OF_JOB).exists() or (settings["dir"] and not given.is_file() and _used(self.folder)):
+        if (self.folder / END_OF_JOB).exists() or (settings["dir"] and not file.is_file() and _used(self.folder)):
             raise DogbreedError(f"{self.folder} holds tensors of another run; give a new folder as debugger.dir.")
         self._check_config()
         self._hook: Any = None
@@ -166,7 +166,7 @@ class TensorHook(Callback):
             return _hook_class(self._library).create_from_json_file(str(file))
 
     def _check_config(self) -> None:
-        """Lets smdebug parse what it is given, before anything has been written."""
+        """Let smdebug parse its settings before anything has been written."""
         parse = smdebug("smdebug.core.json_config")
         manager = smdebug("smdebug.pytorch.collection").CollectionManager()
         try:
@@ -190,7 +190,7 @@ def _hook_class(library: ModuleType) -> Any:
 
 
 def _take_out(hook: Any) -> None:
-    """Undoes what smdebug's `register_module` and `register_loss` did; it keeps no handles that could do it."""
+    """Undo what smdebug's `register_module` and `register_loss` did; it keeps no handles that could do it."""
     for module in hook.module_set:
         for kept in (module._forward_hooks, module._forward_pre_hooks):
             for number in [number for number, function in kept.items() if getattr(function, "__self__", None) is hook]:
@@ -222,7 +222,7 @@ def _used(folder: Path) -> bool:
 
 
 def _free(folder: Path) -> Path:
-    """The folder, or where it has been used (by the run that is resumed, say) the next like it."""
+    """Return the folder, or where it has been used (by the run that is resumed, say) the next like it."""
     free, number = folder, 1
     while _used(free):
         number += 1

@@ -22,7 +22,7 @@ _INSTALL = install("debugger")
 
 
 def smdebug(module: str) -> ModuleType:
-    """Imports a module of smdebug, such as `smdebug.pytorch`, so that it works.
+    """Import a module of smdebug, such as `smdebug.pytorch`, so that it works.
 
     Raises:
         DogbreedError: It is not installed, or does not work beside what is.
@@ -52,7 +52,7 @@ class _Array(np.ndarray[Any, Any]):
 
 
 def _numpy_without_tostring() -> None:
-    """numpy 2.3 removed `ndarray.tostring`, which smdebug calls in one place, a function that another imports."""
+    """Mend smdebug, which calls `ndarray.tostring` (removed in numpy 2.3) in one function that another imports."""
     if hasattr(np.ndarray, "tostring"):
         return
     util = importlib.import_module("smdebug.core.tfevent.util")
@@ -105,7 +105,7 @@ class Recorded:
 
 
 def read(folder: Path) -> Recorded:
-    """Reads the losses and gradients of a run with smdebug's own trial.
+    """Read the losses and gradients of a run with smdebug's own trial.
 
     Raises:
         DogbreedError: No such folder, nothing in it that smdebug wrote, a file of it is damaged or missing, or no
@@ -132,7 +132,7 @@ def read(folder: Path) -> Recorded:
 
 
 def check_folder(folder: Path) -> None:
-    """Looks whether smdebug wrote a folder; its trial would wait for ever where it did not.
+    """Check that smdebug wrote a folder; its trial would wait for ever where it did not.
 
     Raises:
         DogbreedError: Says what is there instead.
@@ -154,7 +154,7 @@ def check_folder(folder: Path) -> None:
             way_out = f"did you mean {beside}?"
         raise DogbreedError(f"{folder} holds no tensors of smdebug; {way_out}")
     if missing:
-        raise DogbreedError(f"{folder} has not been written whole: {' and '.join(missing)} is missing; train again.")
+        raise DogbreedError(f"{folder} is incomplete: {' and '.join(missing)} is missing; train again.")
 
 
 def _recorded(trial: Any, ended: bool) -> Recorded:
@@ -181,7 +181,7 @@ def _recorded(trial: Any, ended: bool) -> Recorded:
 
 
 def _mean_size(tensor: Any, step: int, mode: Any) -> float:
-    """Mean absolute value, from the reduction of that name or from the whole tensor; NaN where neither was saved."""
+    """Return the mean absolute value, from its reduction or the whole tensor; NaN where neither was saved."""
     if step not in tensor.steps(mode=mode):
         return float("nan")
     if (("mean", True)) in tensor.reduction_values(step, mode=mode):

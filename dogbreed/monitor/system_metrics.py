@@ -20,7 +20,7 @@ MOST_SAMPLES = 100_000  # 14 hours; of a longer run the last ones are kept
 
 
 class Sample(NamedTuple):
-    """One look. Utilisation is in percent and that since the look before; rates are bytes a second.
+    """One look. Utilisation is in percent and that since the look before; rates are bytes per second.
 
     Attributes:
         time: Seconds since the start.
@@ -50,7 +50,7 @@ class Sample(NamedTuple):
 
 
 class Gpus:
-    """NVIDIA's GPUs through NVML, those that this process may use.
+    """Watch NVIDIA's GPUs, those that this process may use, through NVML.
 
     Attributes:
         names: `GPU 0`, ... by the machine's own numbers.
@@ -86,7 +86,7 @@ class Gpus:
         return "" if self.names else "This process may use none of the machine's GPUs."
 
     def look(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Utilisation and memory in use of each GPU, in percent; not a number where NVML does not tell."""
+        """Return utilisation and memory in use of each GPU, in percent; not a number where NVML does not know."""
         used, full = [], []
         for handle in self._handles:
             busy = share = math.nan
@@ -101,7 +101,7 @@ class Gpus:
 
 
 class SystemMetrics:
-    """Looks at the machine from a thread of its own.
+    """Watch the machine from a thread of its own.
 
     Args:
         interval: Seconds between two looks.
@@ -126,12 +126,12 @@ class SystemMetrics:
 
     @property
     def samples(self) -> list[Sample]:
-        """Those taken so far."""
+        """Return those taken so far."""
         with self._lock:
             return list(self._samples)
 
     def now(self) -> float:
-        """Seconds since the start, as in `Sample.time`."""
+        """Return the seconds since the start, as in `Sample.time`."""
         return time.monotonic() - self._started
 
     def start(self) -> "SystemMetrics":
@@ -141,7 +141,7 @@ class SystemMetrics:
         return self
 
     def stop(self) -> None:
-        """Ends the thread; what was seen stays."""
+        """End the thread; what was seen stays."""
         self._end.set()
         if self._thread is not None:
             self._thread.join(timeout=5)
@@ -160,7 +160,7 @@ class SystemMetrics:
                     self._samples.append(sample)
 
     def look(self) -> Sample:
-        """What has happened since the look before."""
+        """Return what has happened since the look before."""
         before, now = self._before, self._counters()
         self._before = now
         seconds = max(now.time - before.time, 1e-9)
@@ -199,7 +199,7 @@ class SystemMetrics:
 
 
 class _Counters(NamedTuple):
-    """What the system counts, since it was started."""
+    """Counts of the system since it was started."""
 
     time: float
     cores: Sequence[Any]
@@ -207,7 +207,7 @@ class _Counters(NamedTuple):
 
 
 def _shares(before: Any, now: Any) -> tuple[float, float]:
-    """How much of a core's time it worked, and waited for input and output, in percent."""
+    """Return how much of a core's time it worked, and waited for input and output, in percent."""
     spent = {name: max(0.0, getattr(now, name) - getattr(before, name)) for name in now._fields}
     # What guests spend is counted in user as well.
     total = sum(spent.values()) - spent.get("guest", 0.0) - spent.get("guest_nice", 0.0)
@@ -218,11 +218,11 @@ def _shares(before: Any, now: Any) -> tuple[float, float]:
 
 
 def _visible(index: int, uuid: str) -> bool:
-    """Whether CUDA_VISIBLE_DEVICES lets this process use a GPU, which it names by number or by the start of its id."""
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None or wanted == "all":
+    """Return whether CUDA_VISIBLE_DEVICES names a GPU, by its number or by the start of its id."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None or visible == "all":
         return True
-    names = [name.strip() for name in wanted.split(",")]
+    names = [name.strip() for name in visible.split(",")]
     return str(index) in names or any(name and not name.isdigit() and uuid.startswith(name) for name in names)
 
 

@@ -4,16 +4,51 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from dogbreed.core.text import count
 from dogbreed.data.datasets import Skipped, SplitFiles
+from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.data.images import Preprocessing
 from dogbreed.data.vocabulary import noun_of
-from dogbreed.metrics.predictions import Predictions
+from dogbreed.metrics.classification import measure, per_class
+from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.monitor.rules import Finding
-from dogbreed.report.rendering import shown
+from dogbreed.report.rendering import percent, shown
+
+MOST_NAMES = 5  # of classes, in a sentence
+SPLIT_NAMES = {"test": "test", "valid": "validation", "train": "training"}
+
+
+class Leak(NamedTuple):
+    """Images that were measured on and lie in another split as well.
+
+    Attributes:
+        images: How many there are.
+        accuracy: That of the other images; None where none is left.
+        sentence: What it means for the result.
+    """
+
+    images: int
+    accuracy: float | None
+    sentence: str
+
+
+class Caveats(NamedTuple):
+    """What to know of a result.
+
+    Attributes:
+        sentences: All of it.
+        leak: The sentence on a leak, if there is one.
+        metrics: What `metrics.json` has of a leak.
+    """
+
+    sentences: list[str]
+    leak: list[str]
+    metrics: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -54,6 +89,55 @@ class ReportInputs:
     def noun(self) -> str:
         """What a class is called: a breed, where the data are dogs."""
         return noun_of(self.class_names)
+
+    @cached_property
+    def measured(self) -> dict[str, Any]:
+        """The figures of the predictions, as in `metrics.json`, by their names without the split."""
+        assert self.predictions is not None
+        return {key.removeprefix("_"): value for key, value in measure(self.predictions, "").items()}
+
+    @cached_property
+    def duplicates(self) -> list[Pair]:
+        """Images that lie in two splits; looked for once."""
+        return find_duplicates(self.photos)
+
+    @cached_property
+    def leak(self) -> Leak | None:
+        """Which of the measured images lie in another split as well; None where none does."""
+        predictions = self.predictions
+        if predictions is None:
+            return None
+        ends = [end for p in self.duplicates for end in ((p.split, p.index), (p.other_split, p.other_index))]
+        paths = {self.photos[split].paths[index] for split, index in ends if split == predictions.split}
+        kept = torch.tensor([path not in paths for path in predictions.paths])
+        leaked, others = int((~kept).sum()), int(kept.sum())
+        if not leaked:
+            return None
+        text = f"{count(leaked, 'image')} of the {SPLIT_NAMES[predictions.split]} split also "
+        text += f"{'lies' if leaked == 1 else 'lie'} in another split, so the result may look better than it is"
+        if not others:
+            return Leak(leaked, None, f"{text}: no other image is left.")
+        accuracy = float((predictions.predicted == predictions.labels)[kept].double().mean())
+        text += f"; without {'it' if leaked == 1 else 'them'} the accuracy is {percent(accuracy, 1)} of {others:,}."
+        return Leak(leaked, accuracy, text)
+
+    @cached_property
+    def caveats(self) -> Caveats:
+        """What to know before believing the accuracy."""
+        if self.predictions is None:
+            return Caveats([], [], {})
+        leak, metrics = [], {}
+        if self.leak:
+            prefix = PREFIX[self.predictions.split]
+            leak = [f"Data leak: {self.leak.sentence}"]
+            metrics = {f"{prefix}_leaked": self.leak.images, f"{prefix}_acc_without_leaked": self.leak.accuracy}
+        names = [self.name(one.label) for one in per_class(self.predictions) if not one.predicted]
+        if not names:
+            return Caveats(leak, leak, metrics)
+        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+        balanced, macro_f1 = (percent(self.measured[key], 1) for key in ("balanced_acc", "macro_f1"))
+        unpredicted = f"Never predicted: {', '.join(names[:MOST_NAMES])}{more}; balanced accuracy {balanced}, macro F1 "
+        return Caveats([*leak, f"{unpredicted}{macro_f1}."], leak, metrics)
 
     @property
     def title(self) -> str:

@@ -18,15 +18,15 @@ from dogbreed.metrics import classification
 from dogbreed.metrics.classification import ConfusedPair
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.models.gradcam import heat_maps
-from dogbreed.report.inputs import ReportInputs
+from dogbreed.report.inputs import SPLIT_NAMES, ReportInputs
 from dogbreed.report.rendering import fragment, percent, thumbnail
 
 TEMPLATE = "photographs.html.j2"
+NO_ERRORS = "None: every image was classified correctly."
 MOST_PAIRS = 9
 MOST_ERRORS = 12
 MOST_DUPLICATES = 12
 MOST_SKIPPED = 200
-SPLIT_NAMES = {"test": "test", "valid": "validation", "train": "training"}
 
 _TURBO = colormaps["turbo"](np.arange(256))[:, :3].astype(np.float32)  # colours by heat, [256, 3]
 
@@ -49,14 +49,11 @@ class Card(NamedTuple):
     path: str = ""
 
 
-def confused_classes(run: ReportInputs) -> Markup | None:
+def confused_classes(run: ReportInputs, predictions: Predictions) -> Markup:
     """Make the section of the class pairs with the most errors."""
-    predictions = run.predictions
-    if predictions is None:
-        return None
     pairs = classification.most_confused(predictions, MOST_PAIRS)
     if not pairs:
-        return fragment(TEMPLATE, "cards", "None: every image was classified correctly.", [])
+        return fragment(TEMPLATE, "cards", NO_ERRORS, [])
     wrong = int((predictions.predicted != predictions.labels).sum())
     inside = sum(pair.forth + pair.back for pair in pairs)
     text = (
@@ -96,14 +93,11 @@ def _example(run: ReportInputs, predictions: Predictions, label: int) -> Path | 
     return predictions.paths[int(probability.argmax())]
 
 
-def confident_errors(run: ReportInputs) -> Markup | None:
+def confident_errors(run: ReportInputs, predictions: Predictions) -> Markup:
     """Make the section of the misclassified images that were given the highest probability, with heat maps."""
-    predictions = run.predictions
-    if predictions is None:
-        return None
     indices = classification.most_confident_errors(predictions, MOST_ERRORS)
     if not indices:
-        return fragment(TEMPLATE, "cards", "None: every image was classified correctly.", [])
+        return fragment(TEMPLATE, "cards", NO_ERRORS, [])
     overlays, why_not = _overlays(run, predictions, indices)
     text = "Wrong labels, several subjects in one image and real look-alikes come first here. "
     text += why_not or (
@@ -161,10 +155,10 @@ def _overlay(image: torch.Tensor, heat: torch.Tensor, run: ReportInputs, path: P
     return picture.resize(small.size) if small is not None else picture
 
 
-def images(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
+def images(run: ReportInputs) -> Markup:
     """Make the section of the files that were left out, and of the images that lie in several splits."""
     skipped = [(run.shown_path(skip.path), skip.reason) for skip in run.skipped]
-    text, cards = _copies(run, duplicates)
+    text, cards = _copies(run, run.duplicates)
     return fragment(TEMPLATE, "images", skipped, MOST_SKIPPED, text, cards)
 
 

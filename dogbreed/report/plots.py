@@ -82,12 +82,14 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int | No
     drawings = []
     for name, columns in (
         ("Loss (nats per image)", (("train_loss", "training", BLUE), ("val_loss", "validation", ORANGE))),
-        ("Accuracy", (("val_acc", "validation", ORANGE),)),
+        ("Accuracy", (("train_acc", "training", BLUE), ("val_acc", "validation", ORANGE))),
     ):
         with drawing(name, f"{name} by epoch") as made:
             axes = made.axes
             for key, label, colour in columns:
-                values = [row[key] if math.isfinite(row[key]) else math.nan for row in history]
+                values = [row[key] if math.isfinite(row.get(key, math.nan)) else math.nan for row in history]
+                if all(map(math.isnan, values)):  # an older run has no training accuracy
+                    continue
                 marker = "o" if len(epochs) <= 30 else None
                 axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=label)
             if best_epoch is not None:

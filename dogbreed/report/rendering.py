@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -44,11 +45,17 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
-        # Lone surrogates (from names of files that are not UTF-8) could not be written.
-        finalize=lambda value: value.encode("utf-8", "replace").decode() if type(value) is str else value,
+        finalize=_finalize,
     )
     environment.filters |= {"percent": percent, "counted": count, "data_uri": data_uri}
     return environment
+
+
+def _finalize(value: Any) -> Any:
+    """Keep a number and its % on one line; drop lone surrogates (of file names that are not UTF-8)."""
+    if type(value) is not str:
+        return value
+    return re.sub(r"(?<=\d) %", "\u00a0%", value).encode("utf-8", "replace").decode()
 
 
 def fragment(template: str, macro: str, *arguments: object) -> Markup:

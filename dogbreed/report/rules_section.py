@@ -5,24 +5,9 @@ from collections.abc import Sequence
 from markupsafe import Markup
 
 from dogbreed.core.text import count
-from dogbreed.monitor.rules import Finding
+from dogbreed.monitor.rules import LOOKS_FOR, Finding
 from dogbreed.report.rendering import fragment
 
-LOOKS_FOR = {
-    "loss_not_decreasing": "a training loss that no longer falls",
-    "overfit": "a validation loss well above the training loss",
-    "overtraining": "training that goes on without gain",
-    "vanishing_gradient": "gradients that have all but disappeared",
-    "exploding_tensor": "values that are not finite",
-    "poor_weight_initialization": "weights that were drawn too small or too large",
-    "dead_relu": "layers in which most units never fire",
-    "data_loading": "steps that mostly wait for data",
-    "low_gpu_utilization": "a GPU that is idle, or stops and goes",
-    "cpu_bottleneck": "a GPU that waits for the processor",
-    "io_bottleneck": "a GPU that waits for the disk",
-    "gpu_memory_increase": "a GPU whose memory fills up",
-    "step_outlier": "steps that take much longer than the others",
-}
 _SPELLING = {"relu": "ReLU", "gpu": "GPU", "cpu": "CPU", "io": "IO"}
 
 
@@ -30,9 +15,8 @@ def rules(findings: Sequence[Finding]) -> Markup | None:
     """Make the section: the triggered rules with what to do, then all of them. None where there were no rules."""
     if not findings:
         return None
-    triggered = [finding for finding in findings if finding.triggered]
-    applied = sum(finding.applies for finding in findings)
-    number = len(triggered)
+    triggered = [(_title(finding.rule), finding.message) for finding in findings if finding.triggered]
+    applied, number = sum(finding.applies for finding in findings), len(triggered)
     summary = f"{count(applied, 'rule')} applied; {number or 'none'} {'is' if number == 1 else 'are'} triggered."
     rows = [
         (
@@ -44,8 +28,7 @@ def rules(findings: Sequence[Finding]) -> Markup | None:
         )
         for finding in findings
     ]
-    found = [(_title(finding.rule), finding.message) for finding in triggered]
-    return fragment("macros.html.j2", "rules", summary, found, rows)
+    return fragment("macros.html.j2", "rules", summary, triggered, rows)
 
 
 def _title(rule: str) -> str:

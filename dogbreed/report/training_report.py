@@ -6,7 +6,7 @@ errors, the calibration, the images themselves, and how to repeat the run.
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,16 +15,16 @@ from markupsafe import Markup
 
 from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
+from dogbreed.core.metric_lines import TOP5_FROM
 from dogbreed.core.text import count, duration
-from dogbreed.data.duplicates import Pair, find_duplicates
 from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
+from dogbreed.metrics.calibration import calibration_interval
 from dogbreed.metrics.classification import ClassMetrics
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.curve_diagnosis import diagnose
 from dogbreed.report import environment, photographs, plots, rules_section
-from dogbreed.report.inputs import ReportInputs
-from dogbreed.report.photographs import SPLIT_NAMES
+from dogbreed.report.inputs import SPLIT_NAMES, Caveats, ReportInputs
 from dogbreed.report.plots import BLUE, ORANGE
 from dogbreed.report.rendering import Section, attempt, facts, fragment, percent, without_failing, write_page
 
@@ -34,8 +34,6 @@ OPEN_CLASSES = 20  # more are folded away
 WHOLE_MATRIX = 30  # classes up to which the whole matrix is shown at once
 MOST_CONFUSED = 24  # classes of the part that is shown first of a larger one
 MOST_LABELS = 160  # classes up to which the whole one can be opened: beyond, names and cells are too small to read
-FEW_TO_CALIBRATE = 100  # images below which a calibration error is mostly noise
-TOP5_FROM = 10  # classes below which a top-5 accuracy says nothing
 _USE = {"test": "to test", "valid": "to validate", "train": "to train"}
 _TRAINED = {"head": "the head was trained", "block": "head and last stage were trained", "all": "all was trained"}
 _START = {"imagenet": "starting from ImageNet weights", "none": "starting from random weights"}
@@ -52,27 +50,34 @@ def write(file: Path, run: ReportInputs) -> None:
     Raises:
         DogbreedError: The file cannot be written.
     """
-    none: list[Pair] = []
-    duplicates, problem = attempt(lambda: find_duplicates(run.photos), none)
+    classes = "breeds" if run.noun == "breed" else "classes"
+
+    def measured(anchor: str, title: str, build: Callable[[ReportInputs, Predictions], Markup]) -> Section:
+        return Section(anchor, title, lambda: None if run.predictions is None else build(run, run.predictions))
+
     sections = [
         Section("curves", "Learning curves", lambda: _curves(run)),
         Section("rules", "Rules", lambda: rules_section.rules(run.findings)),
-        Section("classes", "Breeds" if run.noun == "breed" else "Classes", lambda: _classes(run)),
-        Section("confused", f"Most confused {'breeds' if run.noun == 'breed' else 'classes'}",
-                lambda: photographs.confused_classes(run)),
-        Section("matrix", "Confusion matrix", lambda: _matrix(run)),
-        Section("errors", "Most confident errors", lambda: photographs.confident_errors(run)),
-        Section("calibration", "Calibration", lambda: _calibration(run)),
-        Section("images", "Images", lambda: problem or photographs.images(run, duplicates)),
+        measured("classes", classes.capitalize(), _classes),
+        measured("confused", f"Most confused {classes}", photographs.confused_classes),
+        measured("matrix", "Confusion matrix", _matrix),
+        measured("errors", "Most confident errors", photographs.confident_errors),
+        measured("calibration", "Calibration", _calibration),
+        Section("images", "Images", lambda: photographs.images(run)),
         Section("reproduce", "How to repeat this run", lambda: _reproduce(run)),
-    ]  # fmt: skip
-    write_page(file, run.title, lambda: _header(run, duplicates), sections)
+    ]
+    write_page(file, run.title, lambda: _header(run), sections)
+
+
+def caveats(run: ReportInputs) -> Caveats:
+    """Return what to know of the result. A failure costs neither it nor the run: it is printed, and in the report."""
+    return attempt(lambda: run.caveats, Caveats([], [], {}))[0]
 
 
 # The beginning: what, how well, and what to change
 
 
-def _header(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
+def _header(run: ReportInputs) -> Markup:
     counts = ", ".join(f"{len(run.photos[split]):,} {_USE[split]}" for split in SPLITS if split in run.photos)
     about = f"{count(len(run.class_names), run.noun)}; images: {counts}."
     model = run.config.get("model", {})
@@ -80,16 +85,15 @@ def _header(run: ReportInputs, duplicates: Sequence[Pair]) -> Markup:
         weights = str(model.get("weights"))
         start = _START.get(weights, f"starting from the weights in {Path(weights).name}")
         about += f" Of the network {_TRAINED[model['trainable']]}, {start}."
-    result = leak = None
-    if run.predictions is not None:
-        result, leak = _result(run, run.predictions), _leak(run, run.predictions, duplicates)
+    result = None if run.predictions is None else _result(run, run.predictions)
+    leak, _ = attempt(lambda: run.leak, None)  # the section of the images says what failed
     diagnosis = diagnose(run.history, len(run.class_names), run.config) if run.history else None
-    return fragment(TEMPLATE, "header", run.title, about, leak, result, diagnosis)
+    return fragment(TEMPLATE, "header", run.title, about, leak and leak.sentence, result, diagnosis)
 
 
 def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
-    measured = classification.measure(predictions, "x")
-    low, high = measured["x_acc_ci95"]
+    measured = run.measured
+    low, high = measured["acc_ci95"]
     correct = int((predictions.predicted == predictions.labels).sum())
     sentence = f"{SPLIT_NAMES[predictions.split].capitalize()} accuracy: {correct:,} of "
     sentence += f"{count(len(predictions), 'image')}, 95 % CI {100 * low:.1f} to {percent(high, 1)}."
@@ -99,37 +103,21 @@ def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
     known = predictions.labels if training is None else torch.as_tensor(training.labels)
     chance = classification.chance(predictions.labels, known, predictions.num_classes)
     epoch, seconds = run.metrics.get("best_epoch"), run.metrics.get("seconds")
+    train_accuracy = run.metrics.get("train_acc")
     values = {
         "Chance-level accuracy": percent(chance.accuracy, 1),
-        "Top-5 accuracy": percent(measured["x_top5"], 1) if predictions.num_classes >= TOP5_FROM else None,
-        "Balanced accuracy": percent(measured["x_balanced_acc"], 1),
-        "Macro F1": percent(measured["x_macro_f1"], 1),
-        "Loss": f"{measured['x_loss']:.3f} nats",
+        "Top-5 accuracy": percent(measured["top5"], 1) if predictions.num_classes >= TOP5_FROM else None,
+        "Training accuracy": None if train_accuracy is None else percent(train_accuracy, 1),
+        "Balanced accuracy": percent(measured["balanced_acc"], 1),
+        "Macro F1": percent(measured["macro_f1"], 1),
+        "Loss": f"{measured['loss']:.3f} nats",
         "Chance-level loss": f"{chance.loss:.3f} nats",
-        "Calibration error": f"{measured['x_ece']:.3f}",
+        "Calibration error": "{:.3f} ({:.3f} to {:.3f})".format(measured["ece"], *measured["ece_ci95"]),
         "Best epoch": None if epoch is None else f"{epoch:g} of {run.metrics.get('epochs', len(run.history))}",
         "Time": duration(seconds) if isinstance(seconds, int | float) else None,
     }
-    share = measured["x_acc"]
+    share = measured["acc"]
     return {"share": share, "low": low, "high": high, "sentence": sentence, "facts": facts(values)}
-
-
-def _leak(run: ReportInputs, predictions: Predictions, duplicates: Sequence[Pair]) -> str:
-    """Return a sentence on images that were both measured on and trained on; empty where there are none."""
-    positions = {path: position for position, path in enumerate(predictions.paths)}
-    paths = {run.photos[p.split].paths[p.index] for p in duplicates if p.split == predictions.split}
-    leaked = sorted(positions[path] for path in paths if path in positions)
-    if not leaked:
-        return ""
-    kept = torch.ones(len(predictions), dtype=torch.bool)
-    kept[leaked] = False
-    text = f"{count(len(leaked), 'image')} of the {SPLIT_NAMES[predictions.split]} split also "
-    text += f"{'lies' if len(leaked) == 1 else 'lie'} in another split, so the result may look better than it is"
-    if not kept.any():
-        return f"{text}: no other image is left."
-    correct = (predictions.predicted == predictions.labels)[kept]
-    text += f"; without {'it' if len(leaked) == 1 else 'them'} the accuracy is "
-    return f"{text}{percent(float(correct.double().mean()), 1)} of {len(correct):,}."
 
 
 # Sections
@@ -138,23 +126,25 @@ def _leak(run: ReportInputs, predictions: Predictions, duplicates: Sequence[Pair
 def _curves(run: ReportInputs) -> Markup | None:
     if not run.history:
         return None
-    text = "Losses are means per image. The weights of the epoch with the lowest validation loss were kept."
+    text = "Losses are means per image, those of training over the whole epoch, while the weights change. "
+    text += "The weights of the epoch with the lowest validation loss were kept."
     smoothing = run.config.get("model", {}).get("label_smoothing")
     if smoothing:
         text += f" Label smoothing ({smoothing:g}) raises the training loss; validation is without."
     return fragment(TEMPLATE, "plots", text, plots.learning_curves(run.history, run.metrics.get("best_epoch")))
 
 
-def _classes(run: ReportInputs) -> Markup | None:
-    if run.predictions is None:
-        return None
-    classes = classification.per_class(run.predictions)
+def _classes(run: ReportInputs, predictions: Predictions) -> Markup:
+    classes = classification.per_class(predictions)
     perfect, never = (sum(one.recall == recall for one in classes) for recall in (1, 0))
     text = f"Of {count(len(classes), run.noun)}, {perfect} {'was' if perfect == 1 else 'were'} always classified "
     text += f"correctly, {never} never."
     if len(classes) > 1:
         always, none = classification.expected_extremes(classes)
         text += f" If all had the same accuracy, chance alone would give {always:.0f} and {none:.0f}."
+    precision = sum(one.precision or 0.0 for one in classes) / len(classes)
+    text += f" The mean over all is an accuracy of {percent(run.measured['balanced_acc'], 1)}, a precision of "
+    text += f"{percent(precision, 1)} and an F1 of {percent(run.measured['macro_f1'], 1)}."
     width = sorted(one.high - one.low for one in classes)[len(classes) // 2]
     if width > 0.3:
         typical = sorted(one.total for one in classes)[len(classes) // 2]
@@ -183,10 +173,7 @@ def _class_row(run: ReportInputs, one: ClassMetrics) -> dict[str, Any]:
     }
 
 
-def _matrix(run: ReportInputs) -> Markup | None:
-    predictions = run.predictions
-    if predictions is None:
-        return None
+def _matrix(run: ReportInputs, predictions: Predictions) -> Markup:
     errors = classification.errors(predictions)
     totals = predictions.labels.bincount(minlength=predictions.num_classes).tolist()
     present = sorted({*predictions.labels.tolist(), *predictions.predicted.tolist()})
@@ -205,7 +192,7 @@ def _matrix(run: ReportInputs) -> Markup | None:
         )
 
     def draw(classes: Sequence[int]) -> Markup:
-        order = classification.cluster_order(predictions, classes)
+        order = classification.similarity_order(predictions, classes)
         matrix = classification.confusion(predictions, order)
         return plots.confusion_matrix(matrix, [totals[i] for i in order], [run.class_names[i] for i in order])
 
@@ -224,41 +211,42 @@ def _most_confused_part(errors: Sequence[tuple[int, int, int]]) -> list[int]:
     return sorted(classes)
 
 
-def _calibration(run: ReportInputs) -> Markup | None:
-    predictions = run.predictions
-    if predictions is None:
-        return None
-    measured = classification.measure(predictions, "x")
-    mean = float(predictions.logits.double().softmax(1).max(1).values.mean())
-    off = mean - measured["x_acc"]
-    text = f"Without the temperature the mean confidence is {percent(mean, 1)} and the accuracy "
-    text += f"{percent(measured['x_acc'], 1)}: the model is "
-    text += (
-        f"{'over' if off > 0 else 'under'}confident by {abs(100 * off):.1f} points. "
-        if abs(off) >= 0.01
-        else "well balanced. "
-    )
-    if predictions.temperature == 1:
-        text += "No temperature: on the validation split none was better beyond doubt. "
+def _calibration(run: ReportInputs, predictions: Predictions) -> Markup:
+    measured, logits, labels = run.measured, predictions.logits, predictions.labels
+    number, temperature = count(len(predictions), "image"), predictions.temperature
+    mean = float(logits.double().softmax(1).max(1).values.mean())
+    off, (low, high) = 100 * (mean - measured["acc"]), measured["acc_ci95"]
+    text = "" if temperature == 1 else "Without the temperature "
+    text += f"the mean confidence is {percent(mean, 1)} and the accuracy {percent(measured['acc'], 1)}: "
+    if low <= mean <= high:
+        text += f"whether the model is over- or underconfident cannot be told on {number}. "
     else:
+        text += f"the model is {'over' if off > 0 else 'under'}confident by {abs(off):.1f} points. "
+    errors = {"As it is served": (measured["ece"], measured["ece_ci95"], temperature, BLUE)}
+    if temperature == 1:
+        text += "There is no temperature: on the validation split none was better beyond doubt. "
+    else:
+        without = calibration_interval(logits, labels)
+        errors = {"Without temperature": (measured["ece_uncalibrated"], without, 1.0, ORANGE), **errors}
         text += (
-            f"The temperature {predictions.temperature:.3f}, chosen on the validation split, changes the calibration "
+            f"The temperature {temperature:.3f}, chosen on the validation split, changes the calibration error from "
         )
-        text += f"error from {measured['x_ece_uncalibrated']:.3f} to {measured['x_ece']:.3f}"
-        text += ", measured on the very images it was fitted on; " if predictions.split == "valid" else "; "
-        text += "the predicted classes stay the same. "
-    if len(predictions) < FEW_TO_CALIBRATE:
-        text += f"How well calibrated the model is cannot be told on {count(len(predictions), 'image')}. "
+        text += f"{measured['ece_uncalibrated']:.3f} to {measured['ece']:.3f}"
+        text += ", measured on the very images it was fitted on" if predictions.split == "valid" else ""
+        (begin, end), (first, last) = measured["ece_ci95"], without
+        text += f", a difference that cannot be told on {number}" if begin <= last and first <= end else ""
+        text += "; the predicted classes stay the same. "
+    if measured["ece_ci95"][0] == 0:
+        text += f"Whether its probabilities are right cannot be told on {number}: "
+        text += "a perfectly calibrated model would show as large an error. "
     text += "On the dashed line confidence is accuracy; below it the model claims too much. Each dot has its number of "
     text += "images and its 95 % interval."
     drawings = []
-    for name, key, temperature, colour in (
-        ("Without the temperature", "x_ece_uncalibrated", 1.0, ORANGE),
-        ("As it is served", "x_ece", predictions.temperature, BLUE),
-    ):
-        bins = classification.reliability(predictions.logits, predictions.labels, temperature=temperature)
-        drawings.append(plots.reliability_diagram(f"{name}: calibration error {measured[key]:.3f}", bins, colour))
-    return fragment(TEMPLATE, "plots", text, drawings)
+    for name, (error, (begin, end), divisor, colour) in errors.items():
+        bins = classification.reliability(logits, labels, temperature=divisor)
+        title = f"{name}: error {error:.3f} ({begin:.3f} to {end:.3f})"
+        drawings.append(plots.reliability_diagram(title, bins, colour))
+    return fragment(TEMPLATE, "plots", text[:1].upper() + text[1:], drawings)
 
 
 def _reproduce(run: ReportInputs) -> Markup:

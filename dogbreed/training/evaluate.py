@@ -21,6 +21,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder, write_csv, write_json
 from dogbreed.core.metric_lines import accuracy_line
 from dogbreed.core.progress import track
+from dogbreed.core.text import count
 from dogbreed.core.version import __version__
 from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import BadImage, load
@@ -29,13 +30,11 @@ from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
-from dogbreed.metrics.predictions import Predictions
+from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
 from dogbreed.training.evaluation_files import find_files
 from dogbreed.training.results import test_line
-
-PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of the keys in metrics.json
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def evaluate(
     )
     missing = [names[label] for label in range(len(names)) if label not in set(samples.labels.tolist())]
     metrics = {
-        **measure(predictions, PREFIX[split]),
+        **measure(predictions),
         "temperature": predictions.temperature,
         "split": split,
         "images": len(predictions),
@@ -90,17 +89,19 @@ def evaluate(
         "package_version": __version__,
     }
     destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
-    write_json(destination / "metrics.json", metrics)
-    write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, folder))
     others = {  # among which the report looks for copies
         other: SplitFiles([path for path, _ in rest], np.array([label for _, label in rest], np.int64), [], [])
         for other, rest in files.items()
     }
     report = _report(str(model), folder, labels, predictor, {split: samples, **others}, predictions, metrics, skipped)
+    caveats, leak, leak_metrics = training_report.caveats(report)
+    metrics |= leak_metrics
+    write_json(destination / "metrics.json", metrics)
+    write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, folder))
     training_report.write_safely(destination / "report.html", report)
     if not quiet:
-        print(test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), flush=True)
-        print(_summary(metrics, destination, skipped, missing))
+        print(*leak, test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), sep="\n", flush=True)
+        print(_summary(metrics, len(names), caveats, destination, skipped, missing))
     return Result(metrics, destination, predictions)
 
 
@@ -191,12 +192,22 @@ def _predictions_of(
     return predictions, SplitFiles(paths, indices, digests, []), skipped
 
 
-def _summary(metrics: Mapping[str, Any], folder: Path, skipped: Sequence[Skipped], missing: Sequence[str]) -> str:
-    prefix = PREFIX[metrics["split"]]
+def _summary(
+    metrics: Mapping[str, Any],
+    classes: int,
+    caveats: Sequence[str],
+    folder: Path,
+    skipped: Sequence[Skipped],
+    missing: Sequence[str],
+) -> str:
+    prefix, images = PREFIX[metrics["split"]], metrics["images"]
+    low, high = metrics[f"{prefix}_ece_ci95"]
+    unknown = f"; whether it is calibrated cannot be told on {count(images, 'image')}" if low == 0 else ""
     lines = [
-        f"{accuracy_line(metrics, prefix, metrics['images'])}.",
-        f"Calibration error {metrics[f'{prefix}_ece']:.3f} with temperature {metrics['temperature']:.3f}, "
-        f"{metrics[f'{prefix}_ece_uncalibrated']:.3f} without.",
+        f"{accuracy_line(metrics, prefix, images, classes)}.",
+        *caveats,
+        f"Calibration error {metrics[f'{prefix}_ece']:.3f} (95 % CI {low:.3f}-{high:.3f}) with temperature "
+        f"{metrics['temperature']:.3f}, {metrics[f'{prefix}_ece_uncalibrated']:.3f} without{unknown}.",
     ]
     if skipped:
         lines.append(f"Skipped {len(skipped)} files, such as {skipped[0].path} ({skipped[0].reason}).")

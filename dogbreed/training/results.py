@@ -1,14 +1,16 @@
 """After training: evaluate the best checkpoint, measure, export and report it."""
 
+import math
 import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 
 from dogbreed.cache.callback import FeatureCache
@@ -20,8 +22,8 @@ from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
 from dogbreed.inference import model_folder
 from dogbreed.metrics.calibration import choose_temperature
-from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
-from dogbreed.metrics.predictions import Predictions
+from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
+from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.callback import LiveRules
@@ -29,6 +31,7 @@ from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling
 from dogbreed.report import profile_report, training_report
 from dogbreed.report.inputs import ReportInputs
+from dogbreed.report.rendering import percent
 from dogbreed.training.build import say
 
 
@@ -66,29 +69,28 @@ def finish(run: Run) -> dict[str, Any]:
         The metrics, as in `metrics.json`; none in processes other than the first.
 
     Raises:
-        DogbreedError: No epoch finished, the disk is full, or a test image is gone; the model is exported before.
+        DogbreedError: No epoch finished, or the disk is full.
     """
     best = _load_best(run)
-    splits, failure = _evaluate(run)
+    splits = _evaluate(run)
     if not run.trainer.is_global_zero:
         return {}
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
     splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
     metrics = _metrics(run, best, splits)
     folder, test = run.history.folder, splits.get("test")
+    inputs = _report_inputs(run, metrics, test or splits["valid"])
+    caveats, leak, leak_metrics = training_report.caveats(inputs)
+    metrics |= leak_metrics
     write_json(folder / "metrics.json", metrics)
     if test:
         write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(test, run.data.classes, run.data.root))
-        say(test_line(test, metrics["test_loss"]))
+    say("\n".join([*leak, test_line(test or splits["valid"], metrics["test_loss" if test else "val_loss"])]))
     _export(run, metrics)
-    _report(run, metrics, test or splits["valid"])
+    _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.
     remove(folder / name for name, made in (("profile", run.profiling), ("predictions.csv", test)) if not made)
-    say(_summary(run, metrics, len(test or ())))
-    if failure:
-        raise DogbreedError(
-            f"The model is exported, but the test images could not be evaluated: {failure}"
-        ) from failure
+    say(_summary(run, metrics, test or splits["valid"], caveats))
     return metrics
 
 
@@ -116,18 +118,15 @@ def _load_best(run: Run) -> Mapping[str, float]:
     return best
 
 
-def _evaluate(run: Run) -> tuple[dict[str, Predictions], Exception | None]:
-    """Return what the model predicts for valid, and for test where that is wanted, or why it could not be evaluated."""
+def _evaluate(run: Run) -> dict[str, Predictions]:
+    """Return what the model predicts for valid, and for test where that is wanted."""
     run.trainer.validate(run.model, datamodule=run.data, verbose=False)
     splits = {"valid": _predictions(run, "valid")}
     if run.config.test and "test" in run.data.samples and run.config.trainer["limit_test_batches"] != 0:
         run.model.predictions = None  # those of the validation may not pass for the test's
-        try:
-            run.trainer.test(run.model, datamodule=run.data, verbose=False)
-        except (DogbreedError, OSError, RuntimeError) as error:  # such as a photograph that is gone
-            return splits, error
+        run.trainer.test(run.model, datamodule=run.data, verbose=False)
         splits["test"] = _predictions(run, "test")
-    return splits, None
+    return splits
 
 
 def _predictions(run: Run, split: str) -> Predictions:
@@ -138,13 +137,14 @@ def _predictions(run: Run, split: str) -> Predictions:
 
 
 def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictions]) -> dict[str, Any]:
-    measured = measure(splits["valid"], "val")
+    measured = measure(splits["valid"])
     training_seconds = sum(row["seconds"] for row in run.history.rows)
     return {
         "train_loss": best["train_loss"],
+        "train_acc": best["train_acc"] if math.isfinite(best["train_acc"]) else None,
         "val_loss": measured["val_loss"],
         "val_acc": measured["val_acc"],
-        **(measure(splits["test"]) if "test" in splits else {}),
+        **(measure(splits["test"]) if "test" in splits else measured),
         "temperature": splits["valid"].temperature,
         "epochs": len(run.history.rows),
         "best_epoch": best["epoch"],
@@ -171,9 +171,9 @@ def _export(run: Run, metrics: dict[str, Any]) -> None:
     model_folder.save(run.history.folder / "model", exported)
 
 
-def _report(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None:
-    folder, data, findings = run.history.folder, run.data, run.live_rules.all_findings()
-    inputs = ReportInputs(
+def _report_inputs(run: Run, metrics: dict[str, Any], predictions: Predictions) -> ReportInputs:
+    data = run.data
+    return ReportInputs(
         class_names=data.classes,
         backbone=run.model.hparams["backbone"],
         preprocessing=run.model.preprocessing,
@@ -185,30 +185,35 @@ def _report(run: Run, metrics: dict[str, Any], predictions: Predictions) -> None
         skipped=data.skipped,
         config=run.history.config,
         network=run.model.network,
-        findings=findings,
+        findings=run.live_rules.all_findings(),
     )
+
+
+def _report(run: Run, inputs: ReportInputs) -> None:
+    folder = run.history.folder
     training_report.write_safely(folder / "report.html", inputs)
     if run.profiling:
-        profile = run.profiling.result(findings, run.config.rules.step_outlier)
-        title = f"{inputs.backbone} on {data.root.resolve().name or data.root}"
+        profile = run.profiling.result(inputs.findings, run.config.rules.step_outlier)
+        title = f"{inputs.backbone} on {inputs.root.resolve().name or inputs.root}"
         profile_report.write_safely(folder / "profile", profile, title, run.history.config)
 
 
-def _summary(run: Run, metrics: Mapping[str, Any], tested: int) -> str:
+def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, caveats: Sequence[str]) -> str:
     folder, skipped = run.history.folder, run.data.skipped
-    lines = [""]
-    classes = count(len(run.data.classes), "class")
-    learned = count(len(run.data.samples["train"]), "image")
-    lines.append(
-        f"Learned to tell {classes} apart from {learned}; guessing would get {100 / len(run.data.classes):.1f} %."
-    )
-    if tested:
-        features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
-        lines.append(f"{accuracy_line(metrics, 'test', tested)},")
-        lines.append(
-            f"with the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}, in {metrics['seconds']:.0f} s "
-            f"on {metrics['device']}{features}."
-        )
+    classes, training = len(run.data.classes), torch.as_tensor(run.data.samples["train"].labels)
+    guessing = percent(chance(predictions.labels, training, classes).accuracy, 1)
+    features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
+    lines = [
+        "",
+        f"Learned to tell {count(classes, 'class')} apart from {count(len(training), 'image')}; guessing would get "
+        f"{guessing}.",
+        f"{accuracy_line(metrics, PREFIX[predictions.split], len(predictions), classes)},",
+        f"with the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}, in {metrics['seconds']:.0f} s "
+        f"on {metrics['device']}{features}.",
+        *caveats,
+    ]
+    if predictions.split == "valid":
+        lines.append("No test images were evaluated, and by the validation images the epoch was chosen.")
     if skipped:
         lines.append(f"Skipped {len(skipped)} files that are no readable images: {folder / 'skipped.csv'}")
     lines += [
@@ -217,7 +222,7 @@ def _summary(run: Run, metrics: Mapping[str, Any], tested: int) -> str:
         "  report.html      what was reached, to look at",
         *(["  profile/         where the time went: profile/report.html"] if run.profiling else []),
         "  model/           the model, to use and to deploy",
-        *(["  predictions.csv  the answer for every test image"] if tested else []),
+        *(["  predictions.csv  the answer for every test image"] if predictions.split == "test" else []),
         "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
         "",
         "Next: classify an image, open the report, serve the model",

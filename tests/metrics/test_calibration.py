@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
-from dogbreed.metrics.calibration import calibration_error, choose_temperature, fit_temperature, wilson_interval
+from dogbreed.metrics.calibration import (
+    calibration_error,
+    calibration_interval,
+    choose_temperature,
+    fit_temperature,
+    wilson_interval,
+)
 
 
 @pytest.mark.parametrize(
@@ -73,6 +79,29 @@ def test_calibration_error_by_hand():
     assert calibration_error(logits, labels, bins=10) == pytest.approx((0.8 + 0.42 + 0.65) / 4, abs=1e-6)
     assert calibration_error(torch.tensor([[60.0, 0.0]]), torch.tensor([0])) == pytest.approx(0, abs=1e-9)
     assert calibration_error(torch.tensor([[60.0, 0.0]]), torch.tensor([1])) == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize(("images", "temperature", "covered"), [(48, 1.0, 0.9), (48, 2.0, 0.85), (1000, 2.0, 0.85)])
+def test_an_interval_of_the_calibration_error_covers_the_true_one(images, temperature, covered):
+    """That of 40 splits, of an error measured on many images; few images of a calibrated model tell nothing."""
+    logits, labels = predictions(100_000, temperature=temperature)
+    truth = calibration_error(logits, labels)
+    truth = truth if temperature != 1 else 0.0
+    intervals = [
+        calibration_interval(logits[start : start + images], labels[start : start + images], resamples=200)
+        for start in range(0, 40 * images, images)
+    ]
+    assert sum(low <= truth <= high for low, high in intervals) >= 40 * covered
+    said = sum(low > 0 for low, _ in intervals)
+    assert said <= 5 if temperature == 1 else said == 40 if images == 1000 else said >= 10
+
+
+def test_an_interval_holds_the_error_and_repeats():
+    for images in (1, 2, 30, 500):
+        logits, labels = predictions(images, temperature=1.5)
+        low, high = calibration_interval(logits, labels)
+        assert 0 <= low <= calibration_error(logits, labels) <= high
+        assert calibration_interval(logits, labels) == (low, high)
 
 
 def by_lbfgs(logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -44,13 +44,13 @@ def test_training_losses_are_averaged_by_ten():
 
 
 def test_a_healthy_run_triggers_nothing():
-    assert not any(finding.triggered for finding in debug.findings(HEALTHY))
+    assert not any(finding.triggered for finding in debug.apply_rules(HEALTHY))
 
 
 def test_a_run_that_overfits_is_found():
     val = {25 * epoch: [1.0 + 0.1 * epoch] for epoch in range(1, 13)}
     train = {step: max(2.0 * 0.95**step, 0.01) for step in range(300)}
-    found = state(debug.findings(recorded(train, val)))
+    found = state(debug.apply_rules(recorded(train, val)))
     assert found["overfit"]
     assert found["overtraining"]
     assert found["loss_not_decreasing"]
@@ -59,7 +59,7 @@ def test_a_run_that_overfits_is_found():
 
 def test_losses_that_explode_and_gradients_that_vanish():
     one = recorded({0: 1.0, 1: float("nan")}, {}, gradient_steps=[0], gradients={"weight": [1e-9]})
-    found = state(debug.findings(one))
+    found = state(debug.apply_rules(one))
     assert found == {
         "loss_not_decreasing": False,
         "overfit": None,
@@ -77,7 +77,7 @@ def test_every_run_has_a_picture_and_a_summary(one, tmp_path):
     orange = (pixels == [0xE0, 0x76, 0x2D]).all(2)
     assert blue.any()
     assert orange.any() == bool(one.evaluations)
-    text = debug.summary(Path("tensors"), one, debug.findings(one))
+    text = debug.summary(Path("tensors"), one, debug.apply_rules(one))
     assert "nan" not in text
     assert ("has not ended" in text) == (not one.ended)
 
@@ -94,7 +94,7 @@ def test_folders_that_hold_no_tensors(tmp_path):
     with pytest.raises(DogbreedError, match="did you mean"):
         smdebug_reader.check_folder(tmp_path)
     (tmp_path / "index").mkdir()
-    with pytest.raises(DogbreedError, match="not been written whole: collections/ and events/ is missing"):
+    with pytest.raises(DogbreedError, match="is incomplete: collections/ and events/ is missing"):
         smdebug_reader.check_folder(tmp_path)
 
 
@@ -183,8 +183,8 @@ def test_a_run_that_goes_on_is_read_as_far_as_it_is(said):
 @pytest.mark.parametrize(
     ("name", "sentence"),
     [
-        ("half", "has not been written whole: collections/ is missing; train again."),
-        ("no index", "has not been written whole: index/ is missing; train again."),
+        ("half", "is incomplete: collections/ is missing; train again."),
+        ("no index", "is incomplete: index/ is missing; train again."),
         ("cut", "cut is damaged ("),
         ("gone", "is incomplete: a tensor of its index is not in its files; copy it again, or train again."),
         ("bad index", "bad index is damaged (Empty/Corrupt Index File); copy it again, or train again."),

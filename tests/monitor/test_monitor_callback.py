@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 import torch
 from support import runs
 from support.places import SHARED_DATA
+from support.reports import read_page
 from torch import nn
 
 from dogbreed.config.compose import compose
@@ -41,7 +43,7 @@ def test_a_run_says_what_its_rules_found_once(tmp_path):
     assert not left["dead_relu"]["applies"], "its rectifiers are frozen"
     assert left["poor_weight_initialization"]["message"] == "Only the last layer trains."
     assert not left["low_gpu_utilization"]["applies"] or torch.cuda.is_available()
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = read_page(tmp_path / "run" / "report.html")
     assert 'id="rules"' in page
     assert left["loss_not_decreasing"]["message"] in page
 
@@ -72,6 +74,13 @@ def test_a_finding_says_its_epoch_and_is_withdrawn_when_it_is_no_longer_true(tmp
     live = watch([1.0, 1.5, 1.0])
     assert "Rule overfit, epoch 3: withdrawn. The validation loss stayed within 10 %" in capsys.readouterr().out
     assert not live.findings["overfit"].triggered
+
+
+def test_a_long_epoch_says_how_far_it_has_come(tmp_path, monkeypatch):
+    monkeypatch.setattr("dogbreed.core.progress.LINE_EVERY_SECONDS", 0.0)
+    ran = runs.train_in(tmp_path / "run", "progress=plain", "trainer.max_epochs=2")
+    assert re.search(r"^Epoch 2/2: 1 of 3 steps, .+, loss \d\.\d{3}, [\d,]+ images/s$", ran.err, re.MULTILINE)
+    assert "Epoch" not in ran.out
 
 
 def test_a_rule_can_stop_the_run(tmp_path):

@@ -298,6 +298,17 @@ def test_step_outlier():
     assert "Too early" in quiet(system_rules.step_outlier(range(100), [0.1] * 99 + [9.0])).message
 
 
+# Images
+
+
+def test_imbalance():
+    quiet(rules.imbalance({"mutt": 120, "Boxer": 12, "none": 0}))
+    message = rising(rules.imbalance({"mutt": 121, "Boxer": 12})).message
+    assert message.startswith("mutt has 121 training images and Boxer 12, 10 times fewer: accuracy favours")
+    quiet(rules.imbalance({"mutt": 120, "Boxer": 1}, threshold_imbalance=120))
+    quiet(rules.imbalance({}))
+
+
 # What all have in common
 
 
@@ -333,6 +344,7 @@ def test_published_defaults():
         "first_steps": 10,
     }
     assert settings["dead_relu"] == {"threshold_inactivity": 1.0, "threshold_layer": 50.0}
+    assert settings["imbalance"] == {"threshold_imbalance": 10}
     assert settings["low_gpu_utilization"] == {
         "threshold_p95": 70,
         "threshold_p5": 10,

@@ -14,7 +14,7 @@ from support.places import ROOT
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
-from dogbreed.monitor.smdebug_hook import hook_config, wanted
+from dogbreed.monitor.smdebug_hook import hook_config, hook_enabled
 from launch.jobs import debugger
 
 LOSS = "CrossEntropyLoss_output_0"
@@ -57,13 +57,13 @@ def test_collections_get_reductions_unless_they_say_otherwise(tmp_path):
 def test_who_asks_for_the_hook(tmp_path, monkeypatch):
     file = tmp_path / "debughookconfig.json"
     monkeypatch.setenv("SMDEBUG_CONFIG_FILE_PATH", str(file))
-    assert not wanted(compose()["debugger"])
+    assert not hook_enabled(compose()["debugger"])
     file.write_text("{}")
-    assert wanted(compose()["debugger"])
-    assert not wanted(compose(["debugger.enabled=false"])["debugger"])
-    assert wanted(compose(["debugger.enabled=true"])["debugger"])
+    assert hook_enabled(compose()["debugger"])
+    assert not hook_enabled(compose(["debugger.enabled=false"])["debugger"])
+    assert hook_enabled(compose(["debugger.enabled=true"])["debugger"])
     with pytest.raises(DogbreedError, match="one of true, false, auto"):
-        wanted(compose(["debugger.enabled=perhaps"])["debugger"])
+        hook_enabled(compose(["debugger.enabled=perhaps"])["debugger"])
 
 
 def test_without_smdebug_it_says_what_to_install(tmp_path):

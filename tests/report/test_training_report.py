@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.reports import HISTORY, METRICS, NAMES, PAIRS, SECTIONS, check_well_formed, make_run
+from support.reports import HISTORY, METRICS, NAMES, PAIRS, SECTIONS, make_run, read_page
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datasets import Skipped, SplitFiles
@@ -20,10 +20,8 @@ from dogbreed.report.rendering import fragment
 
 def page_of(run: ReportInputs, folder: Path) -> str:
     training_report.write(folder / "report.html", run)
-    page = (folder / "report.html").read_text(encoding="utf-8")
+    page = read_page(folder / "report.html")
     assert "could not be made" not in page
-    assert not re.search(r"\b(nan|inf)\b", re.sub(r"base64,[^\"]+", "", page), re.IGNORECASE)
-    check_well_formed(page)
     return page
 
 

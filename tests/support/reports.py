@@ -80,6 +80,14 @@ class Checker(HTMLParser):
         assert self.open.pop() == name
 
 
+def read_page(file: Path) -> str:
+    """A page that is well formed, and in which no number is none."""
+    page = file.read_text(encoding="utf-8").replace("\u00a0", " ")
+    check_well_formed(page)
+    assert not re.search(r"\b(nan|inf)\b", re.sub(r"base64,[^\"]+", "", page), re.IGNORECASE)
+    return page
+
+
 def check_well_formed(page: str) -> list[tuple[str, dict[str, str | None]]]:
     checker = Checker()
     checker.feed(page)
