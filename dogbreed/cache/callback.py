@@ -53,7 +53,7 @@ class FeatureCache(Callback):
     Args:
         mode: `auto` (used where it can be), `require` (an error where it cannot be), `off`.
         folder: Where the stores lie; None takes the user's cache folder.
-        precision: `float32`; `bfloat16` (computed and kept so); `float16` (kept so); `tf32` (computed so on CUDA).
+        precision: `float32`; `bfloat16`; `float16` (kept so, and computed so on CUDA); `tf32` (computed so on CUDA).
             On CUDA the network too, with the cache or without, computes float32 in float32 itself or in `tf32`.
         max_gb: What all stores together may take, in 10^9 bytes; the longest unused are deleted first.
         quiet: No progress.
@@ -131,14 +131,17 @@ class FeatureCache(Callback):
             group: The processes that share the work; None is this one alone.
 
         Raises:
-            DogbreedError: In `require` mode, where the cache cannot be used.
+            DogbreedError: In `require` mode, where the cache cannot be used; in any, where the device only emulates
+                bfloat16.
+            OutOfMemoryError: The device's memory does not hold a pass of one image.
         """
         if self._ready or self.mode == "off":
             return
         self._ready = True
         was_training = model.training
+        precision = effective(self.precision, device)
         try:
-            self._attach(model, data, device, group or Group())
+            self._attach(model, data, device, group or Group(), precision)
         except (NoPrefix, DogbreedError) as error:
             self.state, self.reason = "off", str(error).rstrip(".")
             if self.mode == "require":
@@ -148,11 +151,11 @@ class FeatureCache(Callback):
         finally:
             model.train(was_training)
 
-    def _attach(self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group) -> None:
-        model.to(device).eval()
-        precision = effective(self.precision, device)
-        with float32_as(precision, device):
-            parts = cut(model.network, data.preprocessing.size)
+    def _attach(
+        self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group, precision: str
+    ) -> None:
+        with group.step(), float32_as(precision, device):
+            parts = cut(model.to(device).eval().network, data.preprocessing.size)
         key = store_key(parts.prefix, data.preprocessing, precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
         with group.step():  # all have to see the same before they share the work

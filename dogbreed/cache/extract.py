@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from torch.utils.data import DataLoader, Dataset
 
 from dogbreed.cache.store import Store, row_key
+from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
@@ -137,11 +138,12 @@ def extract(
         missing: What is missing.
         data: Says how images become inputs, and with how many workers.
         device: Where the prefix runs.
-        precision: `bfloat16` and `tf32` compute so too; `float16` computes in float32 and keeps half.
+        precision: As it is in effect (`arithmetic.effective`).
         quiet: No progress.
 
     Raises:
-        DogbreedError: The disk is full.
+        DogbreedError: The disk is full, or a feature is too large for float16.
+        OutOfMemoryError: The device's memory does not hold a pass of one image.
     """
     rows: dict[bytes, Tensor] = {}
     written = time.monotonic()
@@ -160,16 +162,62 @@ def extract(
         float32_as(precision, device),
         prepared(prefix, how, device, precision) as network,
     ):
+        compute = _Pass(network, how.images, store.dtype)
         for keys, inputs in _passes(missing, data, how.images):
             images = inputs.to(device, non_blocking=device.type == "cuda")
             images = images.contiguous(memory_format=torch.channels_last)
-            features: Tensor = network(images)[: len(keys)]
-            rows.update(zip(keys, features.to(store.dtype).cpu(), strict=True))
+            rows.update(zip(keys, compute(images)[: len(keys)], strict=True))
             progress.advance(len(keys))
             if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
                 write()
         write()
     store.refresh()
+
+
+class _Pass:
+    """A pass of the prefix, in as many parts as the device's memory asks for.
+
+    Args:
+        network: Images to features.
+        images: Number in the first part that is tried.
+        dtype: What features are kept in.
+    """
+
+    def __init__(self, network: nn.Module, images: int, dtype: torch.dtype) -> None:
+        self.network, self.images, self.dtype = network, images, dtype
+
+    def __call__(self, images: Tensor) -> Tensor:
+        while True:
+            try:
+                return torch.cat([self._kept(self.network(part)) for part in images.split(self.images)])
+            except torch.OutOfMemoryError:
+                if self.images == 1:
+                    raise
+            # Behind the handler, whose traceback holds on to the memory.
+            self.images //= 2
+            torch.cuda.empty_cache()
+
+    def _kept(self, features: Tensor) -> Tensor:
+        kept = features.to(self.dtype).cpu()
+        if self.dtype == torch.float16 and kept.isinf().any() and not features.isinf().any():
+            raise DogbreedError("a feature is too large for float16; take cache.precision=float32 or bfloat16")
+        return kept
+
+
+class InFloat16(nn.Module):
+    """A network that computes in float16, and an image again in float32 where that does not hold its features."""
+
+    def __init__(self, network: nn.Module, device: torch.device) -> None:
+        super().__init__()
+        self.network, self.kind = network, device.type
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(self.kind, dtype=torch.float16):
+            features: Tensor = self.network(images).float()
+        finite = features.flatten(1).isfinite().all(1)
+        if not finite.all():
+            features[~finite] = self.network(images)[~finite]
+        return features
 
 
 def _passes(missing: list[MissingViews], data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
@@ -201,7 +249,7 @@ def prepared(prefix: fx.GraphModule, how: Plan, device: torch.device, precision:
         return
     prefix.to(memory_format=torch.channels_last)
     with torch.inference_mode(), in_bfloat16(prefix, device) if bfloat16 else nullcontext():
-        yield prefix
+        yield InFloat16(prefix, device) if precision == "float16" and device.type == "cuda" else prefix
 
 
 @contextmanager

@@ -67,6 +67,12 @@ def _report(error: Exception) -> int:
         return 128 + 13  # as a shell reports a program that ended by SIGPIPE
     if isinstance(error, ModuleNotFoundError) and (extra := _EXTRAS.get(str(error.name).partition(".")[0])):
         return _say(f"error: This needs {error.name}, which is not installed: {install(extra)}", 2)
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which is not loaded here
+        return _say(
+            "error: The GPU's memory is too small: take a smaller data.batch_size or network, or the CPU "
+            "(trainer.accelerator=cpu, --device cpu); see whether another process uses the GPU.",
+            2,
+        )
     if cause := _os_error(error, _DISK_FULL):
         where = f" while writing {cause.filename}" if cause.filename else ""
         return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)

@@ -222,6 +222,8 @@ def _record(traced: fx.GraphModule, size: int, neighbour: int) -> _Recorder:
     try:
         with torch.no_grad():
             recorder.run(batch)
+    except torch.OutOfMemoryError:
+        raise  # of the device, not of the network
     except (RuntimeError, AssertionError, ValueError) as error:
         raise NoPrefix(f"it does not run on inputs of {size} x {size} pixels ({str(error).splitlines()[0]})") from error
     return recorder

@@ -29,10 +29,12 @@ from dogbreed.cache import extract
 from dogbreed.cache.__main__ import main
 from dogbreed.cache.callback import FeatureCache, Group
 from dogbreed.cache.store import Store, cache_folder, delete, evict, row_key, stores
+from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import WHOLE, Preprocessing, View, load
+from dogbreed.models.arithmetic import effective
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import cut
 
@@ -158,6 +160,80 @@ def test_the_key_changes_with_the_kind_of_device(monkeypatch):
     monkeypatch.setattr(extract, "plan", lambda prefix, device: extract.Plan(4, "direct"))
     assert len({store_key("cpu"), store_key("cuda"), store_key("mps")}) == 3
     assert store_key("cuda:0") == store_key("cuda:1")
+
+
+# Too little memory, and numbers that are too large
+
+
+def limit(model: DogBreedClassifier, images: int) -> list[int]:
+    """Let the network's first layer run out of memory above so many images; return how many it was given."""
+    given = []
+
+    def look(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        given.append(len(inputs[0]))
+        if len(inputs[0]) > images:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+
+    next(module for module in model.network.modules() if isinstance(module, torch.nn.Conv2d)).register_forward_pre_hook(
+        look
+    )
+    return given
+
+
+def test_a_pass_is_halved_where_memory_is_too_small(dog_tree, tmp_path):
+    model = classifier()
+    given = limit(model, 2)
+    _, _, data = attached(dog_tree, tmp_path / "halved", model=model)
+    assert given.count(4) == 1, "once is enough to know"
+    _, _, whole = attached(dog_tree, tmp_path / "whole")
+    for split, samples in data.samples.items():
+        positions = np.arange(len(samples))
+        rows = [one.reader(split)(positions, positions * 0) for one in (data, whole)]
+        torch.testing.assert_close(*rows, **ROUNDING)
+
+
+@pytest.mark.parametrize("images", [0, 1])
+def test_memory_that_holds_no_pass_is_a_sentence(images, dog_tree, tmp_path, capsys, monkeypatch):
+    """In the probe, which takes two images, and in a pass; with cache.mode=auto too, since training would need more."""
+    model, probe = classifier(), cut
+    if images:
+        monkeypatch.setattr("dogbreed.cache.callback.cut", lambda *arguments: (probe(*arguments), limit(model, 0))[0])
+    else:
+        limit(model, 0)
+    assert guard(lambda: attached(dog_tree, tmp_path, model=model, mode="auto") and None) == 2
+    assert "error: The GPU's memory is too small" in capsys.readouterr().err
+
+
+def test_float16_goes_back_to_float32_for_an_image_whose_features_it_does_not_hold():
+    network = torch.nn.Linear(8, 4)
+    images = torch.rand(3, 8) + 0.1
+    images[1] *= 1e6
+    with torch.inference_mode():
+        features, exact = extract.InFloat16(network, CPU)(images), network(images)
+    assert torch.equal(features[1], exact[1])
+    assert not torch.equal(features[[0, 2]], exact[[0, 2]])
+    torch.testing.assert_close(features, exact, rtol=1e-2, atol=1e-2)
+
+
+def test_features_that_float16_cannot_keep_are_refused(dog_tree, tmp_path):
+    model = classifier()
+    with torch.no_grad():
+        model.network.features[0].weight.mul_(1e8)
+    with pytest.raises(DogbreedError, match=r"too large for float16; take cache\.precision=float32 or bfloat16"):
+        attached(dog_tree, tmp_path, model=model, precision="float16")
+
+
+def test_a_card_that_only_emulates_bfloat16(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device=None: "Tesla T4")
+    card = torch.device("cuda")
+    with pytest.raises(
+        DogbreedError, match=r"Tesla T4 only emulates bfloat16.*take cache\.precision=float16 or float32"
+    ):
+        FeatureCache("auto", precision="bfloat16").attach(classifier(), None, card)
+    assert [effective(name, card) for name in ("float32", "float16", "tf32")] == ["float32", "float16", "float32"]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (8, 0))
+    assert [effective(name, card) for name in ("bfloat16", "tf32")] == ["bfloat16", "tf32"]
 
 
 # What is served

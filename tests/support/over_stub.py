@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from support import runs
 
 from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.extract import PRECISIONS
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
@@ -41,11 +42,14 @@ def _trainer(*callbacks: Callback, **settings: Any) -> Trainer:
 
 
 def arithmetic(data_root: str) -> dict[str, Any]:
-    """What convolutions are computed in by the cache's mode and precision: dtype, and whether TF32 is allowed."""
+    """What convolutions are computed in by the cache's mode and precision: dtype, and whether TF32 is allowed.
+
+    The probe, and a tail that has some, are among them.
+    """
     flags = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
     used = {}
     for mode in ("require", "off"):
-        for precision in ("float32", "tf32"):
+        for precision in PRECISIONS if mode == "require" else ("float32", "tf32"):
             model, data = parts(data_root)
             counters.reset()
             _trainer(FeatureCache(mode, folder=FOLDER, precision=precision)).fit(model, datamodule=data)
