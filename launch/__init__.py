@@ -1,1 +1,16 @@
-"""What it takes to run dogbreed on AWS SageMaker: see the request and its price, try it here, send it."""
+"""What it takes to run dogbreed on AWS SageMaker: see the request and its price, try it here, send it.
+
+For notebooks and other code: `from launch import estimator, tuner`.
+"""
+
+from typing import Any
+
+__all__ = ["estimator", "tuner"]
+
+
+def __getattr__(name: str) -> Any:
+    if name in __all__:
+        from launch import objects
+
+        return getattr(objects, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

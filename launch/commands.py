@@ -36,7 +36,18 @@ def main(prog: str, help: str, argv: Sequence[str] | None, modes: Mapping[str, M
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
         modes[config["mode"]](config)
 
-    return cli.run(task, prog=prog, help=help, argv=argv)
+    return cli.run(task, prog=prog, help=help, argv=with_profile(sys.argv[1:] if argv is None else argv))
+
+
+def with_profile(argv: Sequence[str]) -> list[str]:
+    """Return arguments in which `--profile NAME`, as AWS's own commands have it, is `sagemaker.profile=NAME`."""
+    words = list(argv)
+    for number, word in enumerate(words):
+        if word == "--profile" and number + 1 < len(words):
+            words[number : number + 2] = [f"sagemaker.profile={words[number + 1]}"]
+        elif word.startswith("--profile="):
+            words[number] = f"sagemaker.profile={word.partition('=')[2]}"
+    return words
 
 
 def main_with_names(
@@ -50,7 +61,7 @@ def main_with_names(
         argv: Its arguments; None for those of this process.
         modes: Gets the names; gives what to do with the configuration, by mode.
     """
-    words = sys.argv[1:] if argv is None else list(argv)
+    words = with_profile(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
         if {"-h", "--help"} & set(words):

@@ -32,10 +32,10 @@ def run_job(mode: str, kind: str, config: Mapping[str, Any], argv: Sequence[str]
         argv: That it was composed from.
     """
     modes = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
-    modes[mode](with_max_run(config, kind), kind, _experiment(argv))
+    modes[mode](with_max_run(config, kind), kind, experiment_of(argv))
 
 
-def _experiment(argv: Sequence[str]) -> str | None:
+def experiment_of(argv: Sequence[str]) -> str | None:
     """Return the experiment that a command line names."""
     names = [word.partition("=")[2] for word in split_argv(argv)[1] if word.startswith(("experiment=", "+experiment="))]
     return names[-1] if names else None

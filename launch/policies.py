@@ -14,11 +14,12 @@ HELP = """usage: python launch/policies.py COMMAND [key=value ...]
 
 Prints the least IAM policy for a command, for the names in the configuration.
 
-  upload train tune deploy invoke   for whoever runs launch/sagemaker_COMMAND.py
-  execution                         for the role that jobs and endpoints run under (sagemaker.role)
-  trust                             the trust policy of that role
+  upload train tune deploy delete invoke logs   for whoever runs launch/sagemaker_COMMAND.py
+  execution                                     for the role that jobs and endpoints run under (sagemaker.role)
+  trust                                         the trust policy of that role; with its ARN, for its account alone
 
   sagemaker.role=NAME sagemaker.bucket=NAME sagemaker.region=us-east-1 sagemaker.prefix=dogbreed
+  sagemaker.job_name=NAME sagemaker.endpoint.name=NAME   where these do not begin with the prefix
 
 From nothing to a role:
   python launch/policies.py trust > trust.json

@@ -66,15 +66,18 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     yield "(--cli-input-yaml), once what it names is in S3."
     yield from _assumed(job.target, "it is")
     yield ""
+    yield from _data(config, job, prices)
+    yield ""
+    yield from _time_and_cost(config, job, prices)
+    yield from _warnings(list(warnings(config, job, prices)))
+    yield ""
     yield f"Sent along: {job.code_uri}"
     size = sum(map(len, job.source.files.values()))
     yield f"  {count(len(job.source.files), 'file')}, {size:,} bytes, packed {len(job.source.archive):,}:"
     yield from (f"  {len(content):>9,}  {name}" for name, content in job.source.files.items())
     yield from (f"  {file.stat().st_size:>9,}  {file} -> {address}" for address, file in job.sent_along.items())
-    yield from _data(config, job, prices)
-    yield ""
-    yield from _time_and_cost(config, job, prices)
-    yield from _warnings(list(warnings(config, job, prices)))
+    packages = job.source.files["requirements.txt"].decode().split("\n")
+    yield f"Installed in the container: {', '.join(filter(None, packages))}"
 
 
 def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
@@ -87,6 +90,8 @@ def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
     root = Path(config["data"]["root"])
     if not config["sagemaker"]["data"]:
         yield f"  put there by: python launch/sagemaker_upload.py data.root={root}"
+    if not root.is_dir() and not config["sagemaker"]["data"]:
+        yield f"  {root} does not exist here: give data.root=FOLDER to count and to send your own images"
     if root.is_dir():
         size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
         yield f"  {size:,} bytes in S3: ${prices.storage(size):.2f} per month"

@@ -16,12 +16,13 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.schema import TOP_K, Response
 from dogbreed.serving.client import PredictionError
 from launch.aws.errors import explained
-from launch.serving.invoke import connect
+from launch.serving.invoke import IMAGES, connect
 
 _EPILOG = """\
 examples:
   python launch/sagemaker_invoke.py dogbreed-vgg16 rex.jpg
   python launch/sagemaker_invoke.py http://127.0.0.1:8080 rex.jpg luna.png --json
+  python launch/sagemaker_invoke.py dogbreed-vgg16 holiday/ --json > answers.jsonl
   python launch/sagemaker_invoke.py any-name rex.jpg --endpoint-url http://127.0.0.1:8080
 
 exit codes:
@@ -41,10 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         allow_abbrev=False,
     )
     parser.add_argument("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="images")
+    parser.add_argument("paths", metavar="PATH", nargs="+", help="images, or folders of them")
     parser.add_argument("--json", action="store_true", help="one JSON object per line in place of the table")
     parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"breeds per answer (default {TOP_K})")
     parser.add_argument("--region", help="of the endpoint (default: the environment's)")
+    parser.add_argument("--profile", help="named profile of the AWS configuration (default: the environment's)")
     parser.add_argument("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
     parser.add_argument(
         "--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its images are put, s3://..."
@@ -57,11 +59,13 @@ def _run(args: argparse.Namespace) -> int:
     if args.top_k < 1:
         raise DogbreedError(f"--top-k {args.top_k} is out of range; it is a whole number from 1.")
     for path in args.paths:
-        if not os.path.isfile(path):
-            raise DogbreedError(f"{path} is no file; give images.")
-    endpoint = connect(args.endpoint, region=args.region, endpoint_url=args.endpoint_url, queue=args.queue)
+        if not os.path.exists(path):
+            raise DogbreedError(f"{path} does not exist; give images, or folders of them.")
+    paths = [file for path in args.paths for file in _images(path)]
+    where = {"region": args.region, "endpoint_url": args.endpoint_url, "profile": args.profile}
+    endpoint = connect(args.endpoint, queue=args.queue, **where)
     failed = 0
-    for path in args.paths:
+    for path in paths:
         try:
             with explained(f"invoking {endpoint.name}"):
                 reply = endpoint.predict(Path(path), top_k=args.top_k)
@@ -73,6 +77,16 @@ def _run(args: argparse.Namespace) -> int:
         else:
             print(_json(path, reply) if args.json else _row(path, reply), flush=True)
     return 1 if failed else 0
+
+
+def _images(path: str) -> list[str]:
+    """Return a file as it is, and of a folder the images in it and below."""
+    if os.path.isfile(path):
+        return [path]
+    files = [str(file) for file in sorted(Path(path).rglob("*")) if file.suffix.lower() in IMAGES]
+    if not files:
+        raise DogbreedError(f"{path} holds no image.")
+    return files
 
 
 def _json(path: str, reply: Response) -> str:

@@ -14,6 +14,7 @@ HELP = f"""
 Trains on SageMaker with the settings of python -m dogbreed.train.
 {commands.MODES_HELP}
 What people change most, with the defaults:
+  sagemaker.profile=null                   named profile of the AWS configuration; --profile NAME too
   sagemaker.role=null                      execution role, name or ARN
   sagemaker.instance_type=ml.g4dn.xlarge   ml.m5.xlarge needs no quota for GPUs
   sagemaker.bucket=null                    null: the account's default bucket

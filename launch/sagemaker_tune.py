@@ -14,7 +14,7 @@ HELP = f"""
 Searches hyperparameters on SageMaker: the group search as a tuning job, or all of it in one job.
 {commands.MODES_HELP}
 What people change most, with the defaults:
-  search.trials=20 search.parallel=10      training jobs, and how many at a time (the account's quota must allow it)
+  search.trials=20 sagemaker.parallel=4    training jobs, and how many at a time (the account's quota must allow it)
   search.objective=val_loss                val_acc with search.direction=maximize; 'average test loss' as published
   search.where=trials                      one_job: all trials in one job, on features computed once
   sagemaker.strategy=bayesian              random, hyperband, grid
@@ -24,7 +24,7 @@ What people change most, with the defaults:
 Examples:
   python launch/sagemaker_tune.py mode=plan
   python launch/sagemaker_tune.py mode=plan search.where=one_job
-  python launch/sagemaker_tune.py sagemaker.role=DogbreedExecution search.trials=10 search.parallel=2
+  python launch/sagemaker_tune.py sagemaker.role=DogbreedExecution search.trials=10 sagemaker.parallel=2
 
 The plan shows the cost of both kinds of search. The winner is printed, saved, and trained with by one command.
 """

@@ -18,6 +18,7 @@ After an interruption, only the rest is sent.
   sagemaker.bucket=null        null: the account's default bucket, made if it is missing
   sagemaker.prefix=dogbreed    folder in the bucket; the images go to PREFIX/data/dogImages/
   sagemaker.kms_key=null       a KMS key to encrypt with
+  mode=rehearse                sends them to a server on this machine instead
   mode=plan                    says how much would be sent; needs no AWS account
 
 Example:
@@ -30,10 +31,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def mode(config: dict[str, Any]) -> None:
         from launch.jobs.upload import upload
+        from launch.rehearsal.s3 import serve
 
-        upload(config)
+        upload(config, serve)
 
-    return commands.main("python launch/sagemaker_upload.py", HELP, argv, dict.fromkeys(("submit", "plan"), mode))
+    return commands.main("python launch/sagemaker_upload.py", HELP, argv, dict.fromkeys(commands.MODES, mode))
 
 
 if __name__ == "__main__":

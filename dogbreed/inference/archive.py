@@ -8,6 +8,7 @@ Equal content gives equal bytes. Needs no torch.
 import gzip
 import hashlib
 import io
+import shutil
 import tarfile
 import zlib
 from collections.abc import Iterator
@@ -130,6 +131,16 @@ def _from_folder(folder: Path, source: str) -> Archive:
     files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
     extra = [f"timm=={version('timm')}"] if backbone.startswith("timm/") else []
     return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in (*REQUIREMENTS, *extra))})
+
+
+def write_code(folder: Path) -> None:
+    """Write the code of an endpoint beside the model in a folder: packed, the folder is such an archive."""
+    packed = _from_folder(folder, str(folder))
+    for name in packed.names:
+        if name.startswith(f"{CODE}/"):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            with packed._open(name) as content, (folder / name).open("wb") as file:
+                shutil.copyfileobj(content, file)
 
 
 def unpack(archive: Path, folder: Path) -> None:

@@ -55,6 +55,25 @@ def save(folder: Path, model: Exported) -> Path:
     """
     if folder.exists() and not (folder.is_dir() and ((folder / MANIFEST).exists() or not any(folder.iterdir()))):
         raise DogbreedError(f"{folder} exists and is no exported model; choose another folder.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        write_files(beside, model)
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
+    except OSError as error:
+        raise DogbreedError(f"{folder} could not be replaced ({error.strerror}); choose another folder.") from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def write_files(folder: Path, model: Exported) -> None:
+    """Write the files of an export into a folder; each is there whole or not at all, the weights first.
+
+    Raises:
+        DogbreedError: The disk is full or not writable.
+    """
     manifest = {
         "format_version": FORMAT_VERSION,
         "package_version": __version__,
@@ -65,24 +84,14 @@ def save(folder: Path, model: Exported) -> Path:
         "config": model.config,
         "metrics": model.metrics,
     }
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        # safetensors stores rows in plain order; channels_last is a matter of the machine, not of the model.
-        state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
-        with atomic_write(beside / WEIGHTS) as file:
-            save_file(state, file)
-        with atomic_write(beside / MANIFEST) as file:
-            file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        # safetensors writes for its owner alone; whoever may read one of the two may read both.
-        shutil.copymode(beside / MANIFEST, beside / WEIGHTS)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    except OSError as error:
-        raise DogbreedError(f"{folder} could not be replaced ({error.strerror}); choose another folder.") from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    return folder
+    # safetensors stores rows in plain order; channels_last is a matter of the machine, not of the model.
+    state = {name: value.detach().cpu().contiguous() for name, value in model.network.state_dict().items()}
+    with atomic_write(folder / WEIGHTS) as file:
+        save_file(state, file)
+    with atomic_write(folder / MANIFEST) as file:
+        file.write_text(json.dumps(manifest, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    # safetensors writes for its owner alone; whoever may read one of the two may read both.
+    shutil.copymode(folder / MANIFEST, folder / WEIGHTS)
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:

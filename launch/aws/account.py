@@ -1,17 +1,21 @@
 """The account: where jobs run and what they may use, and a session whose credentials AWS has acknowledged."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.aws.errors import explained
-from launch.aws.naming import partition
+from launch.aws.errors import AwsError, explained
+from launch.aws.naming import partition, prefix
 
 ATTEMPTS = 8  # of each call, with growing pauses, before throttling or a fault of AWS's becomes ours
 NO_ACCOUNT = "000000000000"  # stands for the account in a plan that does not know it
+NOTEBOOK_METADATA = Path("/opt/ml/metadata/resource-metadata.json")  # of Studio and of notebook instances
 STAND_IN_ROLE = "SageMakerExecutionRole"
 _ROLE = re.compile(r"arn:(aws[a-z-]*):iam::(\d{12}):role/([\w+=,.@/-]+)", re.ASCII)
 _ROLE_NAME = re.compile(r"(?:[\w+=,.@-]+/)*[\w+=,.@-]{1,64}", re.ASCII)
@@ -101,17 +105,17 @@ def _bucket(name: str | None, region: str, account: str, assumed: dict[str, str]
 
 def offline_target(config: Mapping[str, Any]) -> Target:
     """Return the target as far as it is known without an account."""
-    return resolve_target(config, environment_region(), None, None)
+    return resolve_target(config, environment_region(config["sagemaker"]["profile"]), None, None)
 
 
-def environment_region() -> str | None:
-    """Return the region that the environment or the AWS profile names."""
-    if region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"):
+def environment_region(profile: str | None = None) -> str | None:
+    """Return the region that the environment or the AWS profile names; a profile that is asked for goes first."""
+    if not profile and (region := os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")):
         return region
     import botocore.session
 
     with explained("reading the AWS configuration"):
-        configured = botocore.session.get_session().get_config_variable("region")
+        configured = botocore.session.Session(profile=profile).get_config_variable("region")
     return str(configured) if configured else None
 
 
@@ -130,6 +134,7 @@ class Account:
         session: boto3's.
         account: Twelve digits.
         target: Where jobs run, what they may use.
+        names: What the names of this project's endpoints, settings and models begin with.
 
     Raises:
         DogbreedError: No or expired credentials, no region, or a role of another account.
@@ -138,15 +143,57 @@ class Account:
     def __init__(self, config: Mapping[str, Any]) -> None:
         import boto3
 
+        profile = config["sagemaker"]["profile"]
         with explained("reading the AWS configuration"):
-            self.session = boto3.Session(region_name=config["sagemaker"]["region"] or environment_region())
+            region = config["sagemaker"]["region"] or environment_region(profile)
+            self.session = boto3.Session(region_name=region, profile_name=profile)
         if not self.session.region_name:
             raise DogbreedError("No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_REGION.")
         with explained("asking AWS who you are"):
             identity = self.client("sts").get_caller_identity()
         self.account = str(identity["Account"])
-        role = _session_role(str(identity["Arn"]))
+        role = None if config["sagemaker"]["role"] else self._role(str(identity["Arn"]))
         self.target = resolve_target(config, self.session.region_name, self.account, role)
+        self.names = (f"{prefix(config).replace('/', '-')}-", config["sagemaker"]["endpoint"]["name"] or "/")
+
+    def _role(self, identity: str) -> str | None:
+        """Return the execution role where the SDK's get_execution_role finds it: of the notebook, or of the session.
+
+        Args:
+            identity: ARN of the credentials.
+        """
+        try:
+            metadata = json.loads(NOTEBOOK_METADATA.read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return self._session_role(identity)
+        if role := metadata.get("ExecutionRoleArn"):
+            return str(role)
+        sagemaker, domain = self.client("sagemaker"), metadata.get("DomainId")
+        with suppress(AwsError, KeyError), explained("looking for the notebook's role"):
+            if domain is None:
+                name = metadata["ResourceName"]
+                return str(sagemaker.describe_notebook_instance(NotebookInstanceName=name)["RoleArn"])
+            user = sagemaker.describe_user_profile(DomainId=domain, UserProfileName=metadata["UserProfileName"])
+            if role := user.get("UserSettings", {}).get("ExecutionRole"):
+                return str(role)
+            return str(sagemaker.describe_domain(DomainId=domain)["DefaultUserSettings"]["ExecutionRole"])
+        return self._session_role(identity)
+
+    def _session_role(self, identity: str) -> str | None:
+        """Return the ARN of the role whose session this is; None for a user or for one who signed in by SSO.
+
+        A role's path is not part of a session's ARN: IAM knows it, and roles that the console makes have a known one.
+        """
+        parts = identity.split(":")
+        if parts[2:3] != ["sts"] or not parts[5].startswith("assumed-role/"):
+            return None
+        name = parts[5].split("/")[1]
+        if name.startswith("AWSReservedSSO_"):  # a person's, which SageMaker cannot take
+            return None
+        with suppress(AwsError), explained("looking for the role"):
+            return str(self.client("iam", attempts=1, wait=5).get_role(RoleName=name)["Role"]["Arn"])
+        path = "service-role/" if name.startswith("AmazonSageMaker-ExecutionRole") else ""
+        return f"arn:{parts[1]}:iam::{parts[4]}:role/{path}{name}"
 
     def with_role(self) -> Target:
         """Return the target, whose execution role is known.
@@ -176,17 +223,3 @@ class Account:
         config = Config(retries=retries, connect_timeout=wait, read_timeout=3 * wait, max_pool_connections=32)
         with explained(f"reaching {service}"):
             return self.session.client(service, region_name=region, config=config)
-
-
-def _session_role(arn: str) -> str | None:
-    """Return the ARN of the role whose session this is; None for a user or for one who signed in by SSO.
-
-    A role's path is not part of a session's ARN, so a role of a path other than `/` has to be named.
-    """
-    parts = arn.split(":")
-    if parts[2:3] != ["sts"] or not parts[5].startswith("assumed-role/"):
-        return None
-    name = parts[5].split("/")[1]
-    if name.startswith("AWSReservedSSO_"):  # a person's, which SageMaker cannot take
-        return None
-    return f"arn:{parts[1]}:iam::{parts[4]}:role/{name}"

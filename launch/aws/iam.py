@@ -26,10 +26,13 @@ class _Names:
         self.account = "*" if "account" in target.assumed else target.account
         self.region = "*" if "region" in target.assumed else target.region  # not one that nobody has chosen
         self.prefix = prefix(config)
+        self.own = [f"{self.prefix.replace('/', '-')}-*"]  # what names of ours begin with
+        self.own += [f"{name}{end}" for name in (cloud["job_name"], endpoint["name"]) if name for end in ("", "-*")]
         bucket = cloud["bucket"] or f"sagemaker-{self.region}-{self.account}"
         self.bucket = f"arn:{self.partition}:s3:::{bucket}"
         self.role = self._arn("iam", "role/*" if "role" in target.assumed else target.role.split(":")[5], region="")
         self.logs = self._arn("logs", "log-group:/aws/sagemaker")
+        self.alarms = self._arn("cloudwatch", "alarm:*")
         self.scales = any(endpoint[key] is not None for key in ("min_count", "max_count"))
         self.queues = endpoint["kind"] == "async"
         self.vpc = bool(cloud["subnets"])
@@ -60,15 +63,15 @@ class _Names:
         return [f"{self.bucket}/{self.prefix}/{folder}/*" for folder in folders]
 
     def named(self, *kinds: str) -> list[str]:
-        """Return what SageMaker makes under the prefix; your own sagemaker.job_name has to begin like it."""
-        return [self._arn("sagemaker", f"{kind}/{self.prefix.replace('/', '-')}-*") for kind in kinds]
+        """Return what SageMaker makes under the prefix and the names that the configuration gives."""
+        return [self._arn("sagemaker", f"{kind}/{name}") for kind in kinds for name in self.own]
 
 
 def policy(command: str, config: Mapping[str, Any], target: Target) -> dict[str, Any]:
     """Return the policy document for a command.
 
     Args:
-        command: `upload`, `train`, `tune`, `deploy`, `invoke`, `execution` or `trust`.
+        command: `upload`, `train`, `tune`, `deploy`, `delete`, `invoke`, `logs`, `execution` or `trust`.
         config: A composed configuration.
         target: Where it runs.
 
@@ -147,6 +150,15 @@ def _logs(names: _Names) -> Statement:
     return _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], [f"{names.logs}/TrainingJobs:*"])
 
 
+def _read_logs(names: _Names) -> list[Statement]:
+    groups = [f"{names.logs}/{group}" for group in ("TrainingJobs:*", "TransformJobs:*", "Endpoints/*")]
+    return [
+        _allow(["sagemaker:DescribeEndpoint"], names.named("endpoint")),
+        _allow(["logs:FilterLogEvents"], groups),
+        _allow(["cloudwatch:GetMetricData"], "*"),  # it has no resources to name
+    ]
+
+
 def _price(_: _Names) -> Statement:
     return _allow(["pricing:GetProducts"], "*")  # the list has no resources to name
 
@@ -176,30 +188,49 @@ def _tune(names: _Names) -> list[Statement]:
     ]
 
 
+MADE = ("model", "endpoint-config", "endpoint")
+
+
 def _deploy(names: _Names) -> list[Statement]:
-    made = ("model", "endpoint-config", "endpoint")
     creates = ("CreateModel", "CreateEndpointConfig", "CreateEndpoint")
-    uses = [f"{verb}{what}" for what in ("Model", "EndpointConfig", "Endpoint") for verb in ("Describe", "Delete")]
     return [
         _bucket(names, "s3:CreateBucket", "s3:PutBucketPublicAccessBlock"),
         _allow(["s3:PutObject", "s3:GetObject", "s3:AbortMultipartUpload"], names.objects("models", "batches")),
         _allow(["s3:GetObject"], names.objects("jobs")),  # a training job's model
         _allow(["sagemaker:DescribeTrainingJob"], names.named("training-job")),
         _pass_role(names),
-        *_marked(names, [f"sagemaker:{action}" for action in creates], *made),
+        *_marked(names, [f"sagemaker:{action}" for action in creates], *MADE),
         *_marked(names, ["sagemaker:CreateTransformJob"], "transform-job"),
         _allow(["sagemaker:DescribeTransformJob"], names.named("transform-job")),
-        _allow([f"sagemaker:{action}" for action in (*uses, "UpdateEndpoint")], names.named(*made)),
+        _allow(["sagemaker:UpdateEndpoint"], names.named("endpoint", "endpoint-config")),
+        *_delete(names),
         *_invoke(names),
         _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], [f"{names.logs}/Endpoints/*"]),
-        _allow(["application-autoscaling:DescribeScalableTargets"], "*"),
         *(_scaling() if names.scales else []),
-        # Lists and what is tagged can only be asked of the account as a whole.
-        _allow(["sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"], "*"),
-        _allow(["sagemaker:ListTags"], names.named(*made)),
         _price(names),
         *_keys(names),
         *_disks(names),
+    ]
+
+
+def _delete(names: _Names) -> list[Statement]:
+    uses = [
+        f"sagemaker:{verb}{what}" for what in ("Model", "EndpointConfig", "Endpoint") for verb in ("Describe", "Delete")
+    ]
+    return [
+        # Lists can only be asked of the account as a whole; of what is in them, only our own tags are read.
+        _allow(["sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"], "*"),
+        _allow([*uses, "sagemaker:ListTags"], names.named(*MADE)),
+        _allow(["application-autoscaling:DescribeScalableTargets"], "*"),
+    ]
+
+
+def _delete_all(names: _Names) -> list[Statement]:
+    """Allow deleting, whatever the configuration's endpoint is like: others may scale."""
+    return [
+        *_delete(names),
+        _allow(["application-autoscaling:DeregisterScalableTarget"], "*"),
+        _allow(["cloudwatch:DeleteAlarms"], [names.alarms]),
     ]
 
 
@@ -257,10 +288,11 @@ def _execution(names: _Names) -> list[Statement]:
     ]
 
 
-def _trust(_: _Names) -> list[Statement]:
-    return [
-        {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"},
-    ]
+def _trust(names: _Names) -> list[Statement]:
+    """Trust SageMaker, on behalf of this account alone where it is known."""
+    service = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+    own = {"Condition": {"StringEquals": {"aws:SourceAccount": names.account}}}
+    return [service if names.account == "*" else service | own]
 
 
 _STATEMENTS: dict[str, Callable[[_Names], list[Statement]]] = {
@@ -268,7 +300,9 @@ _STATEMENTS: dict[str, Callable[[_Names], list[Statement]]] = {
     "train": _train,
     "tune": _tune,
     "deploy": _deploy,
+    "delete": _delete_all,
     "invoke": _invoke,
+    "logs": _read_logs,
     "execution": _execution,
     "trust": _trust,
 }

@@ -1,6 +1,7 @@
 """Addresses of AWS's container images, from the tables of the SageMaker SDK; this needs no account."""
 
 import logging
+import re
 from collections.abc import Mapping
 from datetime import date
 from typing import Any
@@ -8,6 +9,9 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 
 # Last day of patches of AWS's PyTorch images by version, as far as it is known.
+OLDEST = [2, 6]  # version of PyTorch that this package runs with
+NOT_IN_CUDA_13 = re.compile(r"ml\.(p2|p3|p3dn|g3|g3s)\.")
+CUDA_13 = "cu13"
 PATCHED_UNTIL = {"2.6": date(2026, 6, 30)}
 
 
@@ -29,13 +33,34 @@ def training_image(config: Mapping[str, Any], region: str) -> str:
     if cloud["image"]:
         return str(cloud["image"])
     machine, version = cloud["instance_type"], str(cloud["pytorch_version"])
+    options = {"version": version, "instance_type": machine, "image_scope": "training"}
     try:
-        return _retrieve("pytorch-amzn2023", region, version=version, instance_type=machine, image_scope="training")
+        image = _retrieve("pytorch-amzn2023", region, **options)
     except ValueError as error:
+        reason = " ".join(str(error).split())
+        image = _older_image(region, options)
+        if not image:
+            raise DogbreedError(
+                f"AWS has no image of PyTorch {version} for {machine} in {region} ({reason}); give another "
+                "sagemaker.pytorch_version, or sagemaker.image."
+            ) from error
+    if NOT_IN_CUDA_13.match(machine) and CUDA_13 in image:
         raise DogbreedError(
-            f"AWS has no image of PyTorch {version} for {machine} in {region} ({' '.join(str(error).split())}); give "
-            "another sagemaker.pytorch_version, or sagemaker.image."
-        ) from error
+            f"{machine} has GPUs that the image {image.rpartition(':')[2]} has no code for (CUDA 13 has left out V100 "
+            "and older); give sagemaker.pytorch_version='2.6', or an ml.g4dn or ml.g5 instance."
+        )
+    return image
+
+
+def _older_image(region: str, options: Mapping[str, Any]) -> str:
+    """Return the image of a version of PyTorch before those on Amazon Linux 2023; "" where there is none."""
+    numbers = re.findall(r"\d+", options["version"])
+    if [int(number) for number in numbers[:2]] < OLDEST:
+        return ""
+    try:
+        return _retrieve("pytorch", region, **options)
+    except ValueError:
+        return ""
 
 
 def inference_image(config: Mapping[str, Any], region: str) -> str:

@@ -37,7 +37,8 @@ def job_name(config: Mapping[str, Any], kind: str, now: datetime, longest: int =
     if not name:
         name, key = f"{prefix(config).replace('/', '-')}-{kind}-{now:%Y%m%d-%H%M%S}", "sagemaker.prefix"
     if not _NAME.fullmatch(name):
-        raise DogbreedError(f"{name} is no name for a job; letters, digits and single dashes between them are ({key}).")
+        hint = " It is an address in S3; a job's name is its last part." if str(name).startswith("s3://") else ""
+        raise DogbreedError(f"{name} is no name for a job; give letters, digits and dashes between them ({key}).{hint}")
     if len(name) > longest:
         raise DogbreedError(
             f"{name} has {len(name)} characters, and the name of such a job may have {longest}; give a shorter {key}."

@@ -83,7 +83,11 @@ class Prices:
             return f"put 'hour: {{{instance_type}: DOLLARS}}' into a YAML file and give sagemaker.prices=FILE"
         if instance_type in self.listed:
             return "AWS Price List"
-        return f"table of {self.table['as_of']}"
+        region = self.config["sagemaker"]["region"] or self.table["region"]
+        other = (
+            "" if region == self.table["region"] else f" for {self.table['region']}; {region} may differ by up to 30 %"
+        )
+        return f"table of {self.table['as_of']}{other}"
 
     def speed(self, instance_type: str) -> tuple[float | None, str]:
         """Return images per second through the whole network, and where the figure is from."""
@@ -96,19 +100,23 @@ class Prices:
             return float(listed), f"table of {self.table['as_of']}"
         return None, f"no figure for {backbone} on {instance_type}; give sagemaker.images_per_second=N"
 
-    def training(self, counts: Mapping[str, int] | None, *, trials: int = 1, one_job: bool = False) -> Estimate:
+    def training(
+        self, counts: Mapping[str, int] | None, *, trials: int = 1, parallel: int | None = None, one_job: bool = False
+    ) -> Estimate:
         """Estimate a training job, a search of several, or a search in one job.
 
         Args:
             counts: Images by split; None where they are not known.
             trials: How many trainings.
+            parallel: Jobs at a time; None for `search.parallel`.
             one_job: All trials in one job, on features that are computed once.
         """
         cloud = self.config["sagemaker"]
         hour = self.hour(cloud["instance_type"])
         disk = cloud["volume_gb"] * self.table["volume_gb_month"] / HOURS_PER_MONTH
         share = self.table["spot_share"] if cloud["spot"] else 1.0
-        jobs, machines, kept = 1 if one_job else trials, cloud["instance_count"], cloud["keep_alive"]
+        jobs, machines = 1 if one_job else trials, cloud["instance_count"]
+        kept = cloud["keep_alive"] if jobs == 1 else 0  # a tuning job has no warm pool
         seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
         max_run = cloud["max_run"] or _generous(seconds)
         longest = (max_run + kept) / 3600
@@ -120,7 +128,7 @@ class Prices:
         because.append(explanation)
         if seconds is None:
             return Estimate(None, None, None, most, None, max_run, tuple(because))
-        parallel = min(self.config["search"]["parallel"], trials)
+        parallel = min(parallel or self.config["search"]["parallel"], trials)
         total = seconds * (1 if one_job else math.ceil(trials / parallel))
         billed = jobs * machines * (min(seconds, max_run) + kept)
         cost = None if hour is None else billed / 3600 * (hour * share + disk)

@@ -43,15 +43,14 @@ class Bucket:
         name: Of the bucket.
         account: That has to own it.
         region: That it has to be in.
-        kms_key: To encrypt with; None leaves it to S3's own keys.
+        kms_key: To encrypt with; None leaves it to the bucket's own encryption.
     """
 
     def __init__(self, client: Any, name: str, account: str, region: str, kms_key: str | None = None) -> None:
         self.client, self.name, self.account, self.region = client, name, account, region
         self.owner = {"ExpectedBucketOwner": account}
-        self.encryption = {"ServerSideEncryption": "AES256"}
-        if kms_key:
-            self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key}
+        # Without a key of ours the bucket's own encryption holds, which may be a key of its own.
+        self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
 
     def check(self, *, may_lack: bool = False) -> bool:
         """Make sure that the bucket is ours, is in the region, and is not public.

@@ -15,12 +15,27 @@ from launch.aws.naming import MARK
 
 # Keys that are null until somebody gives them, so that their kind cannot be told from the default.
 _TEXTS = (
-    *("region", "role", "bucket", "job_name", "image", "data", "weights", "packages", "kms_key", "volume_kms_key"),
-    *("warm_start", "prices", "instance_type", "prefix"),
+    *(
+        "profile",
+        "region",
+        "role",
+        "bucket",
+        "job_name",
+        "image",
+        "data",
+        "weights",
+        "packages",
+        "kms_key",
+        "volume_kms_key",
+    ),
+    *("resume_from", "scaling", "prices", "instance_type", "prefix"),
 )
 _ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output")
-_LISTS = ("subnets", "security_groups")
+_LISTS = ("subnets", "security_groups", "warm_start")
 _POSITIVE = ("max_cost", "images_per_second")
+VOLUME_GB = 30  # by default
+# Types whose disk is part of the machine: G and P instances but the oldest, and others with a d in their name.
+LOCAL_DISKS = re.compile(r"ml\.(g4dn|g5|g6\w*|gr6|p3dn|p[4-9]\w*|trn\d\w*|[cmr]\d[a-z]*d[a-z]*)\.")
 _AT_LEAST = {"instance_count": 1, "volume_gb": 1, "keep_alive": 0}
 # What the training code would refuse once the machine is there and billed; it has torch, and this has not.
 WORDS = {
@@ -51,7 +66,7 @@ def check_kinds(config: Mapping[str, Any]) -> None:
         if value is not None and not isinstance(value, str):
             raise DogbreedError(f"{key}={value} is no text; where it is meant as one, give it as \"{key}='{value}'\".")
     for key in _LISTS:
-        value = cloud[key]
+        value = [cloud[key]] if key == "warm_start" and isinstance(cloud[key], str) else cloud[key]
         if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise DogbreedError(f"sagemaker.{key}={value} is no list of names; it looks like sagemaker.{key}=[a,b].")
     if bool(cloud["subnets"]) != bool(cloud["security_groups"]):
@@ -77,6 +92,12 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     _check_training(config)
     cloud = config["sagemaker"]
+    check_disks(cloud, cloud["instance_type"])
+    if cloud["volume_gb"] != VOLUME_GB and LOCAL_DISKS.match(cloud["instance_type"]):
+        raise DogbreedError(
+            f"sagemaker.volume_gb={cloud['volume_gb']} has no effect with {cloud['instance_type']}, whose disk is part "
+            "of the machine; leave it out, or use a type such as ml.m5."
+        )
     for key, least in _AT_LEAST.items():
         if cloud[key] < least:
             raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")
@@ -136,6 +157,15 @@ def _check_isolated(config: Mapping[str, Any]) -> None:
             "sagemaker.isolate=true leaves the job without network, so it cannot install packages; put wheels into "
             "sagemaker.packages=s3://bucket/folder (pip download -d wheels -r requirements.txt --only-binary=:all: "
             "--python-version 3.12 --platform manylinux_2_28_x86_64), or give a sagemaker.image that has all of them."
+        )
+
+
+def check_disks(cloud: Mapping[str, Any], machine: str) -> None:
+    """Refuse a key for the disks of a machine that has its own, which SageMaker does not encrypt with it."""
+    if cloud["volume_kms_key"] and LOCAL_DISKS.match(machine):
+        raise DogbreedError(
+            f"sagemaker.volume_kms_key cannot go with {machine}: its disk is part of the machine, which encrypts it "
+            "with a key of its own, and SageMaker refuses the request. Leave it out, or use a type such as ml.m5."
         )
 
 

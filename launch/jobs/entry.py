@@ -2,15 +2,18 @@
 
 It lies at the root of the staged archive. It gives the package its paths, trains (or searches, and trains with the
 winner), and leaves the model in SM_MODEL_DIR, which becomes the job's artefact, and everything else in
-SM_OUTPUT_DATA_DIR. The run itself lies in the folder of the checkpoints, which a spot job keeps: `resume=auto` resumes
-from the last epoch.
+SM_OUTPUT_DATA_DIR. The run itself lies in the folder of the checkpoints, which S3 keeps: `resume=auto` resumes from
+the last epoch. The shell that the image starts passes no SIGTERM on, so a job that is stopped is killed without a
+warning: the best model so far is in SM_MODEL_DIR as soon as there is one.
 """
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,10 @@ from dogbreed.config.compose import compose
 from dogbreed.config.overrides import quote, split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import EXPORT_LINE
+from dogbreed.inference.archive import write_code
+from dogbreed.inference.manifest import MANIFEST, WEIGHTS
 
 SPLITS = ("train", "valid", "test")
 
@@ -44,14 +50,19 @@ def run(argv: Sequence[str]) -> None:
         DogbreedError: Something a person can correct.
     """
     show_channels()
+    check_gpu(argv)
     folder = Path(os.environ["DOGBREED_CHECKPOINTS"]) / os.environ.get("TRAINING_JOB_NAME", "job")
+    fetch_earlier_run(folder)
     _, overrides = split_argv(argv)
     own = [*weights(), f"output_dir={folder}", "resume=auto", "progress=plain"]
     if compose(overrides)["search"]["where"] == "one_job":
         overrides = [*overrides, *search([*overrides, *weights()], folder)]
+    from dogbreed.inference import best_so_far
     from dogbreed.training.run import train
 
-    result = train(overrides=[*overrides, *own])
+    best = folder / "checkpoints" / "best.ckpt"
+    with best_so_far.kept(best, Path(os.environ["SM_MODEL_DIR"])) if is_first() else nullcontext():
+        result = train(overrides=[*overrides, *own])
     if result.metrics:  # on the first of several processes
         hand_over(result.output_dir, result.metrics)
 
@@ -65,6 +76,43 @@ def show_channels() -> None:
         raise DogbreedError("The channels are train, valid and test, all three, or a single one named training.")
     (root,) = {Path(folder).parent for folder in folders if folder}
     os.environ["SM_CHANNEL_TRAINING"] = str(root)
+
+
+def check_gpu(argv: Sequence[str]) -> None:
+    """Refuse a machine with GPUs, billed as such, on which torch sees none."""
+    machine = os.environ.get("SM_CURRENT_INSTANCE_TYPE", "")
+    intended = "cpu" in argv or os.environ.get("DOGBREED_REHEARSAL")  # trainer.accelerator=cpu
+    if intended or not re.match(r"ml\.(g|p)\d", machine):
+        return
+    import torch
+
+    if not torch.cuda.is_available():
+        try:
+            torch.cuda.init()
+            reason = "it counts none"
+        except (RuntimeError, AssertionError) as error:
+            reason = str(error).splitlines()[0].rstrip(".")
+        raise DogbreedError(
+            f"{machine} has a GPU, and torch {torch.__version__} sees none ({reason}): training on its processors "
+            "costs the same and takes many times as long. Use an instance that this image's CUDA supports, or an older "
+            "sagemaker.pytorch_version; trainer.accelerator=cpu trains without."
+        )
+
+
+def is_first() -> bool:
+    """Return whether this is the first of the processes that train together."""
+    return not any(int(os.environ.get(name, 0)) for name in ("RANK", "LOCAL_RANK", "NODE_RANK"))
+
+
+def fetch_earlier_run(folder: Path) -> None:
+    """Copy the run of an earlier job, which comes through a channel, unless this job has one of its own already."""
+    channel = os.environ.get("SM_CHANNEL_RESUME")
+    last = Path("checkpoints") / "last.ckpt"
+    if channel is None or (folder / last).exists():
+        return
+    if not (Path(channel) / last).is_file():
+        raise DogbreedError(f"The channel resume should hold the run of an earlier job, and has no {last}.")
+    shutil.copytree(channel, folder, dirs_exist_ok=True)
 
 
 def weights() -> list[str]:
@@ -92,7 +140,10 @@ def search(overrides: Sequence[str], folder: Path) -> list[str]:
 def hand_over(folder: Path, metrics: dict[str, Any]) -> None:
     """Make the model the artefact; metrics, report and the like are kept beside it, checkpoints are not."""
     model, output = Path(os.environ["SM_MODEL_DIR"]), Path(os.environ["SM_OUTPUT_DATA_DIR"])
-    shutil.copytree(folder / "model", model, dirs_exist_ok=True)
+    for name in (WEIGHTS, MANIFEST):
+        with atomic_write(model / name) as file:
+            shutil.copy(folder / "model" / name, file)
+    write_code(model)
     shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "model"))
     print(EXPORT_LINE.format(**metrics), flush=True)
     print(json.dumps(metrics), flush=True)

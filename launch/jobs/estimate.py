@@ -1,5 +1,6 @@
 """What a job is expected to take, and what to know before it is sent."""
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -12,6 +13,7 @@ from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, ch
 from launch.aws.validate import check_settings
 from launch.jobs.debugger import NOTICE
 from launch.jobs.request import SPLITS, TUNING, Job, in_one_job
+from launch.jobs.tuning import ONCE, parallel_jobs
 
 SAMPLE_COUNTS = {"train": 144, "valid": 48, "test": 48}  # of data=sample
 
@@ -34,7 +36,7 @@ def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, 
     if job.operation != TUNING and not job.searches:
         return {"the job": prices.training(images)}
     both = {
-        "a job per trial": prices.training(images, trials=trials),
+        "a job per trial": prices.training(images, trials=trials, parallel=parallel_jobs(config)),
         "all trials in one job": prices.training(images, trials=trials, one_job=True),
     }
     return dict(reversed(both.items())) if job.searches else both
@@ -87,7 +89,9 @@ def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[st
         yield notice
     if config["model"]["weights"] == "imagenet" and not cloud["weights"]:
         yield "Each job fetches the ImageNet weights from download.pytorch.org; sagemaker.weights=s3://... is nearer"
-    if cloud["keep_alive"]:
+    if cloud["keep_alive"] and job.operation == TUNING:
+        yield "sagemaker.keep_alive is left out: a tuning job reuses its machines by itself, and has no warm pool"
+    elif cloud["keep_alive"]:
         yield f"The machine stays for {cloud['keep_alive']} s after the job, and is billed until then"
 
 
@@ -98,8 +102,12 @@ def _tuning_warnings(config: Mapping[str, Any], limits: Mapping[str, int]) -> It
         yield "The search chooses by the test split, as published; its test result is then too good. Choose by val_loss"
     if jobs != search["trials"]:
         yield f"A grid tries every combination: {jobs} training jobs, not search.trials={search['trials']}"
+    if search["prune"] and search["objective"] == ONCE:
+        yield f"Early stopping is off: {ONCE} has one value per job, at its end, so no trial could be stopped by it"
     if parallel > 1:
+        learns = config["sagemaker"]["strategy"] == "bayesian"
+        rounds = f", so that a Bayesian search learns over {math.ceil(jobs / parallel)} rounds" if learns else ""
         yield (
-            f"{parallel} machines at a time: the account's quota for {machine} must allow as many (Service Quotas); "
-            "search.parallel lowers it"
+            f"{parallel} machines at a time{rounds}: the account's quota for {machine} must allow as many (Service "
+            "Quotas); sagemaker.parallel changes it"
         )

@@ -173,14 +173,17 @@ def _no_trial(account: Account, client: Any, job: Mapping[str, Any], listed: lis
 
 
 def _stopped(job: Mapping[str, Any]) -> str:
-    name, why = job["TrainingJobName"], job.get("SecondaryStatus")
-    if why == "MaxRuntimeExceeded":
-        return f"{name} was stopped at its limit; give a larger sagemaker.max_run, or fewer epochs."
-    if why == "MaxWaitTimeExceeded":
-        return f"{name} waited for spot machines until its limit; give a larger sagemaker.max_wait, or spot=false."
+    name, status = job["TrainingJobName"], job.get("SecondaryStatus")
+    reason = {
+        "MaxRuntimeExceeded": "at its limit, sagemaker.max_run",
+        "MaxWaitTimeExceeded": "at its limit, sagemaker.max_wait",
+    }.get(str(status), "by somebody")
     artefact = job.get("ModelArtifacts", {}).get("S3ModelArtifacts")
-    left = f"; what it had by then is in {artefact}" if artefact else ""
-    return f"{name} was stopped from elsewhere{left}. Nothing of it runs any more; the same command starts a new job."
+    model = f" Its best model so far is {artefact}." if artefact else ""
+    return (
+        f"{name} was stopped {reason}, and nothing of it runs any more.{model} "
+        f"sagemaker.resume_from={name} continues from its last epoch in a new job."
+    )
 
 
 @contextmanager

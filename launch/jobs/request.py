@@ -154,19 +154,26 @@ class _Builder:
                     f"sagemaker.{name}.enabled cannot go with a tuning job: CreateHyperParameterTuningJob has no such "
                     "fields. Tune without, then train with the winner and with it; or search.where=one_job."
                 )
+        if self.cloud["resume_from"]:
+            raise DogbreedError(
+                "sagemaker.resume_from is for a training job; a search starts from sagemaker.warm_start."
+            )
         name = job_name(self.config, "tune", datetime.now(), longest=32)
         ranges = parameter_ranges(self.config)
         tuned = {parameter["Name"] for kind in ranges.values() for parameter in kind}
         static = {key: value for key, value in self.hyperparameters.items() if key not in tuned}
+        definition = self._definition(name)
+        definition["ResourceConfig"].pop("KeepAlivePeriodInSeconds", None)  # a search reuses its machines by itself
         request: dict[str, Any] = {
             "HyperParameterTuningJobName": name,
             "HyperParameterTuningJobConfig": tuning_config(self.config, ranges),
-            "TrainingJobDefinition": {"StaticHyperParameters": static, **self._definition(name)},
+            "TrainingJobDefinition": {"StaticHyperParameters": static, **definition},
             "Tags": tags(self.config),
         }
-        if parent := self.cloud["warm_start"]:
+        if earlier := self.cloud["warm_start"]:
             # The other type wants the very same ranges and data, and a changed archive is another algorithm to it.
-            parents = [{"HyperParameterTuningJobName": parent}]
+            names = [earlier] if isinstance(earlier, str) else earlier
+            parents = [{"HyperParameterTuningJobName": name} for name in names]
             request["WarmStartConfig"] = {
                 "ParentHyperParameterTuningJobs": parents,
                 "WarmStartType": "TransferLearning",
@@ -213,6 +220,8 @@ class _Builder:
             "OutputDataConfig": output,
             "ResourceConfig": self._machines(),
             "StoppingCondition": {"MaxRuntimeInSeconds": cloud["max_run"]},
+            # The service takes the address as a prefix: without its slash, job-1 would fetch what job-10 has left, too.
+            "CheckpointConfig": {"S3Uri": f"{self.folder}/checkpoints/{name}/", "LocalPath": CHECKPOINTS},
             "Environment": self._environment(),
         }
         flags = {
@@ -225,8 +234,6 @@ class _Builder:
             fields["InputDataConfig"] = channels
         if cloud["spot"]:
             fields["StoppingCondition"]["MaxWaitTimeInSeconds"] = cloud["max_wait"] or 2 * cloud["max_run"]
-            # The service takes the address as a prefix: without its slash, job-1 would fetch what job-10 has left, too.
-            fields["CheckpointConfig"] = {"S3Uri": f"{self.folder}/checkpoints/{name}/", "LocalPath": CHECKPOINTS}
         if cloud["subnets"]:
             fields["VpcConfig"] = {"SecurityGroupIds": cloud["security_groups"], "Subnets": cloud["subnets"]}
         return fields
@@ -264,6 +271,8 @@ class _Builder:
             addresses["packages"] = self.cloud["packages"]
         if self.cloud["isolate"]:
             addresses["code"] = self.code_uri
+        if earlier := self.cloud["resume_from"]:
+            addresses["resume"] = f"{self.folder}/checkpoints/{earlier}/{earlier}/"  # the run in the job's folder
         return [_channel(name, address) for name, address in addresses.items()]
 
 

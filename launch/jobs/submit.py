@@ -14,7 +14,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from launch.aws.account import Account
 from launch.aws.errors import explained
-from launch.aws.naming import parse_s3_uri
+from launch.aws.naming import parse_s3_uri, prefix
 from launch.aws.pricing import RECEIPTS, Prices, listed_price
 from launch.aws.storage import Bucket
 from launch.jobs.estimate import check_limits, counts, estimates
@@ -96,6 +96,13 @@ def prepare(config: Mapping[str, Any], job: Job, account: Account) -> None:
             raise DogbreedError(
                 f"There are no images in {job.data_uri}/{missing[0]}/; send them first, with the same sagemaker.* "
                 f"keys: python launch/sagemaker_upload.py data.root={config['data']['root']}"
+            )
+    if earlier := cloud["resume_from"]:
+        key = f"{prefix(config)}/checkpoints/{earlier}/{earlier}/checkpoints/"
+        if not (there and bucket.has(key)):
+            raise DogbreedError(
+                f"There are no checkpoints in s3://{bucket.name}/{key}; sagemaker.resume_from names a job that "
+                "finished an epoch, and was sent with the same sagemaker.bucket and sagemaker.prefix."
             )
     if not there:
         bucket.make()

@@ -4,12 +4,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed.config.compose import ranges
+from dogbreed.config.compose import compose, ranges
 from dogbreed.config.overrides import to_wire
 from dogbreed.core.errors import DogbreedError
 
 STRATEGIES = {"bayesian": "Bayesian", "random": "Random", "hyperband": "Hyperband", "grid": "Grid"}
-OBJECTIVES = ("val_loss", "val_acc", "average test loss")
+SCALINGS = ("Auto", "Linear", "Logarithmic", "ReverseLogarithmic")
+ONCE = "average test loss"  # has one value per job, at its end
+OBJECTIVES = ("val_loss", "val_acc", ONCE)
+BAYESIAN_PARALLEL = 4
 LOCAL_OBJECTIVES = ("val_loss", "val_acc")  # of a search in one job, which is the local one
 
 
@@ -32,7 +35,7 @@ def parameter_ranges(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
             continue
         low, high = bounds["low"], bounds["high"]
         whole = isinstance(low, int) and isinstance(high, int)
-        scaling = "Logarithmic" if bounds["log"] else "Linear"
+        scaling = config["sagemaker"]["scaling"] or ("Logarithmic" if bounds["log"] else "Linear")
         kinds["IntegerParameterRanges" if whole else "ContinuousParameterRanges"].append(
             {"Name": name, "MinValue": str(low), "MaxValue": str(high), "ScalingType": scaling}
         )
@@ -77,6 +80,47 @@ def job_count(config: Mapping[str, Any], parameters: Mapping[str, Sequence[Mappi
     return math.prod(len(parameter["Values"]) for parameter in parameters.get("CategoricalParameterRanges", ()))
 
 
+def parallel_jobs(config: Mapping[str, Any]) -> int:
+    """Return how many training jobs run at a time.
+
+    A Bayesian search learns between its rounds only: 20 trials by 10 at a time would be two.
+    """
+    search, cloud = config["search"], config["sagemaker"]
+    if cloud["parallel"] is not None:
+        return int(cloud["parallel"])
+    usual = search["parallel"] == compose(())["search"]["parallel"]
+    return BAYESIAN_PARALLEL if usual and cloud["strategy"] == "bayesian" else int(search["parallel"])
+
+
+def completion_criteria(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return TuningJobCompletionCriteria; empty where there are none.
+
+    Raises:
+        DogbreedError: The strategy knows no such criterion.
+    """
+    end, strategy = config["sagemaker"]["stop_search"], config["sagemaker"]["strategy"]
+    criteria: dict[str, Any] = {}
+    if end["at"] is not None:
+        criteria["TargetObjectiveMetricValue"] = float(end["at"])
+    if end["not_improving"] is not None:
+        count = {"MaxNumberOfTrainingJobsNotImproving": end["not_improving"]}
+        criteria["BestObjectiveNotImproving"] = count
+    if end["converged"]:
+        criteria["ConvergenceDetected"] = {"CompleteOnConvergence": "Enabled"}
+    if criteria.keys() - {"TargetObjectiveMetricValue"} and strategy != "bayesian":
+        raise DogbreedError(
+            "sagemaker.stop_search.not_improving and .converged are for a Bayesian search, not for "
+            f"sagemaker.strategy={strategy}."
+        )
+    return criteria
+
+
+def stops_early(config: Mapping[str, Any]) -> bool:
+    """Return whether SageMaker may stop a trial by its epochs, of which an objective with one value says nothing."""
+    search = config["search"]
+    return bool(search["prune"] and search["objective"] != ONCE and config["sagemaker"]["strategy"] != "hyperband")
+
+
 def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     """Return HyperParameterTuningJobConfig.
 
@@ -88,7 +132,8 @@ def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str
         DogbreedError: The strategy is unknown, or does not fit the ranges.
     """
     check_search(config)
-    search, strategy = config["search"], config["sagemaker"]["strategy"]
+    search, cloud = config["search"], config["sagemaker"]
+    strategy = cloud["strategy"]
     if strategy not in STRATEGIES:
         raise DogbreedError(f"sagemaker.strategy={strategy} is unknown; it is one of {', '.join(STRATEGIES)}.")
     if strategy == "grid" and set(parameters) != {"CategoricalParameterRanges"}:
@@ -96,11 +141,13 @@ def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str
             "sagemaker.strategy=grid tries every combination, so it takes choices only; give "
             "'search.space={model: {lr: {choices: [0.001,0.01,0.1]}}}', or another strategy."
         )
-    if config["sagemaker"]["warm_start"] and strategy not in ("bayesian", "random"):
+    if cloud["warm_start"] and strategy not in ("bayesian", "random"):
         raise DogbreedError(
             f"sagemaker.warm_start cannot go with sagemaker.strategy={strategy}: SageMaker learns from an earlier "
             "search with bayesian and random alone."
         )
+    if cloud["scaling"] not in (None, *SCALINGS):
+        raise DogbreedError(f"sagemaker.scaling={cloud['scaling']} is unknown; it is one of {', '.join(SCALINGS)}.")
     count = job_count(config, parameters)
     fields: dict[str, Any] = {
         "Strategy": STRATEGIES[strategy],
@@ -110,12 +157,15 @@ def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str
         },
         "ResourceLimits": {
             "MaxNumberOfTrainingJobs": count,
-            "MaxParallelTrainingJobs": min(search["parallel"], count),
+            "MaxParallelTrainingJobs": min(parallel_jobs(config), count),
+            **({"MaxRuntimeInSeconds": cloud["max_search"]} if cloud["max_search"] else {}),
         },
         "ParameterRanges": parameters,
-        "TrainingJobEarlyStoppingType": "Auto" if search["prune"] and strategy != "hyperband" else "Off",
+        "TrainingJobEarlyStoppingType": "Auto" if stops_early(config) else "Off",
         "RandomSeed": config["seed"] + 1,  # above 0, so that no client takes it for one that was not given
     }
+    if criteria := completion_criteria(config):
+        fields["TuningJobCompletionCriteria"] = criteria
     if strategy == "hyperband":
         # It decides itself when to stop a trial, from the value of each epoch.
         epochs = {"MinResource": 1, "MaxResource": config["trainer"]["max_epochs"]}

@@ -1,6 +1,7 @@
 """The images to S3; only what is not there yet is sent."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,12 @@ from launch.aws.storage import Bucket, image_files
 from launch.jobs.request import SPLITS, data_uri
 
 
-def upload(config: dict[str, Any]) -> None:
-    """Send the images, or with `mode=plan` say what would be sent.
+def upload(config: dict[str, Any], rehearsal: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
+    """Send the images, with `mode=rehearse` to a server on this machine; with `mode=plan` say what would be sent.
+
+    Args:
+        config: A composed configuration.
+        rehearsal: Runs such a server for a region.
 
     Raises:
         DogbreedError: There are none, the bucket cannot be used, or AWS cannot be reached.
@@ -23,7 +28,7 @@ def upload(config: dict[str, Any]) -> None:
     data = config["data"]
     if data["source"] == "sample":
         raise DogbreedError("The sample is not sent: a job draws it itself. Give data.root=FOLDER, or skip this step.")
-    account = None if config["mode"] == "plan" else Account(config)  # before anything is downloaded for it
+    account = Account(config) if config["mode"] == "submit" else None  # before anything is downloaded for it
     root = Path(data["root"])
     if account and not root.exists() and data["download"] and root.name == "dogImages":
         fetch_dog_images(root, data["url"]) if data["url"] else fetch_dog_images(root)
@@ -37,16 +42,23 @@ def upload(config: dict[str, Any]) -> None:
     print(
         f"{root}: {count(len(files), 'file')}, {size:,} bytes -> {address}/ (${month:.2f} per month in S3)", flush=True
     )
-    if account is None:
+    name = parse_s3_uri(address, "sagemaker.data")[0]
+    if account:
+        client, region = account.client("s3"), account.target.region
+        _send(config, Bucket(client, name, account.account, region, config["sagemaker"]["kms_key"]), files, address)
+    elif config["mode"] == "rehearse":
+        assert rehearsal is not None, "the command gives it"
+        with rehearsal(offline_target(config).region) as server:
+            server.make_bucket(name)
+            _send(config, server.bucket(name), files, address)
+        print("Rehearsed: it went to a server on this machine, which is gone again.")
+    else:
         print("Nothing was sent: this is the plan.")
-        return
-    _send(config, account, files, address)
 
 
-def _send(config: dict[str, Any], account: Account, files: Mapping[str, Path], address: str) -> None:
+def _send(config: dict[str, Any], bucket: Bucket, files: Mapping[str, Path], address: str) -> None:
     cloud = config["sagemaker"]
     name, folder = parse_s3_uri(address, "sagemaker.data")
-    bucket = Bucket(account.client("s3"), name, account.account, account.target.region, cloud["kms_key"])
     if not bucket.check(may_lack=not (cloud["bucket"] or cloud["data"])):
         bucket.make()
     sent = bucket.send({f"{folder}/{path}": file for path, file in files.items()}, below=f"{folder}/")

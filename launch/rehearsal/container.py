@@ -20,6 +20,8 @@ from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
+import psutil
+
 from dogbreed.core.errors import DogbreedError
 from launch.rehearsal.environment import Environment
 from launch.rehearsal.s3 import LocalS3
@@ -36,7 +38,9 @@ SYNC_SECONDS = 1.0
 CACHE = "DOGBREED_CACHE"
 LAST_LINES = 15
 INTERRUPTED = "Spot interruption (SIGTERM, SIGKILL); another machine resumes from the checkpoints."
-GRACE_SECONDS = 10.0  # between SIGTERM and SIGKILL; the service gives 120
+GRACE_SECONDS = 0.5  # between SIGTERM and SIGKILL; the service gives 120, in which nothing happens either
+# The image starts a shell, which waits for the toolkit and passes no SIGTERM on to it.
+SHELL = ("bash", "-m", "-c", 'trap : TERM; "$0"; exit $?')
 LOOK_SECONDS = 0.05
 
 End = Literal["Completed", "Failed", "Stopped", "Interrupted"]
@@ -110,11 +114,12 @@ class Container:
         self.lines_with_metrics = 0
         self.cancelled = threading.Event()
 
-    def run(self, interrupt_after: int | None = None) -> Outcome:
+    def run(self, interrupt_after: int | None = None, stop_after: int | None = None) -> Outcome:
         """Run the job to its end and upload what it leaves.
 
         Args:
             interrupt_after: Simulate one spot interruption after so many log lines with a metric.
+            stop_after: Stop the job after so many on the machine that it then has.
 
         Returns:
             The outcome, also of a job that failed.
@@ -123,14 +128,17 @@ class Container:
             with TemporaryDirectory(prefix="dogbreed-rehearsal-") as folder:
                 root = Path(folder).resolve()
                 lay_out(self.request, root, self.s3)
-                end = self._run_toolkit(root, None if self.outcome.interruptions else interrupt_after)
+                interrupts = interrupt_after is not None and not self.outcome.interruptions
+                if interrupts:
+                    end = self._run_toolkit(root, interrupt_after, "Interrupted")
+                else:
+                    end = self._run_toolkit(root, stop_after, "Stopped")
                 if end == "Interrupted":
                     self.outcome.interruptions += 1
                     continue
                 self.outcome.status = end
                 self.outcome.reason = self.outcome.reason or failure(root)
-                completed = end == "Completed"
-                artefacts = collect(self.request, root, self.s3, completed=completed)
+                artefacts = collect(self.request, root, self.s3, failed=end == "Failed")
                 self.outcome.model, self.outcome.output = artefacts
                 return self.outcome
 
@@ -146,18 +154,21 @@ class Container:
             "TRAINING_JOB_NAME": self.request["TrainingJobName"],
             "SMDEBUG_CONFIG_FILE_PATH": str(root / "input" / "config" / "debughookconfig.json"),  # if any
             "PYTHONUNBUFFERED": "TRUE",  # as in the image
+            "SAGEMAKER_TRAINING_MODULE": "sagemaker_pytorch_container.training:main",  # as in the image
+            "DOGBREED_REHEARSAL": "1",  # this machine need not have the GPU of the instance type
             "PIP_QUIET": "1",
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
             **({CACHE: str(Path(self.cache_dir).absolute())} if self.cache_dir else {}),
             **below(root, requested),
         }
 
-    def _run_toolkit(self, root: Path, interrupt_after: int | None) -> End:
-        started = time.monotonic()
+    def _run_toolkit(self, root: Path, lines: int | None, end_after: End) -> End:
+        """Run the toolkit to its end, to the job's limit, or to so many lines with a metric and what comes then."""
+        started, self.lines_with_metrics = time.monotonic(), 0
         limit = self.request["StoppingCondition"]["MaxRuntimeInSeconds"] - self.outcome.seconds
         enough = threading.Event()
         process = subprocess.Popen(  # noqa: S603
-            [str(self.environment.script("train"))],
+            [*SHELL, str(self.environment.script("train"))],
             cwd=root,
             env=self.variables(root),
             stdin=subprocess.DEVNULL,
@@ -172,7 +183,7 @@ class Container:
             assert process.stdout is not None
             for line in process.stdout:
                 self._read_line(line.rstrip("\n"))
-                if interrupt_after is not None and self.lines_with_metrics >= interrupt_after:
+                if lines is not None and self.lines_with_metrics >= lines:
                     enough.set()
 
         end: End = "Stopped"
@@ -184,12 +195,14 @@ class Container:
                     end = "Failed" if process.returncode else "Completed"
                     break
                 if enough.wait(LOOK_SECONDS):
-                    end = "Interrupted"
+                    end = end_after
                     break
         self.outcome.seconds += time.monotonic() - started
         if end == "Interrupted":
             self._read_line(INTERRUPTED)
-        if end == "Stopped" and not self.cancelled.is_set():
+        if end == "Stopped" and enough.is_set():
+            self.outcome.reason = f"It was stopped after {lines} epochs (sagemaker.rehearsal.stop_after)."
+        elif end == "Stopped" and not self.cancelled.is_set():
             self.outcome.reason = f"It ran longer than the request allows, {limit:.0f} s (sagemaker.max_run)."
         return end
 
@@ -212,24 +225,30 @@ class Container:
 
 @contextmanager
 def _ended(process: subprocess.Popen[str], reader: threading.Thread) -> Iterator[None]:
-    """End a process and all that it has started: SIGTERM, and after a while SIGKILL.
+    """End a shell and all that it has started as a container ends: SIGTERM to the shell alone, then SIGKILL to all.
 
     The reader of their output ends when the last of them has.
     """
     try:
         yield
     finally:
-        if process.poll() is None:
-            _signal(process, signal.SIGTERM)
+        started = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+        if started:
+            process.terminate()
             reader.join(GRACE_SECONDS)
-        _signal(process, signal.SIGKILL)
+        for pid in {process.pid, *(each.pid for each in started), *_session(process.pid)}:
+            with suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
         process.wait()
-        reader.join(GRACE_SECONDS)
+        reader.join()
 
 
-def _signal(process: subprocess.Popen[str], number: int) -> None:
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(process.pid, number)
+def _session(leader: int) -> Iterator[int]:
+    """Yield the processes of a session, also those whose parent is gone."""
+    for pid in psutil.pids():
+        with suppress(OSError):
+            if os.getsid(pid) == leader:
+                yield pid
 
 
 # /opt/ml
@@ -348,15 +367,15 @@ def synchronised(request: Request, root: Path, s3: LocalS3) -> Iterator[None]:
         copy()
 
 
-def collect(request: Request, root: Path, s3: LocalS3, *, completed: bool) -> tuple[str | None, str | None]:
-    """Upload the model of a completed job, and what any job wrote to output/data.
+def collect(request: Request, root: Path, s3: LocalS3, *, failed: bool) -> tuple[str | None, str | None]:
+    """Upload the model of a job that completed or was stopped, and what any job wrote to output/data.
 
     Returns:
         The addresses of model.tar.gz and of output.tar.gz; None for what is empty.
     """
     base = f"{request['OutputDataConfig']['S3OutputPath'].rstrip('/')}/{request['TrainingJobName']}/output"
     model, output = f"{base}/model.tar.gz", f"{base}/output.tar.gz"
-    has_model = completed and s3.put_archive(root / "model", model)
+    has_model = not failed and s3.put_archive(root / "model", model)
     has_output = s3.put_archive(root / "output" / "data", output)
     return (model if has_model else None), (output if has_output else None)
 

@@ -32,8 +32,8 @@ READY = "ready"  # an empty file in every environment that is whole
 LINKED = "linked.pth"
 KEPT = 4  # environments of one name
 FORMAT = 2  # of an environment: raise it when what is made here changes
-# The training toolkit, in the version line that the training images carry.
-TOOLKIT = "sagemaker-training>=5.1,<6"
+# The training toolkit and its wrapper for PyTorch, in the versions that the training images carry.
+TOOLKIT = ("sagemaker-training>=5.1,<6", "sagemaker-pytorch-training==3.0.0")
 REQUIREMENTS = "requirements.txt"
 SUBMITTED = "sagemaker_submit_directory"
 INSTALL = "import sys; from sagemaker_training import modules; modules.install_requirements(sys.argv[1])"
@@ -248,7 +248,7 @@ def toolkit(requirements: str, folder: Path | None = None) -> Iterator[Environme
                 failed = f"The toolkit could not install {REQUIREMENTS}, and a job would fail with it"
                 _run([environment.python, "-c", INSTALL, code], variables, failed)
 
-    with ready("toolkit", [TOOLKIT], variant=requirements, step=install, folder=folder) as environment:
+    with ready("toolkit", TOOLKIT, variant=requirements, step=install, folder=folder) as environment:
         yield environment
 
 

@@ -20,6 +20,7 @@ from launch.rehearsal.s3 import LocalS3, serve
 
 REGION = "sagemaker_region"  # a hyperparameter by which the toolkit finds the code's bucket
 DATA = "data"  # in the rehearsal's folder: links to the images that took part
+CHECKPOINTS = "checkpoints"  # in the rehearsal's folder: those of a job that was stopped
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Options:
         trials: At most so many trials of a tuning job.
         parallel: At most so many at a time.
         interrupt_after: Epochs after which a spot interruption is simulated; None for never.
+        stop_after: Epochs after which the job is stopped; None for never.
         cache_dir: Where features are kept; None for this machine's usual place.
     """
 
@@ -38,18 +40,24 @@ class Options:
     trials: int = 4
     parallel: int = 2
     interrupt_after: int | None = None
+    stop_after: int | None = None
     cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name, least in (("images", 0), ("trials", 1), ("parallel", 1), ("interrupt_after", 1)):
+        for name, least in (("images", 0), ("trials", 1), ("parallel", 1), ("interrupt_after", 1), ("stop_after", 1)):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < least):
                 key = f"sagemaker.rehearsal.{name}"
                 raise DogbreedError(f"{key}={value} is out of range; it is a whole number from {least}.")
 
 
-def local_sources(config: Mapping[str, Any], job: Job) -> dict[str, Path | bytes]:
+def local_sources(config: Mapping[str, Any], job: Job, rehearsals: Path) -> dict[str, Path | bytes]:
     """Return what has to be in S3 before the job starts, by address: bytes, files and folders of this machine.
+
+    Args:
+        config: A composed configuration.
+        job: That it describes.
+        rehearsals: Holds the folders of earlier rehearsals, by the job's name.
 
     Raises:
         DogbreedError: Something is out of reach here.
@@ -66,6 +74,15 @@ def local_sources(config: Mapping[str, Any], job: Job) -> dict[str, Path | bytes
                     "data.root=FOLDER, or data=sample model.weights=none to have some drawn."
                 )
             sources[uri] = folder
+        elif name == "resume":
+            earlier = config["sagemaker"]["resume_from"]
+            run = rehearsals / earlier / CHECKPOINTS / earlier
+            sources |= {f"{uri}{file.relative_to(run).as_posix()}": file for file in run.rglob("*") if file.is_file()}
+            if not run.is_dir():
+                raise DogbreedError(
+                    f"{run} does not exist; a rehearsal resumes from the rehearsal of a job that was stopped "
+                    "(sagemaker.rehearsal.stop_after=1 sagemaker.job_name=NAME)."
+                )
         elif name == "weights" and uri not in sources:
             if not weights.is_file():
                 raise DogbreedError(

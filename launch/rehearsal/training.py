@@ -19,7 +19,7 @@ from launch.jobs.request import TUNING, Job
 from launch.rehearsal import tuning
 from launch.rehearsal.container import INTERRUPTED, Container, Outcome, Request
 from launch.rehearsal.s3 import LocalS3
-from launch.rehearsal.staging import Options, local_sources, stage
+from launch.rehearsal.staging import CHECKPOINTS, Options, local_sources, stage
 
 RECORD = "rehearsal.json"
 PROGRAM_STARTS = "Invoking script with the following command"  # as the toolkit announces it
@@ -46,7 +46,9 @@ def rehearse(config: Mapping[str, Any], job: Job) -> None:
         raise DogbreedError("A rehearsal has one machine; rehearse with sagemaker.instance_count=1.")
     options = Options(**config["sagemaker"]["rehearsal"], cache_dir=config["cache"]["dir"])
     folder = Path(config["output_dir"] or Path("outputs") / "rehearsals" / job.name)
-    (tune if job.operation == TUNING else train)(job.request, local_sources(config, job), folder, options)
+    (tune if job.operation == TUNING else train)(
+        job.request, local_sources(config, job, folder.parent), folder, options
+    )
 
 
 def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options) -> Outcome:
@@ -78,9 +80,15 @@ def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, o
             log.write(f"{line}\n")
             screen(line)
 
-        outcome = Container(request, environment, s3, say, cache_dir=options.cache_dir).run(options.interrupt_after)
+        container = Container(request, environment, s3, say, cache_dir=options.cache_dir)
+        outcome = container.run(options.interrupt_after, options.stop_after)
         _fetch(outcome, s3, folder)
+        if outcome.status == "Stopped" and "CheckpointConfig" in request:
+            s3.get(request["CheckpointConfig"]["S3Uri"], folder / CHECKPOINTS)
     write_json(folder / RECORD, {"jobs": [_record(outcome, request)]})
+    if outcome.status == "Stopped" and options.stop_after:
+        print(_stopped(outcome, folder), flush=True)
+        return outcome
     if outcome.status != "Completed":
         raise JobFailed(_failed(outcome, folder / "job.log"))
     print(_completed(outcome, folder, options.interrupt_after), flush=True)
@@ -105,6 +113,8 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
     """
     if options.interrupt_after:
         raise DogbreedError("sagemaker.rehearsal.interrupt_after is for a training job; leave it out for a search.")
+    if options.stop_after:
+        raise DogbreedError("sagemaker.rehearsal.stop_after is for a training job; leave it out for a search.")
     limits = request["HyperParameterTuningJobConfig"]["ResourceLimits"]
     count = min(options.trials, limits.get("MaxNumberOfTrainingJobs", options.trials))
     jobs = tuning.training_requests(request, count)
@@ -215,6 +225,14 @@ def _completed(outcome: Outcome, folder: Path, interrupt_after: int | None) -> s
     elif interrupt_after:
         lines.append(f"It was over before {interrupt_after} epochs had passed, so no spot interruption was simulated.")
     return "\n".join([*lines, "", _artefacts(folder)])
+
+
+def _stopped(outcome: Outcome, folder: Path) -> str:
+    """Say what a job leaves that was stopped."""
+    return (
+        f"\n{outcome.reason} The container was killed without a warning, as at its limit.\n\n{_artefacts(folder)}\n\n"
+        f"Continue it: the same command with sagemaker.resume_from={outcome.name}"
+    )
 
 
 def _artefacts(folder: Path) -> str:

@@ -20,13 +20,13 @@ from launch.aws.storage import Bucket
 from launch.serving import certificates
 from launch.serving.cost import check_cost
 from launch.serving.delete import delete_unused
+from launch.serving.invoke import IMAGES
 from launch.serving.request import EXPIRES, SCALING, Deployment, describe
 from launch.serving.resources import delete_resource, find, scalable_targets, settled, wait
 from launch.serving.smoke_test import EndpointProbe
 
 MAX_BYTES_OF_KIND = {"serverless": 4 * 2**20, "realtime": MAX_BYTES}  # of a request
 BATCH_SECONDS = 5 * 86400  # the longest that a transform job may take
-IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
 class DeploymentFailed(DogbreedError):

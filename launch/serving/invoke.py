@@ -12,6 +12,7 @@ from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri
 from launch.serving.request import LARGE
 
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 ANSWER_SECONDS = 900  # for a queue; an endpoint that is scaled to nothing has to start first
 
 
@@ -24,12 +25,25 @@ class Queue:
         bucket: Gets the images.
         folder: In the bucket.
         poll: Seconds between two looks for the answer.
+        owner: Account that has to own the bucket; None for whoever does.
+        kms_key: To encrypt the images with; None leaves it to the bucket's own encryption.
     """
 
     max_bytes = int(LARGE["TS_MAX_REQUEST_SIZE"])
 
-    def __init__(self, runtime: Any, s3: Any, bucket: str, folder: str, poll: float = 1.0) -> None:
+    def __init__(
+        self,
+        runtime: Any,
+        s3: Any,
+        bucket: str,
+        folder: str,
+        poll: float = 1.0,
+        owner: str | None = None,
+        kms_key: str | None = None,
+    ) -> None:
         self.runtime, self.s3, self.bucket, self.folder, self.poll = runtime, s3, bucket, folder, poll
+        self.owner = {"ExpectedBucketOwner": owner} if owner else {}
+        self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
         self.exceptions = runtime.exceptions
 
     def invoke_endpoint(self, *, EndpointName: str, Body: bytes, ContentType: str, Accept: str) -> dict[str, Any]:
@@ -39,7 +53,7 @@ class Queue:
             PredictionError: The model failed, or there was no answer in time.
         """
         key = f"{self.folder}/requests/{uuid.uuid4()}"
-        self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body)
+        self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body, **self.encryption, **self.owner)
         queued = self.runtime.invoke_endpoint_async(
             EndpointName=EndpointName,
             InputLocation=f"s3://{self.bucket}/{key}",
@@ -56,7 +70,7 @@ class Queue:
                     raise PredictionError(f"{EndpointName} could not answer: {reason}", 500)
                 time.sleep(self.poll)
         finally:
-            self.s3.delete_object(Bucket=self.bucket, Key=key)
+            self.s3.delete_object(Bucket=self.bucket, Key=key, **self.owner)
         raise PredictionError(f"{EndpointName} gave no answer within {ANSWER_SECONDS} s.")
 
     def _read(self, address: str | None) -> bytes | None:
@@ -70,7 +84,12 @@ class Queue:
 
 
 def connect(
-    name: str, *, region: str | None = None, endpoint_url: str | None = None, queue: str | None = None
+    name: str,
+    *,
+    region: str | None = None,
+    endpoint_url: str | None = None,
+    queue: str | None = None,
+    profile: str | None = None,
 ) -> Endpoint:
     """Return a client for an endpoint.
 
@@ -79,6 +98,7 @@ def connect(
         region: Of the endpoint; None for the environment's.
         endpoint_url: Where boto3 finds it, instead of AWS.
         queue: For kind=async: the folder of its images, s3://...
+        profile: Of the AWS configuration; None for the environment's.
 
     Raises:
         DogbreedError: No region is set, or `queue` is no folder in S3.
@@ -88,7 +108,7 @@ def connect(
     import boto3
 
     with explained("reading the AWS configuration"):
-        session = boto3.Session(region_name=region or environment_region())
+        session = boto3.Session(region_name=region or environment_region(profile), profile_name=profile)
         if not session.region_name:
             raise DogbreedError("No AWS region is set; give --region us-east-1 (or another), or AWS_REGION.")
         runtime = session.client("sagemaker-runtime", endpoint_url=endpoint_url)

@@ -21,7 +21,7 @@ from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
 from dogbreed.inference.manifest import WEIGHTS
 from launch.aws.account import Target
 from launch.aws.naming import parse_s3_uri, prefix, tags
-from launch.aws.validate import check_request
+from launch.aws.validate import check_disks, check_request
 
 KINDS = ("realtime", "serverless", "async", "batch")
 VARIANT = "AllTraffic"
@@ -128,7 +128,9 @@ def _check_kind(cloud: Mapping[str, Any], kind: str, region: str) -> None:
         if kind not in kinds and cloud["endpoint"][key] != defaults[key]:
             value = cloud["endpoint"][key]
             raise DogbreedError(f"{key}={value} cannot go with kind={kind}; it is for {', '.join(kinds)}.")
-    if kind == "serverless":
+    if kind != "serverless":
+        check_disks(cloud, cloud["endpoint"]["instance_type"])
+    else:
         for key in ("subnets", "volume_kms_key"):
             if cloud[key]:
                 raise DogbreedError(
@@ -227,9 +229,7 @@ class _Builder:
         if kind == "async":
             answers = str(options["output"] or f"{self.folder}/answers/{self.name}").rstrip("/")
             # Without a place for them failures are lost, and whoever asked waits for an answer that never comes.
-            output: dict[str, Any] = {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed"}
-            if self.cloud["kms_key"]:
-                output["KmsKeyId"] = self.cloud["kms_key"]
+            output = {"S3OutputPath": answers, "S3FailurePath": f"{answers}/failed", **self._key("KmsKeyId", "kms_key")}
             parallel = {"MaxConcurrentInvocationsPerInstance": options["concurrency"]}
             request["AsyncInferenceConfig"] = {"ClientConfig": parallel, "OutputConfig": output}
         if percent := _whole("capture", options["capture"], 0, 100):
@@ -238,9 +238,9 @@ class _Builder:
                 "InitialSamplingPercentage": percent,
                 "DestinationS3Uri": f"{self.folder}/captured/{self.name}",
                 "CaptureOptions": [{"CaptureMode": "Input"}, {"CaptureMode": "Output"}],
+                **self._key("KmsKeyId", "kms_key"),
             }
-        if self.cloud["volume_kms_key"]:
-            request["KmsKeyId"] = self.cloud["volume_kms_key"]
+        request |= self._key("KmsKeyId", "volume_kms_key")
         return Step(
             "sagemaker", "CreateEndpointConfig", {**self._named("EndpointConfigName", request), "Tags": self.tags}
         )
@@ -331,8 +331,13 @@ class _Builder:
             "S3OutputPath": options["output"] or f"{self.folder}/batches/{self.name}/answers",
             "Accept": "application/json",
             "AssembleWith": "None",
+            **self._key("KmsKeyId", "kms_key"),
         }
-        resources = {"InstanceType": options["instance_type"], "InstanceCount": options["instance_count"]}
+        resources = {
+            "InstanceType": options["instance_type"],
+            "InstanceCount": options["instance_count"],
+            **self._key("VolumeKmsKeyId", "volume_kms_key"),
+        }
         request = {
             "TransformJobName": self.name,
             "ModelName": model,
@@ -350,6 +355,10 @@ class _Builder:
             "Tags": self.tags,
         }
         return Step("sagemaker", "CreateTransformJob", request)
+
+    def _key(self, field: str, name: str) -> dict[str, str]:
+        """Return a field with a KMS key of the configuration, where there is one."""
+        return {field: self.cloud[name]} if self.cloud[name] else {}
 
     def _named(self, key: str, request: Mapping[str, Any]) -> dict[str, Any]:
         """Return the request with a name that says what is in it."""

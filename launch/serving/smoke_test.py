@@ -51,8 +51,9 @@ class EndpointProbe:
             return
         runtime = self.account.client("sagemaker-runtime")
         if self.deployment.kind == "async":
-            bucket = self.account.target.bucket
-            runtime = Queue(runtime, self.account.client("s3"), bucket, f"{prefix(self.config)}/queue")
+            s3, bucket, folder = self.account.client("s3"), self.account.target.bucket, f"{prefix(self.config)}/queue"
+            keys = {"owner": self.account.account, "kms_key": self.config["sagemaker"]["kms_key"]}
+            runtime = Queue(runtime, s3, bucket, folder, **keys)
         check_answer(Endpoint(name, runtime), self.image, self.expected(self.image))
 
     @property

@@ -1,11 +1,13 @@
 """What AWS, the network or a job may do to a person: one sentence with the way out, and nothing left behind."""
 
+import json
 import time
 from pathlib import Path
 
 import boto3
 import pytest
 from support.cloud import ACCOUNT, ROLE, SMALL, Cloud, put_photographs, refused, refused_s3, refused_xml, said
+from werkzeug.wrappers import Response
 
 from launch.aws import account
 
@@ -129,24 +131,73 @@ def test_no_role_is_known(run, cloud, words):
     refuses(run("train", *(word for word in words if "role" not in word)), "No execution role is known")
 
 
-@pytest.mark.parametrize(("name", "taken"), [("Notebook", True), ("AWSReservedSSO_Admin_0123456789abcdef", False)])
-def test_the_role_of_the_session_is_taken(run, cloud, words, name, taken):
-    """But not a person's, who signed in by SSO: SageMaker cannot assume it."""
-    arn = f"arn:aws:sts::{ACCOUNT}:assumed-role/{name}/session"
+def session_of(cloud: Cloud, name: str) -> None:
+    """Credentials of a role."""
     text = (
         "<GetCallerIdentityResponse><GetCallerIdentityResult>"
-        f"<Arn>{arn}</Arn><UserId>x</UserId><Account>{ACCOUNT}</Account>"
+        f"<Arn>arn:aws:sts::{ACCOUNT}:assumed-role/{name}/session</Arn><UserId>x</UserId><Account>{ACCOUNT}</Account>"
         "</GetCallerIdentityResult></GetCallerIdentityResponse>"
     )
-    from werkzeug.wrappers import Response
-
     cloud.answer("GetCallerIdentity", Response(text, content_type="text/xml"))
+
+
+@pytest.mark.parametrize(
+    ("name", "role"),
+    [
+        ("Notebook", "Notebook"),
+        ("AmazonSageMaker-ExecutionRole-20260101", "service-role/AmazonSageMaker-ExecutionRole-20260101"),
+        ("Team", "teams/dogs/Team"),  # IAM knows its path
+        ("AWSReservedSSO_Admin_0123456789abcdef", None),  # a person's, which SageMaker cannot assume
+    ],
+)
+def test_the_role_of_the_session_is_taken(run, cloud, words, name, role):
+    session_of(cloud, name)
+    boto3.client("iam").create_role(RoleName="Team", Path="/teams/dogs/", AssumeRolePolicyDocument="{}")
     done = run("train", *(word for word in words if "role" not in word))
-    if not taken:
+    if role is None:
         refuses(done, "No execution role is known")
         return
     assert done.code == 0
-    assert cloud.sent("CreateTrainingJob")[0]["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/Notebook"
+    assert cloud.sent("CreateTrainingJob")[0]["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/{role}"
+
+
+@pytest.mark.parametrize(
+    ("metadata", "answers"),
+    [
+        ({"ExecutionRoleArn": f"arn:aws:iam::{ACCOUNT}:role/Studio"}, {}),
+        ({"ResourceName": "nb"}, {"DescribeNotebookInstance": {"RoleArn": f"arn:aws:iam::{ACCOUNT}:role/Studio"}}),
+        (
+            {"DomainId": "d", "UserProfileName": "me"},
+            {
+                "DescribeUserProfile": {"UserSettings": {}},
+                "DescribeDomain": {"DefaultUserSettings": {"ExecutionRole": f"arn:aws:iam::{ACCOUNT}:role/Studio"}},
+            },
+        ),
+    ],
+)
+def test_the_role_of_a_notebook_is_taken(run, cloud, words, metadata, answers, monkeypatch, tmp_path):
+    """As the SDK's get_execution_role finds it."""
+    file = tmp_path / "resource-metadata.json"
+    file.write_text(json.dumps(metadata))
+    monkeypatch.setattr(account, "NOTEBOOK_METADATA", file)
+    for operation, body in answers.items():
+        cloud.answer(operation, said(**body))
+    assert run("train", *(word for word in words if "role" not in word)).code == 0
+    assert cloud.sent("CreateTrainingJob")[0]["RoleArn"] == f"arn:aws:iam::{ACCOUNT}:role/Studio"
+
+
+@pytest.mark.parametrize("flag", [["--profile", "dogs"], ["sagemaker.profile=dogs"]])
+def test_a_named_profile(run, cloud, words, monkeypatch, tmp_path, flag):
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    file = tmp_path / "config"
+    file.write_text("[profile dogs]\nregion = us-east-1\naws_access_key_id = mine\naws_secret_access_key = secret\n")
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
+    refuses(run("train", *words), "There are no AWS credentials")
+    assert run("train", *words, *flag).code == 0
+    used = [headers["Authorization"] for name, _, headers in cloud.requests if name == "CreateTrainingJob"]
+    assert "Credential=mine/" in used[0]
+    refuses(run("train", *words, "--profile=cats"), "The config profile (cats) could not be found")
 
 
 def test_a_role_of_another_account(run, cloud, words):

@@ -14,9 +14,10 @@ from launch.policies import main
 
 ROLE = "arn:aws:iam::123456789012:role/DogbreedExecution"
 WORDS = ("sagemaker.bucket=mine", f"sagemaker.role={ROLE}", "sagemaker.region=us-east-1")
-COMMANDS = ("upload", "train", "tune", "deploy", "invoke", "execution")
+COMMANDS = ("upload", "train", "tune", "deploy", "delete", "invoke", "logs", "execution")
 # Actions for which AWS knows no resource to name.
 OF_THE_ACCOUNT = {
+    "cloudwatch:GetMetricData",
     *("pricing:GetProducts", "ecr:GetAuthorizationToken", "cloudwatch:PutMetricData"),
     *("sagemaker:ListEndpoints", "sagemaker:ListEndpointConfigs", "sagemaker:ListModels"),
     *("application-autoscaling:RegisterScalableTarget", "application-autoscaling:DeregisterScalableTarget"),
@@ -75,6 +76,25 @@ def test_what_jobs_need_they_may():
         assert allows("execution", "s3:PutObject", f"arn:aws:s3:::mine/dogbreed/{folder}")
     made = [s for s in statements("train") if "sagemaker:CreateTrainingJob" in s["Action"]]
     assert made[0]["Condition"] == {"StringEquals": {"aws:RequestTag/created-by": "dogbreed"}}
+
+
+def test_names_that_do_not_begin_with_the_prefix():
+    words = ("sagemaker.job_name=mine", "sagemaker.endpoint.name=shop")
+    arn = "arn:aws:sagemaker:us-east-1:123456789012:"
+    assert allows("train", "sagemaker:CreateTrainingJob", f"{arn}training-job/mine", *words)
+    assert allows("tune", "sagemaker:CreateHyperParameterTuningJob", f"{arn}hyper-parameter-tuning-job/mine", *words)
+    for kind, action in (("endpoint/shop", "CreateEndpoint"), ("model/shop-0123abcd", "CreateModel")):
+        assert allows("deploy", f"sagemaker:{action}", arn + kind, *words)
+        assert not allows("deploy", f"sagemaker:{action}", arn + kind)
+    assert allows("delete", "sagemaker:DeleteEndpoint", f"{arn}endpoint/shop", *words)
+    assert allows("delete", "sagemaker:DeleteEndpoint", f"{arn}endpoint/dogbreed-vgg16")
+    assert not allows("delete", "sagemaker:DeleteEndpoint", f"{arn}endpoint/other")
+    assert not allows("delete", "sagemaker:CreateEndpoint", f"{arn}endpoint/dogbreed-vgg16")
+
+
+def test_sagemaker_is_trusted_on_behalf_of_this_account_alone():
+    (statement,) = statements("trust")
+    assert statement["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
 
 
 def test_keys_and_networks_only_where_they_are_used():

@@ -76,6 +76,7 @@ def test_the_same_run_as_at_home(container, tmp_path, capfd):
     }
     assert not (output / "checkpoints").exists()
     assert (container / "checkpoints" / "one" / "checkpoints" / "last.ckpt").exists()
+    assert (container / "model" / "code" / "dogbreed" / "inference" / "handler.py").exists(), "it deploys as it is"
     photo = next((runs.photographs() / "test").rglob("*.jpg"))
     (there,) = Predictor(container / "model").predict([photo])
     (here,) = Predictor(tmp_path / "home" / "model").predict([photo])
@@ -129,6 +130,20 @@ def test_what_is_wrong_is_the_reason_of_the_failure(container, monkeypatch, capf
     assert "RuntimeError: The channels are train, valid and test, all three" in err
     assert "Traceback" not in err
     assert not (container / "model").exists()
+
+
+def test_a_gpu_that_torch_does_not_see_is_not_paid_for(container, monkeypatch, capfd):
+    monkeypatch.setenv("SM_CURRENT_INSTANCE_TYPE", "ml.g4dn.xlarge")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert entry.main([word for word in WIRE if word not in ("--trainer__accelerator", "cpu")]) == 2
+    assert "RuntimeError: ml.g4dn.xlarge has a GPU, and torch" in capfd.readouterr().err
+    assert not (container / "checkpoints").exists()
+
+
+def test_a_run_of_another_job_has_to_be_one(container, monkeypatch, capfd):
+    monkeypatch.setenv("SM_CHANNEL_RESUME", str(container))
+    assert entry.main(WIRE) == 2
+    assert "RuntimeError: The channel resume should hold the run of an earlier job" in capfd.readouterr().err
 
 
 def test_two_machines_that_share_no_disk(container, tmp_path):

@@ -153,6 +153,7 @@ def test_managed_blocks_are_off_and_the_reason_is_told(run):
 
 EVERYTHING = (
     *("sagemaker.spot=true", "sagemaker.max_wait=9000", "sagemaker.instance_count=2", "sagemaker.volume_gb=50"),
+    "sagemaker.instance_type=ml.m5.xlarge",
     *("sagemaker.kms_key=alias/a", "sagemaker.volume_kms_key=alias/b", "sagemaker.subnets=[subnet-1]"),
     *("sagemaker.security_groups=[sg-1,sg-2]", "sagemaker.isolate=true", "sagemaker.encrypt_traffic=true"),
     *("sagemaker.weights=s3://mine/w/vgg16.pth", "sagemaker.packages=s3://mine/wheels", "sagemaker.channels=root"),
@@ -171,7 +172,7 @@ def test_every_setting_finds_its_field(run):
     assert planned["EnableInterContainerTrafficEncryption"]
     assert planned["StoppingCondition"] == {"MaxRuntimeInSeconds": 3600, "MaxWaitTimeInSeconds": 9000}
     assert planned["ResourceConfig"] == {
-        "InstanceType": "ml.g4dn.xlarge",
+        "InstanceType": "ml.m5.xlarge",
         "InstanceCount": 2,
         "VolumeSizeInGB": 50,
         "VolumeKmsKeyId": "alias/b",
@@ -220,6 +221,65 @@ def test_a_search_carries_what_a_training_carries(run):
         "ParentHyperParameterTuningJobs": [{"HyperParameterTuningJobName": "earlier"}],
         "WarmStartType": "TransferLearning",
     }
+
+
+@pytest.mark.slow
+def test_an_older_image_for_an_older_gpu(run):
+    words = ("sagemaker.instance_type=ml.p3.2xlarge", "sagemaker.pytorch_version='2.6'")
+    image = request(run("train", "mode=plan", *words))["AlgorithmSpecification"]["TrainingImage"]
+    assert image.endswith("/pytorch-training:2.6-gpu-py312")
+
+
+@pytest.mark.slow
+def test_a_job_that_resumes_has_the_run_of_the_earlier_one_in_a_channel(run):
+    planned = request(run("train", "mode=plan", "sagemaker.resume_from=one", "sagemaker.bucket=mine"))
+    channels = {
+        channel["ChannelName"]: channel["DataSource"]["S3DataSource"]["S3Uri"] for channel in planned["InputDataConfig"]
+    }
+    # The run lies in a folder of its job's name, in the folder that the job's checkpoints are kept in.
+    first = request(run("train", "mode=plan", "sagemaker.job_name=one", "sagemaker.bucket=mine"))
+    assert channels["resume"] == f"{first['CheckpointConfig']['S3Uri']}one/"
+    assert planned["CheckpointConfig"]["S3Uri"] != first["CheckpointConfig"]["S3Uri"], "each keeps its own"
+
+
+@pytest.mark.slow
+def test_a_search_in_rounds_from_which_it_learns(run):
+    said = run("tune", "mode=plan", "sagemaker.keep_alive=60")
+    planned = request(said)
+    assert planned["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxParallelTrainingJobs"] == 4
+    assert "a Bayesian search learns over 5 rounds" in said.out
+    assert "KeepAlivePeriodInSeconds" not in planned["TrainingJobDefinition"]["ResourceConfig"]
+    assert "sagemaker.keep_alive is left out" in said.out
+    assert planned["TrainingJobDefinition"]["CheckpointConfig"]["S3Uri"].endswith("/")
+
+
+@pytest.mark.slow
+def test_a_search_that_may_end_before_its_last_trial(run):
+    end = ("sagemaker.stop_search={at: 0.4, not_improving: 5, converged: true}", "sagemaker.max_search=7200")
+    said = run("tune", "mode=plan", *PUBLISHED, *end, "sagemaker.scaling=Auto", "sagemaker.warm_start=[one,two]")
+    planned = request(said)
+    accepted("CreateHyperParameterTuningJob", planned)
+    tuning = planned["HyperParameterTuningJobConfig"]
+    assert tuning["TuningJobCompletionCriteria"] == {
+        "TargetObjectiveMetricValue": 0.4,
+        "BestObjectiveNotImproving": {"MaxNumberOfTrainingJobsNotImproving": 5},
+        "ConvergenceDetected": {"CompleteOnConvergence": "Enabled"},
+    }
+    assert tuning["ResourceLimits"]["MaxRuntimeInSeconds"] == 7200
+    assert tuning["ParameterRanges"]["ContinuousParameterRanges"][0]["ScalingType"] == "Auto"
+    parents = planned["WarmStartConfig"]["ParentHyperParameterTuningJobs"]
+    assert [parent["HyperParameterTuningJobName"] for parent in parents] == ["one", "two"]
+    assert tuning["TrainingJobEarlyStoppingType"] == "Off"
+    assert "average test loss has one value per job" in said.out
+
+
+@pytest.mark.slow
+def test_a_plan_says_first_what_it_costs(run):
+    said = run("train", "mode=plan", "sagemaker.region=eu-west-1").out
+    assert said.index("Expected, the job") < said.index("Sent along") < said.index("Installed in the container: ")
+    assert "lightning~=" in said
+    assert "data/dogImages does not exist here" in said
+    assert "(table of 2026-11-01 for us-east-1; eu-west-1 may differ by up to 30 %)" in said
 
 
 @pytest.mark.slow
@@ -459,7 +519,20 @@ def test_the_stand_ins_are_named(run):
         ("tune", ["search.direction=maximize"], "does not fit search.objective=val_loss"),
         ("upload", ["data.root=nowhere"], "The data folder nowhere does not exist"),
         ("upload", ["data=sample"], "a job draws it itself"),
-        ("upload", ["mode=rehearse"], "mode=rehearse is unknown; it is one of submit, plan"),
+        ("upload", ["mode=rehears"], "mode=rehears is unknown; it is one of submit, plan, rehearse"),
+        ("train", ["sagemaker.instance_type=ml.p3.2xlarge"], "(CUDA 13 has left out V100 and older)"),
+        ("train", ["sagemaker.volume_kms_key=alias/a"], "sagemaker.volume_kms_key cannot go with ml.g4dn.xlarge"),
+        ("train", ["sagemaker.volume_gb=50"], "sagemaker.volume_gb=50 has no effect with ml.g4dn.xlarge"),
+        ("train", ["sagemaker.job_name='s3://mine/jobs/one'"], "It is an address in S3; a job's name is its last part"),
+        ("train", ["sagemaker.profile=5"], "sagemaker.profile=5 is no text"),
+        ("tune", ["sagemaker.resume_from=a"], "sagemaker.resume_from is for a training job"),
+        ("tune", ["sagemaker.scaling=Log"], "sagemaker.scaling=Log is unknown; it is one of Auto, Linear"),
+        ("tune", ["sagemaker.warm_start=5"], "sagemaker.warm_start=5 is no list of names"),
+        (
+            "tune",
+            ["sagemaker.strategy=random", "sagemaker.stop_search.converged=true"],
+            "are for a Bayesian search, not for sagemaker.strategy=random",
+        ),
     ],
 )
 def test_bad_use_is_one_sentence(run: Callable, kind, words, says):

@@ -56,9 +56,35 @@ def test_a_training_is_sent_as_planned(cloud, run, sent_data, words):
     assert "s3://mine/dogbreed/jobs/one" in done.out
     archive = plan["HyperParameters"]["sagemaker_submit_directory"].rpartition("/")[2]
     head = boto3.client("s3").head_object(Bucket="mine", Key=f"dogbreed/code/{archive}")
-    assert head["ServerSideEncryption"] in ("AES256", "aws:kms")
+    assert ("sagemaker.kms_key=alias/a" in words) == (head.get("ServerSideEncryption") == "aws:kms")
     kept = Path("outputs/sagemaker/one")
     assert yaml.safe_load((kept / "request.yaml").read_text()) == plan
+
+
+def test_a_job_that_resumes_needs_checkpoints(cloud, run, sent_data):
+    words = (*sent_data, "sagemaker.job_name=two", "sagemaker.resume_from=one")
+    refused = run("train", *words)
+    assert refused.code == 2
+    assert "There are no checkpoints in s3://mine/dogbreed/checkpoints/one/one/checkpoints/" in refused.err
+    assert cloud.sent("CreateTrainingJob") == []
+    key = "dogbreed/checkpoints/one/one/checkpoints/last.ckpt"
+    boto3.client("s3").put_object(Bucket="mine", Key=key, Body=b"a checkpoint")
+    assert run("train", *words).code == 0
+
+
+def test_a_job_that_was_stopped_says_what_it_left(cloud, run, sent_data):
+    artefact = {"S3ModelArtifacts": "s3://mine/dogbreed/jobs/one/output/model.tar.gz"}
+
+    def stopped(body, ask):
+        state = {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded", "ModelArtifacts": artefact}
+        return said(**{**ask(), **state})
+
+    cloud.answer("DescribeTrainingJob", stopped)
+    ended = run("train", *sent_data, "sagemaker.job_name=one")
+    assert ended.code == 2
+    assert "one was stopped at its limit, sagemaker.max_run, and nothing of it runs any more." in ended.err
+    assert f"Its best model so far is {artefact['S3ModelArtifacts']}." in ended.err
+    assert "sagemaker.resume_from=one continues from its last epoch in a new job." in ended.err
 
 
 def test_a_search_is_sent_as_planned(cloud, run, sent_data):

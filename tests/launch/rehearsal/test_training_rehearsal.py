@@ -1,5 +1,6 @@
 """Rehearsals: the same request, SageMaker's own toolkit, an S3 server on loopback; equal to what runs without them."""
 
+import csv
 import json
 import os
 import re
@@ -13,6 +14,8 @@ from typing import Any, NamedTuple, cast
 
 import pytest
 from support import runs
+
+from dogbreed import Predictor
 
 ROOT = runs.ROOT
 pytest.importorskip("moto")
@@ -94,7 +97,8 @@ def directly(place: Path, name: str, data: Path, *more: str) -> dict[str, Any]:
     """The metrics of the training command on a rehearsal's data, without the rehearsal."""
     folder = place / name
     arguments = [*TINY, f"data.root={data}", f"output_dir={folder}", f"cache.dir={place / 'cache'}", *more]
-    runs.finish(runs.start(arguments, place))
+    done = runs.run(*arguments)
+    assert done.code == 0, done.err
     return runs.metrics(folder)
 
 
@@ -131,16 +135,11 @@ def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) 
 
 @pytest.mark.slow
 def test_the_model_that_comes_out_predicts(trained: Rehearsed) -> None:
-    model = trained.unpacked("model.tar.gz")
-    photo = next((trained.folder / "data" / "test").rglob("*.jpg"))
-    said = subprocess.run(
-        [sys.executable, "-m", "dogbreed.predict", model, photo, "--json"],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
-    ).stdout
-    assert json.loads(said)["path"] == str(photo)
+    model, photograph = trained.unpacked("model.tar.gz"), next((trained.folder / "data" / "test").rglob("*.jpg"))
+    (there,) = Predictor(model).predict([photograph])
+    rows = csv.DictReader((trained.unpacked("output.tar.gz") / "predictions.csv").open())
+    (here,) = [row for row in rows if row["path"].endswith(f"{photograph.parent.name}/{photograph.name}")]
+    assert there.label == here["predicted"]
 
 
 @pytest.mark.slow
@@ -162,20 +161,55 @@ def test_the_toolkit_really_ran(trained: Rehearsed) -> None:
     assert said[1].startswith(f"{environment}/linked/"), "and torch is not installed a second time"
 
 
+@pytest.fixture(scope="module")
+def stopped(place: Path) -> Rehearsed:
+    """A spot job that loses its machine after an epoch, and is killed on its second one."""
+    after = ("sagemaker.rehearsal.interrupt_after=1", "sagemaker.rehearsal.stop_after=1")
+    return rehearse(place, "stopped", "sagemaker.spot=true", *after, "sagemaker.job_name=stopped", LONG)
+
+
+LONG = "trainer.max_epochs=5000"
+EPOCHS = "trainer.max_epochs=150"  # more than the killed job could finish in the half second before SIGKILL
+
+
 @pytest.mark.slow
-def test_an_interrupted_spot_job_ends_as_one_that_was_not(trained: Rehearsed, place: Path) -> None:
-    spot = rehearse(place, "spot", "sagemaker.spot=true", "sagemaker.rehearsal.interrupt_after=2")
-    assert spot.code == 0, spot.out + spot.err
-    assert "SM_HPS" in spot.log
-    assert "SM_HPS" not in spot.out, "what the toolkit lists is in the log"
-    before, _, after = spot.log.partition("Spot interruption")
-    assert re.findall(r"^epoch=(\d)", before, re.MULTILINE)[:2] == ["1", "2"]
-    resumed = re.findall(r"^epoch=(\d)", after, re.MULTILINE)
-    assert resumed[-1] == "4"
-    assert resumed[0] in ("2", "3", "4"), "it did not start from scratch"
-    (job,), (uninterrupted,) = spot.record["jobs"], trained.record["jobs"]
-    assert job["interruptions"] == 1
-    assert job["metrics"] == uninterrupted["metrics"]
+def test_an_interrupted_spot_job_resumes(stopped: Rehearsed, place: Path) -> None:
+    assert stopped.code == 0, stopped.out + stopped.err
+    assert "SM_HPS" in stopped.log
+    assert "SM_HPS" not in stopped.out, "what the toolkit lists is in the log"
+    before, _, after = stopped.log.partition("Spot interruption")
+    assert re.findall(r"^epoch=(\d+)", before, re.MULTILINE)[0] == "1"
+    assert int(re.findall(r"^epoch=(\d+)", after, re.MULTILINE)[0]) > 1, "it did not start from scratch"
+    assert stopped.record["jobs"][0]["interruptions"] == 1
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
+def test_a_killed_job_leaves_its_best_model(stopped: Rehearsed) -> None:
+    """The shell that stands for the image's got the SIGTERM, the program did not: it had no time to save anything."""
+    (job,) = stopped.record["jobs"]
+    assert job["status"] == "Stopped"
+    assert "Continue it: the same command with sagemaker.resume_from=stopped" in stopped.out
+    model = stopped.unpacked("model.tar.gz")
+    kept = json.loads((model / "model.json").read_text())["metrics"]
+    losses = dict(re.findall(r"^epoch=(\d+) .*?val_loss=(\S+)", stopped.log, re.MULTILINE))
+    until = [float(loss) for epoch, loss in losses.items() if int(epoch) <= kept["epoch"]]
+    assert kept["val_loss"] == pytest.approx(min(until), abs=1e-6), "the best so far"
+    (prediction,) = Predictor(model).predict([next((stopped.folder / "data" / "test").rglob("*.jpg"))])
+    assert prediction.label in json.loads((model / "model.json").read_text())["class_names"]
+    assert (model / "code" / "inference.py").is_file(), "it deploys as it is"
+
+
+@pytest.mark.slow
+def test_a_new_job_resumes_from_a_killed_one(stopped: Rehearsed, place: Path) -> None:
+    resumed = rehearse(place, "resumed", "sagemaker.resume_from=stopped", EPOCHS)
+    assert resumed.code == 0, resumed.out + resumed.err
+    assert int(re.findall(r"^epoch=(\d+)", resumed.log, re.MULTILINE)[0]) > 3
+    there = json.loads((resumed.unpacked("output.tar.gz") / "metrics.json").read_text())
+    here = directly(place, "uninterrupted", resumed.folder / "data", EPOCHS)
+    for name in runs.NOT_THE_RESULT:
+        there.pop(name), here.pop(name)
+    assert there == here
     assert not left_behind(place)
 
 
@@ -222,8 +256,9 @@ def test_a_job_that_fails_says_why(place: Path) -> None:
     failed = rehearse(place, "failed", "model.lr=1e38")
     assert failed.code == 1
     assert "ended as Failed" in failed.err
-    assert "ExecuteUserScriptError" in failed.err, "the toolkit's own message"
-    assert "training has diverged; try a smaller learning rate" in failed.err, "and the job's, from the end of its log"
+    reason = failed.err.partition("The end of its log")[0]
+    assert "ExecuteUserScriptError" in reason, "the toolkit's own message"
+    assert "training has diverged; try a smaller learning rate" in reason, "with the program's"
     assert "Traceback" not in failed.err
     assert not (failed.folder / "model.tar.gz").exists()
     assert not left_behind(place)
@@ -248,6 +283,7 @@ NEEDS: Sequence[tuple[list[str], str]] = (
     (["sagemaker.packages=s3://elsewhere/wheels"], "the channel packages would be empty"),
     (["sagemaker.rehearsal.interrupt_after=1"], "interrupt_after needs sagemaker.spot=true"),
     (["sagemaker.instance_count=2"], "A rehearsal has one machine"),
+    (["sagemaker.resume_from=none"], "none/checkpoints/none does not exist; a rehearsal resumes from the rehearsal"),
     (["sagemaker.rehearsal.images=-1"], "sagemaker.rehearsal.images=-1 is out of range"),
 )
 
