@@ -7,6 +7,7 @@ from datetime import date
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from launch.aws.errors import explained
 
 # Last day of patches of AWS's PyTorch images by version, as far as it is known.
 OLDEST = [2, 6]  # version of PyTorch that this package runs with
@@ -18,7 +19,8 @@ PATCHED_UNTIL = {"2.6": date(2026, 6, 30)}
 def _retrieve(framework: str, region: str, **options: Any) -> str:
     """Ask the SDK's tables; its ValueError says what there is instead."""
     logging.getLogger("sagemaker").setLevel(logging.ERROR)
-    from sagemaker.core import image_uris
+    with explained("reading the AWS configuration"):  # the SDK makes a session when it is imported
+        from sagemaker.core import image_uris
 
     return str(image_uris.retrieve(framework, region, **options))
 

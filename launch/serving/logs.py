@@ -57,7 +57,8 @@ def _events(account: Account, group: str, prefix: str, start: datetime) -> list[
             read = pages.paginate(
                 logGroupName=f"/aws/sagemaker/{group}", startTime=int(start.timestamp() * 1000), **options
             )
-            return [event for page in read for event in page["events"]]
+            events = [event for page in read for event in page["events"]]
+            return [event for event in events if event["logStreamName"].startswith(prefix)]
     except AwsError as error:
         if error.code == "ResourceNotFoundException":
             return None

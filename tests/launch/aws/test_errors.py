@@ -194,10 +194,10 @@ def test_a_named_profile(run, cloud, words, monkeypatch, tmp_path, flag):
     file.write_text("[profile dogs]\nregion = us-east-1\naws_access_key_id = mine\naws_secret_access_key = secret\n")
     monkeypatch.setenv("AWS_CONFIG_FILE", str(file))
     refuses(run("train", *words), "There are no AWS credentials")
+    refuses(run("train", *words, "--profile=cats"), "The config profile (cats) could not be found")
     assert run("train", *words, *flag).code == 0
     used = [headers["Authorization"] for name, _, headers in cloud.requests if name == "CreateTrainingJob"]
     assert "Credential=mine/" in used[0]
-    refuses(run("train", *words, "--profile=cats"), "The config profile (cats) could not be found")
 
 
 def test_a_role_of_another_account(run, cloud, words):
@@ -321,9 +321,9 @@ def test_a_job_for_which_there_was_no_machine(run, cloud, words):
 @pytest.mark.parametrize(
     ("state", "says"),
     [
-        ("Stopped", "one was stopped from elsewhere"),
-        ("MaxRuntimeExceeded", "one was stopped at its limit; give a larger sagemaker.max_run"),
-        ("MaxWaitTimeExceeded", "one waited for spot machines until its limit"),
+        ("Stopped", "one was stopped by somebody, and nothing of it runs any more."),
+        ("MaxRuntimeExceeded", "one was stopped at its limit, sagemaker.max_run, and nothing of it runs any more."),
+        ("MaxWaitTimeExceeded", "one was stopped at its limit, sagemaker.max_wait, and nothing of it runs any more."),
     ],
 )
 def test_a_job_that_was_stopped(run, cloud, words, state, says):
@@ -334,6 +334,8 @@ def test_a_job_that_was_stopped(run, cloud, words, state, says):
     done = run("train", *words, "sagemaker.job_name=one")
     assert done.code == 2
     assert says in done.err
+    assert "Its best model so far is s3://mine/dogbreed/jobs/one/output/model.tar.gz." in done.err
+    assert "sagemaker.resume_from=one continues from its last epoch in a new job." in done.err
     assert done.err.count("\n") == 1
 
 

@@ -72,21 +72,6 @@ def test_a_job_that_resumes_needs_checkpoints(cloud, run, sent_data):
     assert run("train", *words).code == 0
 
 
-def test_a_job_that_was_stopped_says_what_it_left(cloud, run, sent_data):
-    artefact = {"S3ModelArtifacts": "s3://mine/dogbreed/jobs/one/output/model.tar.gz"}
-
-    def stopped(body, ask):
-        state = {"TrainingJobStatus": "Stopped", "SecondaryStatus": "MaxRuntimeExceeded", "ModelArtifacts": artefact}
-        return said(**{**ask(), **state})
-
-    cloud.answer("DescribeTrainingJob", stopped)
-    ended = run("train", *sent_data, "sagemaker.job_name=one")
-    assert ended.code == 2
-    assert "one was stopped at its limit, sagemaker.max_run, and nothing of it runs any more." in ended.err
-    assert f"Its best model so far is {artefact['S3ModelArtifacts']}." in ended.err
-    assert "sagemaker.resume_from=one continues from its last epoch in a new job." in ended.err
-
-
 def test_a_search_is_sent_as_planned(cloud, run, sent_data):
     words = (*sent_data, "search.trials=3", "sagemaker.job_name=search", "sagemaker.warm_start=earlier", "seed=0")
     plan = planned(run, "tune", *words)
