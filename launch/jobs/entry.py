@@ -57,7 +57,7 @@ def run(argv: Sequence[str]) -> None:
     own = [*weights(), f"output_dir={folder}", "resume=auto", "progress=plain"]
     if compose(overrides)["search"]["where"] == "one_job":
         overrides = [*overrides, *search([*overrides, *weights()], folder)]
-    from dogbreed.inference import best_so_far
+    from dogbreed.training import best_so_far
     from dogbreed.training.run import train
 
     best = folder / "checkpoints" / "best.ckpt"
