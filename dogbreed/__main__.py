@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dogbreed.core.cli import parser
 
 COMMANDS = {
+    "inspect": "look at a folder of images before training: copies, wrong labels, bad files",
     "train": "fine-tune, evaluate, export and report",
     "tune": "search hyperparameters on this machine",
     "evaluate": "measure an exported model on folders of photographs",

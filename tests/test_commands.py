@@ -15,6 +15,7 @@ HYDRA = {"hydra", "omegaconf"}
 MODULES = {name: f"dogbreed.{name}" for name in COMMANDS} | {"cache": "dogbreed.cache.__main__"}
 # What a person gets wrong, and what the sentence names.
 MISTAKES = {
+    "inspect": (["dogs", "--page"], "--page"),
     "train": (["--lr"], "--lr needs a value"),
     "tune": (["-x"], "names take two dashes"),
     "evaluate": (["model", "shade=1"], "shade is not a setting"),
