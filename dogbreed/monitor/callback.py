@@ -85,10 +85,11 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         if self.history.rows:  # resumed: what was found before the interruption was said then
             before = epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
             self.findings |= {name: finding for name, finding in before.items() if name in self._active}
+        images = _class_counts(trainer, pl_module)
+        if not self.history.rows:
+            self._say_single_step(trainer, sum(images.values()))
         if "imbalance" in self._active:
-            self.findings["imbalance"] = rules.imbalance(
-                _class_counts(trainer, pl_module), **self.settings["imbalance"]
-            )
+            self.findings["imbalance"] = rules.imbalance(images, **self.settings["imbalance"])
             if self.findings["imbalance"].triggered and not self.history.rows:
                 self._speak(trainer, self.findings["imbalance"])
         if self._active:
@@ -195,6 +196,13 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         if diagnosis.kind == "improving":
             return "val_loss still falls: nothing to change yet."
         return "Too early to advise." if diagnosis.kind in ("short", "unclear") else diagnosis.advice
+
+    def _say_single_step(self, trainer: Trainer, images: int) -> None:
+        size = self.history.config.get("data", {}).get("batch_size", 0)
+        if 1 < images <= size * trainer.world_size and trainer.num_training_batches == 1:
+            smaller = 2 ** max(0, int(math.log2(images / 8)))
+            text = f"One optimizer step per epoch: data.batch_size={size} takes all {images} training images at once; "
+            self._say(trainer, f"{text}data.batch_size={smaller} would make it {math.ceil(images / smaller)}.")
 
     def _say(self, trainer: Trainer, text: str) -> None:
         if trainer.is_global_zero:

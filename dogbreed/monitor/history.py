@@ -1,6 +1,7 @@
 """What a run keeps of its epochs: their lines, `metrics.csv`, the best and the last checkpoint."""
 
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import write_csv
 from dogbreed.core.metric_lines import EPOCH_LINE
+from dogbreed.core.text import duration
 from dogbreed.models.classifier import DogBreedClassifier
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -18,7 +20,7 @@ HISTORY = ("epoch", "train_loss", "val_loss", "val_acc", "lr", "seconds", "image
 
 
 class History(Checkpoint):
-    """Print the epoch's line, write `metrics.csv`, and keep the best and the last checkpoint.
+    """Print each epoch's line, write `metrics.csv`, and keep the best and the last checkpoint.
 
     The best is that of the lowest val_loss, the first of equals. It is written before the last, so that a run killed
     between the two does its epoch again and comes to the same best. An epoch without a validation
@@ -84,8 +86,7 @@ class History(Checkpoint):
         if better:
             self.best = row
         if trainer.is_global_zero:
-            best = self.best or row
-            print(EPOCH_LINE.format(**{**row, "best_val_loss": best["val_loss"]}), flush=True)
+            print(self._line(trainer.max_epochs or -1), flush=True)
         # Every device takes part in saving: strategies gather what is spread over them.
         if better:
             trainer.save_checkpoint(self.best_path)
@@ -93,6 +94,20 @@ class History(Checkpoint):
         self.kept = len(self.rows)
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", HISTORY, ([row[name] for name in HISTORY] for row in self.rows))
+
+    def _line(self, epochs: int) -> str:
+        """Return the last epoch's line: for people on a terminal, else the one that tools read."""
+        row = self.rows[-1]
+        if not sys.stdout.isatty() or self.config.get("progress") == "plain":
+            return EPOCH_LINE.format(**{**row, "best_val_loss": (self.best or row)["val_loss"]})
+        number, left = int(row["epoch"]), ""
+        if number < epochs:
+            mean = sum(row["seconds"] for row in self.rows) / len(self.rows)
+            left = f"  ~{duration(mean * (epochs - number))} left"
+        text = f"epoch {number}{f'/{epochs}' if epochs > 0 else ''}  loss {row['train_loss']:.3f}"
+        if math.isfinite(row["val_loss"]):
+            text += f"  val {row['val_loss']:.3f}  {100 * row['val_acc']:.1f} %{'  best' if row is self.best else ''}"
+        return f"{text}  {duration(row['seconds'])}{left}"
 
     def state_dict(self) -> dict[str, Any]:
         return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config}

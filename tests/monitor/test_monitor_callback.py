@@ -83,6 +83,20 @@ def test_a_long_epoch_says_how_far_it_has_come(tmp_path, monkeypatch):
     assert "Epoch" not in ran.out
 
 
+def test_an_epoch_is_a_line_for_people_on_a_terminal_and_for_tools_elsewhere(tmp_path, monkeypatch):
+    row = {"train_loss": 1.827, "val_loss": 1.792, "val_acc": 0.1667, "seconds": 0.42}
+    history = History(tmp_path, {"progress": "auto"})
+    history.rows = [{"epoch": 1, **row, "seconds": 0.38}, {"epoch": 2, **row}]
+    history.best = history.rows[-1]
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    assert history._line(20) == "epoch 2/20  loss 1.827  val 1.792  16.7 %  best  420 ms  ~7.2 s left"
+    assert history._line(2).endswith("  420 ms")
+    history.rows[-1] = {**row, "epoch": 2, "val_loss": math.nan, "val_acc": math.nan}
+    assert history._line(-1) == "epoch 2  loss 1.827  420 ms"
+    history.config["progress"] = "plain"
+    assert history._line(20).startswith("epoch=2 train_loss=1.827000 val_loss=nan")
+
+
 def test_a_rule_can_stop_the_run(tmp_path):
     ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=6", "rules.on_trigger=stop", *FALLS_TOO_SLOWLY)
     assert "Stopped after epoch 2 by rule loss_not_decreasing." in ran.out
@@ -209,19 +223,21 @@ def test_nothing_listens_between_recorded_steps(small):
     assert not small.network.relu._forward_hooks
 
 
-def test_the_wait_is_what_lies_between_two_steps(small):
+def test_the_wait_is_what_lies_between_two_steps(small, monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("dogbreed.monitor.recorder.time.perf_counter", lambda: clock[0])
     recorder = Recorder(small, compose()["rules"], workers=0, cores=8)
     batch = Batch(torch.zeros(1), torch.zeros(1), torch.zeros(1))
     for step in range(25):
-        time.sleep(0.3 if step == 10 else 0.006)
+        clock[0] += 0.3 if step == 10 else 0.006
         if step == 10:
             recorder.pause()  # a validation does not count
         recorder.start(batch)
-        time.sleep(0.002)
+        clock[0] += 0.002
         recorder.end(torch.tensor(1.0))
     waited = recorder.findings()["data_loading"]
     assert waited.triggered
-    assert waited.figures["wait_seconds"] == pytest.approx(0.006, rel=0.6)
+    assert waited.figures["wait_seconds"] == pytest.approx(0.006)
     features = FeatureBatch(*batch)
     recorder.start(features)
     recorder.end(torch.tensor(1.0))

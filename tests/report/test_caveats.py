@@ -38,6 +38,14 @@ def test_a_leak_is_said_before_and_behind_the_result(leaking):
     assert '<p class="alarm"><strong>Data leak.</strong> 24 images of the test split' in top
 
 
+def test_one_step_per_epoch_is_said_with_the_setting_to_change(leaking):
+    root, ran = leaking
+    assert "One optimizer step per epoch" not in ran.out, "24 images in batches of 8"
+    single = runs.train_in(root / "single", "data.batch_size=24", "test=false", data=root / "dogs")
+    text = "One optimizer step per epoch: data.batch_size=24 takes all 24 training images at once; data.batch_size=2 "
+    assert f"{text}would make it 12." in single.out
+
+
 def test_classes_that_are_never_predicted_are_named(leaking):
     root, ran = leaking
     metrics = runs.metrics(root / "run")
