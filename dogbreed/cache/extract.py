@@ -22,6 +22,7 @@ from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
 from dogbreed.models.arithmetic import float32_as
+from dogbreed.models.backbones import to_channels_last
 from dogbreed.models.cut import fingerprint
 from dogbreed.models.timm_networks import versions as timm_versions
 
@@ -247,7 +248,7 @@ def prepared(prefix: fx.GraphModule, how: Plan, device: torch.device, precision:
         with torch.inference_mode():
             yield network
         return
-    prefix.to(memory_format=torch.channels_last)
+    to_channels_last(prefix)
     with torch.inference_mode(), in_bfloat16(prefix, device) if bfloat16 else nullcontext():
         yield InFloat16(prefix, device) if precision == "float16" and device.type == "cuda" else prefix
 

@@ -130,7 +130,7 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         ) from error
     network.requires_grad_(False).eval()
     return Exported(
-        network=network.to(device).to(memory_format=torch.channels_last),
+        network=backbones.to_channels_last(network.to(device)),
         backbone=str(backbone),
         class_names=names,
         preprocessing=Preprocessing.from_dict(manifest["preprocessing"]),

@@ -240,6 +240,11 @@ def freeze(network: nn.Module, backbone: str, trainable: str) -> None:
         network.get_submodule(name).requires_grad_(True)
 
 
+def to_channels_last(network: nn.Module) -> nn.Module:
+    """Lay kernels out in memory as images are, in place; `Module.to` refuses five dimensions, as of a window mask."""
+    return network._apply(lambda value: value.to(memory_format=torch.channels_last) if value.dim() == 4 else value)
+
+
 def set_mode(network: nn.Module, training: bool) -> None:
     """`network.train(training)`, with what is frozen really frozen.
 

@@ -112,7 +112,7 @@ class DogBreedClassifier(LightningModule):
             self.network = backbones.create(
                 backbone, num_classes, weights=weights, seed=seed, size=self.preprocessing.size
             )
-        self.network.to(memory_format=torch.channels_last)
+        backbones.to_channels_last(self.network)
         backbones.freeze(self.network, backbone, trainable)
         # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
@@ -156,7 +156,7 @@ class DogBreedClassifier(LightningModule):
     def load_network(self, state: dict[str, Tensor]) -> None:
         """Take the network's values from a state_dict; the names and shapes have to be its own."""
         self.network.load_state_dict(state, assign=self.network_is_empty)
-        self.network.to(memory_format=torch.channels_last)
+        backbones.to_channels_last(self.network)
         backbones.freeze(self.network, self.hparams["backbone"], self.hparams["trainable"])
 
     @property

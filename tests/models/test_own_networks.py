@@ -1,17 +1,14 @@
 """Networks of one's own: passed from Python, or built from an import path that somebody has named."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
 from support import runs
+from support.fits import fit
 from torch import Tensor, nn
 
-from dogbreed.cache.callback import FeatureCache
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.inference.predictor import Predictor
 from dogbreed.models import own_networks
@@ -53,48 +50,24 @@ class Small(nn.Module):
         return outputs
 
 
-class Losses(Callback):
-    def __init__(self) -> None:
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.losses.append(float(outputs["loss"]))
-
-
 def classifier(**changes) -> DogBreedClassifier:
     arguments = {"network": Small(), "head": "fc", "preprocessing": Preprocessing(size=SIZE).to_dict(), "lr": 0.01}
     return DogBreedClassifier(4, **(arguments | changes))
 
 
-def fit(model: DogBreedClassifier, root: Path, folder: Path, mode: str) -> tuple[Trainer, list[float], str]:
-    data = DogImages(root, preprocessing=model.preprocessing, num_workers=0, batch_size=8, quiet=True)
-    losses, cache = Losses(), FeatureCache(mode, folder=folder, quiet=True)
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=3,
-        logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder / mode,
-        callbacks=[cache, losses],
-    )
-    trainer.fit(model, datamodule=data)
-    return trainer, losses.losses, cache.state
-
-
 def test_it_trains_on_cached_features_and_its_checkpoint_is_read_into_it_again(dog_tree, tmp_path):
     untouched = Small().state_dict()
     cached, plain = classifier(), classifier()
-    trainer, losses, state = fit(cached, dog_tree, tmp_path, "require")
-    _, expected, _ = fit(plain, dog_tree, tmp_path, "off")
-    assert state == "built"
-    assert losses == pytest.approx(expected, abs=1e-5)
-    assert len(set(losses)) == len(losses)
+    with_cache = fit(cached, dog_tree, tmp_path, "require", epochs=3, batch_size=8, saves=True)
+    without = fit(plain, dog_tree, tmp_path, "off", epochs=3, batch_size=8)
+    assert (with_cache.cache, without.cache) == ("built", "off")
+    assert with_cache.steps == pytest.approx(without.steps, abs=1e-5)
+    assert len(set(without.steps)) == len(without.steps)
     trained = {name for name, value in cached.network.state_dict().items() if not name.startswith("fc.")}
     assert trained == {name for name in untouched if not name.startswith("fc.")}
     assert all(torch.equal(cached.network.state_dict()[name], untouched[name]) for name in trained), "all but the head"
 
-    file = trainer.checkpoint_callback.best_model_path
+    file = with_cache.trainer.checkpoint_callback.best_model_path
     loaded = DogBreedClassifier.load_from_checkpoint(file, network=Small())
     images = torch.rand(2, 3, SIZE, SIZE)
     assert torch.equal(loaded.eval()(images), cached.eval()(images))

@@ -6,22 +6,25 @@ import sys
 import pytest
 import torch
 from models.test_cut import parts_equal_whole
+from support import runs
+from support.fits import fit
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.backbones import changing_names, create, freeze, head_name, last_stage, preprocessing_of, set_mode
+from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import cut, fingerprint
-from dogbreed.models.gradcam import heat_maps
+from dogbreed.models.gradcam import explain_top_k, heat_maps
 
 pytest.importorskip("timm", reason="backbones timm/NAME need timm: pip install 'dogbreed[timm]'")
 
-# Networks with the side of the input, and the modules of the last stage.
+# The smallest of their kind, with the side of an input of few tokens: 2 x 2, and 7 x 7 where it is a convolution's.
 NETWORKS = {
-    "timm/vit_small_patch14_dinov2.lvd142m": 56,
-    "timm/vit_xsmall_patch16_clip_224": 64,
-    "timm/vit_base_patch16_siglip_224": 64,
-    "timm/swin_tiny_patch4_window7_224": 224,
-    "timm/eva02_tiny_patch14_224": 56,
+    "timm/vit_small_patch14_dinov2.lvd142m": 28,
+    "timm/vit_xsmall_patch16_clip_224": 32,
+    "timm/vit_base_patch32_siglip_256": 64,
+    "timm/swin_tiny_patch4_window7_224": 64,
+    "timm/eva02_tiny_patch14_224": 28,
     "timm/convnextv2_atto": 64,
     "timm/tf_efficientnet_lite0": 64,
 }
@@ -60,14 +63,35 @@ def test_the_cut_is_exact_and_deep(backbone):
 
 
 @pytest.mark.slow
-def test_keys_are_the_same_in_every_process():
+def test_keys_are_the_same_in_another_process():
     arguments = [str(part) for pair in NETWORKS.items() for part in pair]
-    printed = [
-        subprocess.run([sys.executable, "-c", KEYS, *arguments], capture_output=True, text=True, check=True).stdout
-        for _ in range(2)
-    ]
-    assert printed[0] == printed[1]
-    assert len(set(printed[0].split())) == len(NETWORKS)
+    command = [sys.executable, "-c", KEYS, *arguments]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=runs.environment()).stdout
+    here = [fingerprint(cut(frozen(backbone), size).prefix) for backbone, size in NETWORKS.items()]
+    assert printed.split() == here
+    assert len(set(here)) == len(NETWORKS)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backbone", NETWORKS)
+def test_with_and_without_the_cache_it_is_the_same_run(backbone, tmp_path):
+    preprocessing = preprocessing_of(backbone, size=NETWORKS[backbone]).to_dict()
+    one, other = (
+        fit(
+            DogBreedClassifier(2, backbone=backbone, weights="none", preprocessing=preprocessing, lr=0.01),
+            runs.photographs(2, 4, 2, 2),
+            tmp_path,
+            mode,
+            epochs=2,
+            batch_size=3,
+        )
+        for mode in ("require", "off")
+    )
+    assert (one.cache, other.cache) == ("built", "off")
+    assert one.steps == pytest.approx(other.steps, rel=0, abs=1e-5)
+    assert one.validations == pytest.approx(other.validations, rel=0, abs=1e-5)
+    assert torch.equal(one.logits.argmax(1), other.logits.argmax(1))
+    assert max(one.steps) - min(one.steps) > 1e-3, "it does not learn, so it shows nothing"
 
 
 @pytest.mark.parametrize(
@@ -136,5 +160,15 @@ def test_heat_maps_where_there_is_a_map():
     maps = heat_maps(frozen("timm/convnextv2_atto"), "timm/convnextv2_atto", inputs, classes)
     assert maps is not None
     assert maps.shape == (1, 2, 2)
-    inputs = torch.rand(1, 3, 56, 56)
+    inputs = torch.rand(1, 3, 28, 28)
     assert heat_maps(frozen("timm/eva02_tiny_patch14_224"), "timm/eva02_tiny_patch14_224", inputs, classes) is None
+
+
+@pytest.mark.parametrize("backbone", ["timm/eva02_tiny_patch14_224", "timm/swin_tiny_patch4_window7_224"])
+def test_tokens_get_an_answer_without_a_map(backbone):
+    network = frozen(backbone)
+    inputs = torch.rand(1, 3, NETWORKS[backbone], NETWORKS[backbone])
+    answer, maps = explain_top_k(network, backbone, inputs, 2)
+    assert maps is None
+    with torch.no_grad():
+        torch.testing.assert_close(answer, network.eval()(inputs))

@@ -1,5 +1,6 @@
-"""The first run: it learns, and the commands that it prints work as they stand."""
+"""The first run: it learns, and the commands that it prints work as they stand; the recipe for the second."""
 
+import json
 import os
 import re
 import signal
@@ -9,6 +10,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+import yaml
 from support import runs
 
 from dogbreed.models import lite0
@@ -51,7 +53,7 @@ def test_the_printed_command_names_the_breed_of_a_drawn_image(quickstart: tuple[
         command, shell=True, env=runs.environment(), capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    assert "Brindle hound" in ran.stdout
+    assert re.search(r"Brindle_hound_00001\.jpg +Brindle_hound +\d", ran.stdout)
 
 
 @needs_weights
@@ -69,7 +71,7 @@ def test_the_printed_address_is_the_reports(quickstart: tuple[Path, str]) -> Non
 @pytest.mark.slow
 def test_the_printed_server_answers(quickstart: tuple[Path, str]) -> None:
     folder, printed = quickstart
-    image = next((folder.with_name("drawn dogs") / "test").rglob("*.jpg"))
+    image = folder.with_name("drawn dogs") / "test" / "001.Brindle_hound" / "Brindle_hound_00001.jpg"
     command = f"exec {commands(printed)['dogbreed.serve']} --port 0"  # the default one may be taken
     server = subprocess.Popen(command, shell=True, env=runs.environment(), stdout=subprocess.PIPE, text=True)  # noqa: S602
     try:
@@ -77,7 +79,7 @@ def test_the_printed_server_answers(quickstart: tuple[Path, str]) -> None:
         address = next(match[0] for line in server.stdout if (match := re.search(r"http://\S+/invocations", line)))
         request = urllib.request.Request(address, image.read_bytes(), {"Content-Type": "image/jpeg"})  # noqa: S310
         with urllib.request.urlopen(request, timeout=60) as answer:  # noqa: S310
-            assert b"Brindle hound" in answer.read()
+            assert json.load(answer)["predictions"][0]["label"] == "Brindle_hound"
     finally:
         server.send_signal(signal.SIGINT)
         server.communicate(timeout=60)
@@ -105,3 +107,13 @@ def test_the_interpreter_is_named_so_that_a_shell_finds_it(tmp_path: Path, monke
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     printed = runs.train_in(tmp_path / "two").out
     assert commands(printed)["dogbreed.serve"] == f"python -m dogbreed.serve {tmp_path / 'two' / 'model'}"
+
+
+def test_the_modern_recipe_trains(tmp_path: Path) -> None:
+    config = yaml.safe_load(runs.run("--cfg", "job", "experiment=modern").out)
+    assert config["model"]["backbone"] == "timm/vit_small_patch14_dinov2.lvd142m"
+    assert (config["data"]["augment"], config["model"]["lr"]) == ("crop", 0.0033047276512977604)
+    runs.train_in(tmp_path / "run", "experiment=modern", "trainer.max_epochs=1", "cache.mode=require")
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (kept["model"]["backbone"], kept["early_stopping"]) == ("squeezenet1_1", 4)
+    assert runs.metrics(tmp_path / "run")["epochs"] == 1
