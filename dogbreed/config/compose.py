@@ -158,6 +158,10 @@ def check(config: Mapping[str, Any]) -> None:
         ConfigError: A key is unknown or missing, or a value is of another kind or not one of the choices.
     """
     _check(_defaults(), config, "", Config)
+    values = flatten(config)
+    for key in path_keys() - {"data.root"}:  # of which the data say how they are fetched
+        if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(values.get(key))) and not key.startswith("sagemaker."):
+            raise ConfigError(f"{key}={values[key]} is no path of this machine; copy what is there to one, or from one")
 
 
 @cache

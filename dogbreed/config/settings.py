@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, get_type_hints
+from urllib.parse import unquote, urlsplit
 
 PathText = Annotated[str, "path"]
 # Words that stand where a path may stand, too.
@@ -175,6 +176,8 @@ def normalized(config: dict[str, Any]) -> dict[str, Any]:
         value = level.get(name) if isinstance(level, Mapping) else None
         if isinstance(value, str | int | float | os.PathLike) and not isinstance(value, bool):
             text = str(value)
+            if text.startswith("file://"):
+                text = unquote(urlsplit(text).path)
             if text not in NOT_A_PATH.get(key, ()):
                 text = os.path.expanduser(text)
             if text != value:

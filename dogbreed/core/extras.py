@@ -1,5 +1,6 @@
 """How an optional part is installed from where the person is."""
 
+import shlex
 from pathlib import Path
 
 _ROOT = Path(__file__).resolve().parents[2]
@@ -12,5 +13,5 @@ def install(extra: str) -> str:
     """
     if (_ROOT / "pyproject.toml").is_file():
         checkout = "." if Path.cwd() == _ROOT else str(_ROOT)
-        return f"pip install -e '{checkout}[{extra}]'"
+        return f"pip install -e {shlex.quote(f'{checkout}[{extra}]')}"
     return f"pip install 'dogbreed[{extra}]'"

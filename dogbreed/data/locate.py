@@ -1,6 +1,7 @@
 """From any address of a data set that a person may give to the folder that holds its splits or its classes."""
 
 import re
+import shlex
 from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
@@ -32,8 +33,8 @@ def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
         DogbreedError: There is no such folder, or it has to be fetched first.
     """
     address = str(root)
-    if scheme := re.match(r"([a-z][a-z0-9]+):/+(.+)", address):
-        raise DogbreedError(_how_to_fetch(*scheme.groups()))
+    if scheme := re.match(r"([A-Za-z][A-Za-z0-9]+):/+(.+)", address):
+        raise DogbreedError(_how_to_fetch(scheme[1].lower(), scheme[2]))
     folder = Path(root).expanduser()
     if is_archive(folder):
         unpacked = folder.with_name(f"{folder.name}.unpacked")
@@ -53,10 +54,11 @@ def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
 
 
 def _how_to_fetch(scheme: str, rest: str) -> str:
-    name = rest.rstrip("/").rpartition("/")[2]
+    source, target = f"{scheme}://{rest}", f"data/{rest.rstrip('/').rpartition('/')[2].partition('?')[0]}"
     how = {
-        "s3": f"aws s3 sync s3://{rest} data/{name}",
-        "gs": f"gcloud storage rsync -r gs://{rest} data/{name}",
-        "hf": f"hf download {rest.removeprefix('datasets/')} --repo-type dataset --local-dir data/{name}",
-    }.get(scheme, f"curl -L -o data/{name} {scheme}://{rest}")
-    return f"data.root={scheme}://{rest} is not on this machine; fetch it ({how}), then give data.root=data/{name}."
+        "s3": ["aws", "s3", "sync", source, target],
+        "gs": ["gcloud", "storage", "rsync", "-r", source, target],
+        "hf": ["hf", "download", rest.removeprefix("datasets/"), "--repo-type", "dataset", "--local-dir", target],
+    }.get(scheme, ["curl", "-L", "-o", target, source])
+    then = shlex.quote(f"data.root={target}")
+    return f"data.root={source} is not on this machine; fetch it ({shlex.join(how)}), then give {then}."

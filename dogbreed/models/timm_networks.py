@@ -10,6 +10,7 @@ from typing import Any
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 
 PREFIX = "timm/"
 
@@ -28,9 +29,7 @@ def load_timm() -> Any:
     try:
         import timm
     except ModuleNotFoundError as error:
-        raise DogbreedError(
-            "A backbone timm/NAME needs timm: pip install 'dogbreed[timm]' (in a checkout: pip install -e '.[timm]')."
-        ) from error
+        raise DogbreedError(f"A backbone timm/NAME needs timm: {install('timm')}.") from error
     return timm
 
 

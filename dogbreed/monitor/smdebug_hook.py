@@ -5,6 +5,7 @@ configuration, which is turned into such a file: one way in for both. Without ei
 """
 
 import json
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -145,7 +146,10 @@ class TensorHook(Callback):
 
     def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero and not self.quiet:
-            print(f"Tensors: {self.folder}; python -m dogbreed.debug {self.folder} shows them", flush=True)
+            print(
+                f"Tensors: {self.folder}; python -m dogbreed.debug {shlex.quote(str(self.folder))} shows them",
+                flush=True,
+            )
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._close()

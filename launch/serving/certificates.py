@@ -2,6 +2,7 @@
 
 import hashlib
 import importlib.util
+import shlex
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -56,7 +57,7 @@ def certify(model: Path, archive: Archive, images: Mapping[str, bytes], paths: S
     if importlib.util.find_spec("torch") is None:
         raise DogbreedError(
             f"{file} is no certificate of this model with this version, and making one needs torch: run "
-            f"python -m dogbreed.certify {model} where it is installed, and copy the file here."
+            f"python -m dogbreed.certify {shlex.quote(str(model))} where it is installed, and copy the file here."
         )
     command = [sys.executable, "-m", "dogbreed.certify", str(archive.folder), *paths, "--output", str(file)]
     if error := _run(command):

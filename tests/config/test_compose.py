@@ -13,6 +13,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 import dogbreed
+from dogbreed.config import reproduce
 from dogbreed.config.compose import (
     ConfigError,
     check,
@@ -154,6 +155,14 @@ def test_short_names_stand_for_keys_that_exist():
         ("modle.backbone=vgg19", "Unknown key modle.backbone; did you mean model.backbone?"),
         ("data.root.train=x", "Unknown key data.root.train; did you mean data.root?"),
         ("~data.rooot", "Unknown key data.rooot; did you mean data.root?"),
+        (
+            "output_dir=s3://bucket/run",
+            "output_dir=s3://bucket/run is no path of this machine; copy what is there to one, or from one",
+        ),
+        (
+            "model.weights=https://a.b/c.pth",
+            "model.weights=https://a.b/c.pth is no path of this machine; copy what is there to one, or from one",
+        ),
         ("zzz=3", "Unknown key zzz; --cfg job shows all keys"),
         (
             "experiment=quickstrat",
@@ -242,6 +251,23 @@ def test_a_path_is_a_path(path):
         [prepared] = prepare(words)
         assert prepare([prepared]) == [prepared]
         assert OverridesParser.create().parse_override(prepared).value() == path
+
+
+@pytest.mark.parametrize("path", ["it's my dogs=2,v(1) & co; $HOME", "2024.10", "犬\\", "'quoted'"])
+def test_the_line_that_repeats_a_run_can_be_copied(path):
+    """Through a shell, which gives the words back as they were."""
+    config = compose()
+    line = reproduce.command({**config, "data": {**config["data"], "root": path}, "resume": path})
+    shell = subprocess.run(
+        ["sh", "-c", line.replace("python -m", "printf '%s|\\n'", 1)], capture_output=True, check=True
+    )
+    name, *words = shell.stdout.decode().split("|\n")[:-1]
+    assert name == "dogbreed.train"
+    assert compose(words)["data"]["root"] == path
+
+
+def test_an_address_of_a_file_is_a_path():
+    assert compose(["data.root=file:///my%20dogs"])["data"]["root"] == "/my dogs"
 
 
 def test_every_key_that_takes_a_path_takes_any():
