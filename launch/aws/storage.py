@@ -215,17 +215,20 @@ class Bucket:
 
 
 def image_files(root: Path, splits: Sequence[str]) -> dict[str, Path]:
-    """Return the files of a folder of splits by their path in it; hidden ones are left out.
+    """Return the files below these folders of a folder, by their path in it; hidden ones are left out.
 
     Raises:
         DogbreedError: A split is missing, or there is no file.
     """
     missing = [split for split in splits if not (root / split).is_dir()]
     if missing:
-        raise DogbreedError(f"{root} has no folder {missing[0]}/; give data.root=FOLDER with train/, valid/ and test/.")
+        raise DogbreedError(
+            f"{root} has no folder {missing[0]}/; give data.root=FOLDER with train/, valid/ and test/, or "
+            "sagemaker.channels=root, which takes the folder as it is."
+        )
     files = dict(sorted(_walk(root, splits)))
     if not files:
-        raise DogbreedError(f"{root} holds no files; train/, valid/ and test/ should hold one folder per class.")
+        raise DogbreedError(f"{root} holds no files; it should hold one folder per class, in folders of splits or not.")
     return files
 
 

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
@@ -106,6 +107,8 @@ def check_settings(config: Mapping[str, Any]) -> None:
         raise DogbreedError(f"sagemaker.max_run={max_run} is out of range; it is a whole number of seconds, or null.")
     if cloud["channels"] not in ("splits", "root"):
         raise DogbreedError(f"sagemaker.channels={cloud['channels']} is unknown; it is splits or root.")
+    if config["data"]["labels"]:
+        _check_labels(config)
     if cloud["max_wait"] is not None:
         _check_wait(cloud)
     if cloud["spot"] and cloud["keep_alive"]:
@@ -114,6 +117,21 @@ def check_settings(config: Mapping[str, Any]) -> None:
         )
     if cloud["isolate"]:
         _check_isolated(config)
+
+
+def _check_labels(config: Mapping[str, Any]) -> None:
+    """Refuse a table that the job would not find: it comes with the images alone, and all of them."""
+    root, labels = Path(config["data"]["root"]), Path(config["data"]["labels"])
+    if labels.is_absolute() or (root.is_dir() and not (root / labels).is_file()):
+        raise DogbreedError(
+            f"data.labels={labels} would not be there for a job: put the table into {root}, and give its path in it."
+        )
+    if config["sagemaker"]["channels"] != "root":
+        raise DogbreedError("data.labels needs sagemaker.channels=root, which sends the folder as it is.")
+    if config["mode"] == "rehearse" and config["sagemaker"]["rehearsal"]["images"]:
+        raise DogbreedError(
+            "data.labels would name images that a rehearsal leaves out; give sagemaker.rehearsal.images=0 for all."
+        )
 
 
 def _check_training(config: Mapping[str, Any]) -> None:

@@ -8,6 +8,8 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
+from dogbreed.data.layout import find_splits
+from dogbreed.data.splits import parse_shares
 from launch.aws.images import patch_notice
 from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, check_time
 from launch.aws.validate import check_settings
@@ -22,10 +24,18 @@ def counts(config: Mapping[str, Any]) -> dict[str, int] | None:
     """Return images by split: counted if the folder is here, else known for dogImages and the sample, else None."""
     root = Path(config["data"]["root"])
     if root.is_dir():
-        return {split: sum(len(files) for _, _, files in os.walk(root / split)) for split in SPLITS}
+        splits = find_splits(root)
+        if not splits:  # the job splits them
+            shares = parse_shares(config["data"]["split"])
+            return {split: round(share * _files(root)) for split, share in zip(SPLITS, shares, strict=True)}
+        return {split: _files(splits[split]) if split in splits else 0 for split in SPLITS}
     if config["data"]["source"] == "sample":
         return dict(SAMPLE_COUNTS)
     return dict(DOG_IMAGES_COUNTS) if root.name == "dogImages" else None
+
+
+def _files(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
 
 
 def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, Estimate]:

@@ -24,6 +24,13 @@ from launch.jobs.source import ENTRY_POINT, Source, stage
 from launch.jobs.tuning import LOCAL_OBJECTIVES, check_search, parameter_ranges, tuning_config
 
 SPLITS = ("train", "valid", "test")
+
+
+def folders(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the folders of the images that a job's channels are made of; "." is all there is, in any layout."""
+    return SPLITS if config["sagemaker"]["channels"] == "splits" else (".",)
+
+
 TRAINING = "CreateTrainingJob"
 TUNING = "CreateHyperParameterTuningJob"
 

@@ -19,7 +19,7 @@ from launch.aws.pricing import RECEIPTS, Prices, listed_price
 from launch.aws.storage import Bucket
 from launch.jobs.estimate import check_limits, counts, estimates
 from launch.jobs.follow import follow_training, follow_tuning
-from launch.jobs.request import SPLITS, TUNING, Job
+from launch.jobs.request import TUNING, Job, folders
 
 
 def submit(config: Mapping[str, Any], job: Job, account: Account, prices: Prices) -> None:
@@ -87,14 +87,15 @@ def prepare(config: Mapping[str, Any], job: Job, account: Account) -> None:
     bucket = Bucket(account.client("s3"), target.bucket, account.account, target.region, cloud["kms_key"])
     there = bucket.check(may_lack=cloud["bucket"] is None)
     if job.data_uri:
-        name, key = parse_s3_uri(job.data_uri, "sagemaker.data")
+        name = parse_s3_uri(job.data_uri, "sagemaker.data")[0]
         data = bucket if name == bucket.name else Bucket(bucket.client, name, account.account, target.region)
         if data is not bucket:
             data.check()
-        missing = [split for split in SPLITS if not (there and data.has(f"{key}/{split}/"))]
+        addresses = [f"{job.data_uri}/{part}/".replace("/./", "/") for part in folders(config)]
+        missing = [uri for uri in addresses if not (there and data.has(parse_s3_uri(uri, "sagemaker.data")[1]))]
         if missing:
             raise DogbreedError(
-                f"There are no images in {job.data_uri}/{missing[0]}/; send them first, with the same sagemaker.* "
+                f"There are no images in {missing[0]}; send them first, with the same sagemaker.* "
                 f"keys: python launch/sagemaker_upload.py data.root={config['data']['root']}"
             )
     if earlier := cloud["resume_from"]:

@@ -12,7 +12,7 @@ from launch.aws.account import Account, offline_target
 from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import Prices
 from launch.aws.storage import Bucket, image_files
-from launch.jobs.request import SPLITS, data_uri
+from launch.jobs.request import data_uri, folders
 
 
 def upload(config: dict[str, Any], rehearsal: Callable[[str], AbstractContextManager[Any]] | None = None) -> None:
@@ -34,7 +34,7 @@ def upload(config: dict[str, Any], rehearsal: Callable[[str], AbstractContextMan
         fetch_dog_images(root, data["url"]) if data["url"] else fetch_dog_images(root)
     if not root.is_dir():
         raise DogbreedError(f"The data folder {root} does not exist; give data.root=FOLDER.")
-    files = image_files(root, SPLITS)
+    files = image_files(root, folders(config))
     size = sum(file.stat().st_size for file in files.values())
     address = data_uri(config, account.target if account else offline_target(config))
     assert address is not None

@@ -131,6 +131,8 @@ def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
 
 def test_photographs_are_counted_where_they_are(dog_tree):
     assert counts(compose([f"data.root={dog_tree}"])) == {"train": 24, "valid": 12, "test": 12}
+    flat = compose([f"data.root={dog_tree / 'train'}", "data.split=0.5,0.25,0.25"])
+    assert counts(flat) == {"train": 12, "valid": 6, "test": 6}
     assert counts(compose(["data.root=nowhere/dogImages"])) == DOGS
     assert counts(compose(["data.root=nowhere/mine"])) is None
 

@@ -55,6 +55,15 @@ def test_what_is_sent_and_what_is_not(cloud, run, root):
     assert not names & {"x-amz-acl", "x-amz-server-side-encryption"}, "the bucket's own encryption holds"
 
 
+def test_a_folder_in_another_layout_is_sent_as_it_is(run, root):
+    (root / "test").rename(root / "more")
+    words = ("mode=plan", "sagemaker.bucket=mine", f"data.root={root}")
+    refused = run("upload", *words)
+    assert "has no folder test/" in refused.err
+    assert "sagemaker.channels=root, which takes the folder as it is" in refused.err
+    assert "16 files" in run("upload", *words, "sagemaker.channels=root").out
+
+
 def test_only_what_changed_is_sent_again(cloud, run, root):
     boto3.client("s3").create_bucket(Bucket="mine")
     words = ("sagemaker.bucket=mine", f"data.root={root}")

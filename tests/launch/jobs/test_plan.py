@@ -507,6 +507,13 @@ def test_the_stand_ins_are_named(run):
         ("train", ["trainer.max_epochs=-1"], "trainer.max_epochs=-1 is out of range"),
         ("train", ["trainer.max_epochs=null"], "trainer.max_epochs=None is out of range"),
         ("train", ["data.augment=flop"], "data.augment=flop is unknown; it is one of none, flip, crop"),
+        ("train", ["data.labels=/tmp/labels.csv"], "data.labels=/tmp/labels.csv would not be there for a job"),
+        ("train", ["data.labels=labels.csv"], "data.labels needs sagemaker.channels=root"),
+        (
+            "train",
+            ["data.labels=labels.csv", "sagemaker.channels=root", "mode=rehearse"],
+            "sagemaker.rehearsal.images=0",
+        ),
         ("train", ["model.backbone=mobilnet_v2"], "did you mean mobilenet_v2?"),
         ("tune", ["search.objective=train_loss"], "search.objective=train_loss is unknown"),
         ("tune", ["search.trials=0"], "search.trials=0 is out of range"),
