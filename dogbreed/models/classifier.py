@@ -260,7 +260,8 @@ class DogBreedClassifier(LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr"], hparams["weight_decay"])
-        precision = self.trainer.precision_plugin
+        trainer = self._trainer  # None in a loop of somebody's own, where `self.trainer` raises
+        precision = trainer and trainer.precision_plugin
         # A fused optimizer takes the scale off gradients itself: too late to clip them, or to look at them.
         unscaled = isinstance(precision, MixedPrecision) and (precision.scaler or self.trainer.gradient_clip_val)
         optimizer = make_optimizer(hparams["optimizer"], groups, fused=not unscaled)
