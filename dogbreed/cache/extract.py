@@ -156,18 +156,15 @@ def extract(
         rows.clear()
         written = time.monotonic()
 
-    total = sum(len(image.keys) for image in missing)
     how = plan(prefix, device)
     with (
-        track(total, "Computing features", "views", quiet=quiet) as progress,
+        track(sum(len(image.keys) for image in missing), "Computing features", "views", quiet=quiet) as progress,
         float32_as(precision, device),
         prepared(prefix, how, device, precision) as network,
     ):
-        compute = _Pass(network, how.images, store.dtype)
+        compute = _Pass(network, device, how.images, store.dtype)
         for keys, inputs in _passes(missing, data, how.images):
-            images = inputs.to(device, non_blocking=device.type == "cuda")
-            images = images.contiguous(memory_format=torch.channels_last)
-            rows.update(zip(keys, compute(images)[: len(keys)], strict=True))
+            rows.update(zip(keys, compute(inputs)[: len(keys)], strict=True))
             progress.advance(len(keys))
             if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
                 write()
@@ -180,14 +177,17 @@ class _Pass:
 
     Args:
         network: Images to features.
+        device: Where it runs.
         images: Number in the first part that is tried.
         dtype: What features are kept in.
     """
 
-    def __init__(self, network: nn.Module, images: int, dtype: torch.dtype) -> None:
-        self.network, self.images, self.dtype = network, images, dtype
+    def __init__(self, network: nn.Module, device: torch.device, images: int, dtype: torch.dtype) -> None:
+        self.network, self.device, self.images, self.dtype = network, device, images, dtype
 
-    def __call__(self, images: Tensor) -> Tensor:
+    def __call__(self, inputs: Tensor) -> Tensor:
+        images = inputs.to(self.device, non_blocking=self.device.type == "cuda")
+        images = images.contiguous(memory_format=torch.channels_last)
         while True:
             try:
                 return torch.cat([self._kept(self.network(part)) for part in images.split(self.images)])

@@ -86,12 +86,7 @@ class DogBreedClassifier(LightningModule):
         head: str | None = None,
     ) -> None:
         super().__init__()
-        if network is not None:
-            backbone = own_networks.PASSED + type(network).__name__
-        else:
-            own_networks.check_name(backbone)
-        if network is None and head is not None:
-            raise DogbreedError(f"head={head!r} names a layer of a network of your own: pass network= too.")
+        backbone = own_networks.name(network, head, backbone)
         self.preprocessing = (
             Preprocessing.from_dict(preprocessing)
             if preprocessing is not None
@@ -101,17 +96,15 @@ class DogBreedClassifier(LightningModule):
         self.class_names = [*class_names] if class_names is not None else [str(i) for i in range(num_classes)]
         if len(self.class_names) != num_classes:
             raise DogbreedError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
-        # Plain values, so that a checkpoint loads with weights_only=True.
         class_names, preprocessing = self.class_names, self.preprocessing.to_dict()
-        self.save_hyperparameters(ignore=["network"])
+        self.save_hyperparameters(ignore=["network"])  # plain values, so that a checkpoint loads with weights_only=True
+        size = self.preprocessing.size
         if network is not None:
             self.network = own_networks.with_new_head(network, head, num_classes, seed)
         elif weights is None:
-            self.network = backbones.skeleton(backbone, num_classes, self.preprocessing.size)
+            self.network = backbones.skeleton(backbone, num_classes, size)
         else:
-            self.network = backbones.create(
-                backbone, num_classes, weights=weights, seed=seed, size=self.preprocessing.size
-            )
+            self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed, size=size)
         backbones.to_channels_last(self.network)
         backbones.freeze(self.network, backbone, trainable)
         # Both are modules, so that hooks on modules see every loss.

@@ -37,6 +37,20 @@ def check_name(backbone: str) -> None:
         )
 
 
+def name(network: nn.Module | None, head: str | None, backbone: str) -> str:
+    """Return what a classifier calls its network: one that was passed by its class, else as its backbone is named.
+
+    Raises:
+        DogbreedError: There is no network to go with the head, or with a name that no name brings back.
+    """
+    if network is not None:
+        return PASSED + type(network).__name__
+    check_name(backbone)
+    if head is not None:
+        raise DogbreedError(f"head={head!r} names a layer of a network of your own: pass network= too.")
+    return backbone
+
+
 def allow(backbone: str) -> None:
     """Let a path that somebody gave as a setting be imported in this process."""
     _ALLOWED.add(backbone)
