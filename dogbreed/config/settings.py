@@ -167,7 +167,15 @@ def _path_keys(kind: Any, above: str) -> Iterator[str]:
 
 
 def normalized(config: dict[str, Any]) -> dict[str, Any]:
-    """Return a configuration whose paths are text, with `~` expanded; the mapping itself stays as it is."""
+    """Return a configuration whose paths are text, with `~` expanded, and whose features have a precision.
+
+    The mapping itself stays as it is.
+    """
+    cache, trainer = config.get("cache"), config.get("trainer")
+    if isinstance(cache, Mapping) and isinstance(trainer, Mapping) and cache.get("precision", "") is None:
+        # Mixed precision computes the frozen part so without the cache, too: it stays the same run.
+        half = {"bf16": "bfloat16", "16": "float16"}.get(str(trainer.get("precision")).partition("-")[0], "float32")
+        config = _with(config, ["cache", "precision"], half)
     for key in path_keys():
         *groups, name = key.split(".")
         level: Any = config

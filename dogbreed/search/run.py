@@ -23,7 +23,7 @@ from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.search.study import Search
-from dogbreed.training.build import build_cache, build_data, build_model, prepare_process, say
+from dogbreed.training.build import build_cache, build_data, build_model, build_trainer, prepare_process, say
 from dogbreed.training.run import train
 
 # What may differ between heads that train side by side; the batch size makes groups of them.
@@ -119,12 +119,13 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
 
 def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
     """Return what trains heads side by side, or the reason why it is not to be had."""
+    device = _device(config)
     data = build_data(config, quiet=config.progress == "none")
     data.prepare_data()
     data.setup()
     model = build_model(config, data, None)
     cache = build_cache(config, quiet=False)
-    cache.attach(model, data, _device(config))
+    cache.attach(model, data, device)
     if cache.state == "off":
         return None, cache.reason
     try:
@@ -134,10 +135,9 @@ def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
 
 
 def _device(config: Config) -> torch.device:
-    accelerator = config.trainer["accelerator"]
-    if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-        return torch.device("cuda")
-    return torch.device("cpu")
+    """Return where a run with these settings would train; of several devices the first."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return build_trainer({**config.trainer, **quiet}).strategy.root_device
 
 
 def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:

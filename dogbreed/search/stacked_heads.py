@@ -225,10 +225,10 @@ class HeadTrainer:
         for epoch in range(epochs):
             self.stem.model.train()
             batches.set_epoch(epoch)
-            sums = torch.zeros(len(stack.heads), dtype=torch.float64)
+            sums = stack.weight.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
             for inputs, targets in _stem_batches(self.stem, self.data.reader("train"), labels, batches, epoch):
-                sums += stack.step(inputs, targets).double().cpu() * len(targets)
-            self._note(stack, sums / len(samples))
+                sums += stack.step(inputs, targets).to(stack.wide) * len(targets)
+            self._note(stack, (sums / len(samples)).cpu())
             if on_epoch:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
@@ -263,7 +263,7 @@ def _stem_batches(
     together = max(1, JOINED // batches.batch_size)
     for first in range(0, len(steps), together):
         group = steps[first : first + together]
-        features = [reader(indices, views).to(device, non_blocking=True) for indices, views in group]
+        features = [reader(indices, views).to(device, non_blocking=device.type == "cuda") for indices, views in group]
         seeds = [step_seed(seed, epoch, first + index, 0) for index in range(len(group))]
         for (indices, _), inputs in zip(group, stem.steps(features, seeds), strict=True):
             yield inputs, labels[torch.from_numpy(indices.copy())].to(device)
@@ -274,6 +274,7 @@ class _Stack:
 
     def __init__(self, start: nn.Linear, heads: Sequence[Head], optimizer: str, schedule: str, steps: int) -> None:
         self.heads = list(heads)
+        self.wide = torch.float32 if start.weight.device.type == "mps" else torch.float64  # MPS has no float64
         self.weight = start.weight.detach().expand(len(heads), -1, -1).clone()
         bias = start.bias.detach() if start.bias is not None else start.weight.new_zeros(start.out_features)
         self.bias = bias.expand(len(heads), -1).clone()
@@ -318,8 +319,8 @@ class _Stack:
         losses, correct = [], []
         for weight, bias in zip(self.weight, self.bias, strict=True):
             logits = torch.addmm(bias, inputs, weight.T)
-            losses.append(nn.functional.cross_entropy(logits.double(), labels))
-            correct.append((logits.argmax(1) == labels).double().mean())
+            losses.append(nn.functional.cross_entropy(logits.to(self.wide), labels))
+            correct.append((logits.argmax(1) == labels).to(self.wide).mean())
         return torch.stack(losses), torch.stack(correct)
 
     def drop(self, stop: Sequence[bool]) -> None:

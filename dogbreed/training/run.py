@@ -44,6 +44,7 @@ from dogbreed.training.build import (
     run_folder,
     say,
 )
+from dogbreed.training.ranks import agree
 from dogbreed.training.results import Run, finish
 from dogbreed.training.resume import best_before, check_same_run, find_checkpoint
 
@@ -69,7 +70,7 @@ def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[
     config = Config.from_dict(compose(overrides) if config is None else config)
     check_trainer(config.trainer)
     checkpoint_path = find_checkpoint(config)
-    folder = run_folder(config, checkpoint_path)
+    folder = Path(agree(lambda: run_folder(config, checkpoint_path)))
     with nullcontext() if config.output_dir else discarded_if_empty(folder):
         run = _prepare(config, folder, checkpoint_path, started)
         with _interruptible(run, checkpoint_path):
@@ -94,8 +95,7 @@ def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started
     if checkpoint is not None and checkpoint_path is not None:
         check_same_run(checkpoint, config, checkpoint_path)
         before = best_before(checkpoint, checkpoint_path)
-    if main_process:
-        data.prepare_data()
+    agree(lambda: data.prepare_data() if main_process else None)
     data.setup()
     model = build_model(config, data, checkpoint)
     say("\n".join([f"dogbreed {__version__}", *_facts(data, model, config)]))

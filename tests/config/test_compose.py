@@ -115,6 +115,26 @@ def test_trainer_keys_are_lightnings_arguments_without_our_own():
     }
 
 
+@pytest.mark.parametrize(
+    ("trainer", "cache", "precision"),
+    [
+        ("bf16-mixed", None, "bfloat16"),
+        ("16-mixed", None, "float16"),
+        ("64-true", None, "float32"),
+        ("32", None, "float32"),
+        ("bf16-mixed", "float32", "float32"),
+    ],
+)
+def test_features_have_the_trainers_precision(trainer, cache, precision):
+    """Mixed precision would compute the frozen part so without the cache, too."""
+    given = [f"cache.precision={cache}"] if cache else []
+    config = compose([f"trainer.precision={trainer}", *given])
+    assert config["cache"]["precision"] == precision
+    assert (
+        Config.from_dict({**compose(), "cache": {**compose()["cache"], "precision": None}}).cache.precision == "float32"
+    )
+
+
 def test_trainer_arguments_need_no_plus():
     overrides = ["trainer.devices=2", "trainer.strategy=ddp", "trainer.precision=bf16-mixed"]
     trainer = compose([*overrides, "trainer.limit_train_batches=3", "trainer.max_time={hours: 1}"])["trainer"]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from dogbreed.config.compose import compose
@@ -152,6 +153,15 @@ def test_bad_use(
     folder = tmp_path / "search"
     assert main([*settings, override, f"output_dir={folder}"]) == 2
     assert sentence in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_device_that_is_not_there(settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The Trainer's strategy says where a search runs, as it does for a run."""
+    folder = tmp_path / "search"
+    assert main([*settings, "trainer.accelerator=gpu", f"output_dir={folder}"]) == 2
+    assert "Trainer refuses these settings" in capsys.readouterr().err
     assert not folder.exists()
 
 

@@ -29,3 +29,13 @@ def test_it_is_clipped_and_exported(precision: str, tmp_path: Path) -> None:
         assert float(row["probability"]) == pytest.approx(
             answer.probability, abs=1e-6 if precision == "64-true" else 0.02
         )
+
+
+@pytest.mark.slow
+def test_mixed_precision_is_the_same_run_with_the_cache(tmp_path: Path) -> None:
+    for mode in ("require", "off"):
+        runs.train_in(tmp_path / mode, "trainer.precision=bf16-mixed", "model.lr=0.01", f"cache.mode={mode}")
+    cached, uncached = (runs.history(tmp_path / mode) for mode in ("require", "off"))
+    for row, other in zip(cached, uncached, strict=True):
+        for name in ("train_loss", "val_loss"):
+            assert row[name] == pytest.approx(other[name], rel=0, abs=1e-4)  # float32 features are 3e-3 away
