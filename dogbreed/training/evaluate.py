@@ -89,20 +89,22 @@ def evaluate(
         "package_version": __version__,
     }
     destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
-    others = {  # among which the report looks for copies
-        other: SplitFiles([path for path, _ in rest], np.array([label for _, label in rest], np.int64), [], [])
-        for other, rest in files.items()
-    }
-    report = _report(str(model), folder, labels, predictor, {split: samples, **others}, predictions, metrics, skipped)
-    caveats, leak, leak_metrics = training_report.caveats(report)
-    metrics |= leak_metrics
+    photos = {split: samples, **{other: _listed(rest) for other, rest in files.items()}}
+    report = _report(str(model), folder, labels, predictor, photos, predictions, metrics, skipped)
+    caveats = training_report.caveats(report)
+    metrics |= caveats.metrics
     write_json(destination / "metrics.json", metrics)
     write_csv(destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, names, folder))
     training_report.write_safely(destination / "report.html", report)
     if not quiet:
-        print(*leak, test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), sep="\n", flush=True)
-        print(_summary(metrics, len(names), caveats, destination, skipped, missing))
+        lines = [*caveats.leak, test_line(predictions, metrics[f"{PREFIX[split]}_loss"])]
+        print(*lines, _summary(report, caveats.sentences, destination, missing), sep="\n", flush=True)
     return Result(metrics, destination, predictions)
+
+
+def _listed(files: Sequence[tuple[Path, int]]) -> SplitFiles:
+    """Return images that are not read, among which the report looks for copies."""
+    return SplitFiles([path for path, _ in files], np.array([label for _, label in files], np.int64), [], [])
 
 
 def _check_arguments(split: str, on_bad_image: str, batch_size: int, num_workers: int) -> None:
@@ -192,25 +194,18 @@ def _predictions_of(
     return predictions, SplitFiles(paths, indices, digests, []), skipped
 
 
-def _summary(
-    metrics: Mapping[str, Any],
-    classes: int,
-    caveats: Sequence[str],
-    folder: Path,
-    skipped: Sequence[Skipped],
-    missing: Sequence[str],
-) -> str:
-    prefix, images = PREFIX[metrics["split"]], metrics["images"]
+def _summary(run: ReportInputs, caveats: Sequence[str], folder: Path, missing: Sequence[str]) -> str:
+    metrics, prefix = run.metrics, PREFIX[run.metrics["split"]]
     low, high = metrics[f"{prefix}_ece_ci95"]
-    unknown = f"; whether it is calibrated cannot be told on {count(images, 'image')}" if low == 0 else ""
+    unknown = f"; whether it is calibrated cannot be told on {count(metrics['images'], 'image')}" if low == 0 else ""
     lines = [
-        f"{accuracy_line(metrics, prefix, images, classes)}.",
+        f"{accuracy_line(metrics, prefix, metrics['images'], len(run.class_names))}.",
         *caveats,
         f"Calibration error {metrics[f'{prefix}_ece']:.3f} (95 % CI {low:.3f}-{high:.3f}) with temperature "
         f"{metrics['temperature']:.3f}, {metrics[f'{prefix}_ece_uncalibrated']:.3f} without{unknown}.",
     ]
-    if skipped:
-        lines.append(f"Skipped {len(skipped)} files, such as {skipped[0].path} ({skipped[0].reason}).")
+    if run.skipped:
+        lines.append(f"Skipped {len(run.skipped)} files, such as {run.skipped[0].path} ({run.skipped[0].reason}).")
     if missing:
         more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
         lines.append(f"No images of {len(missing)} of the model's breeds: {', '.join(missing[:3])}{more}.")
