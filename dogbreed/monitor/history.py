@@ -113,8 +113,9 @@ class History(Checkpoint):
         return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.rows = [{"train_acc": math.nan, **row} for row in state_dict["rows"]]  # which older runs have not
-        self.best = state_dict["best"]
+        older = {"train_acc": math.nan}  # which the rows of older versions have not
+        self.rows = [{**older, **row} for row in state_dict["rows"]]
+        self.best = state_dict["best"] and {**older, **state_dict["best"]}
         self.kept = len(self.rows)
 
     @property
