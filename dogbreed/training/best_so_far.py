@@ -54,7 +54,8 @@ def kept(checkpoint: Path, folder: Path) -> Iterator[None]:
     ended = threading.Event()
 
     def keep() -> None:
-        exported, pause = _written(checkpoint), POLL_SECONDS
+        exported: int | None = None
+        pause = POLL_SECONDS
         while not ended.wait(pause):
             written = _written(checkpoint)
             if written == exported:

@@ -11,6 +11,7 @@ import yaml
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import duration
+from launch.aws.account import environment_region
 
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
@@ -83,7 +84,8 @@ class Prices:
             return f"put 'hour: {{{instance_type}: DOLLARS}}' into a YAML file and give sagemaker.prices=FILE"
         if instance_type in self.listed:
             return "AWS Price List"
-        region = self.config["sagemaker"]["region"] or self.table["region"]
+        cloud = self.config["sagemaker"]
+        region = cloud["region"] or environment_region(cloud["profile"]) or self.table["region"]
         other = (
             "" if region == self.table["region"] else f" for {self.table['region']}; {region} may differ by up to 30 %"
         )

@@ -102,6 +102,13 @@ def check_settings(config: Mapping[str, Any]) -> None:
     for key, least in _AT_LEAST.items():
         if cloud[key] < least:
             raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")
+    counts = {key: cloud[key] for key in ("parallel", "max_search")}
+    for key, value in {**counts, "stop_search.not_improving": cloud["stop_search"]["not_improving"]}.items():
+        if value is not None and not (isinstance(value, int) and value is not True and value >= 1):
+            raise DogbreedError(f"sagemaker.{key}={value} is out of range; it is a whole number from 1, or null.")
+    good_enough = cloud["stop_search"]["at"]
+    if good_enough is not None and (isinstance(good_enough, bool) or not isinstance(good_enough, int | float)):
+        raise DogbreedError(f"sagemaker.stop_search.at={good_enough} is no number.")
     max_run = cloud["max_run"]
     if max_run is not None and not (isinstance(max_run, int) and max_run is not True and max_run >= 1):
         raise DogbreedError(f"sagemaker.max_run={max_run} is out of range; it is a whole number of seconds, or null.")

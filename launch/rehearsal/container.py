@@ -13,8 +13,8 @@ import subprocess
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from tempfile import TemporaryDirectory
@@ -30,8 +30,10 @@ Request = Mapping[str, Any]  # of CreateTrainingJob, if nothing else is said
 
 OPT_ML = PurePosixPath("/opt/ml")
 CHECKPOINTS = OPT_ML / "checkpoints"  # the service's default
-# "algo-1" in the cloud. The toolkit waits until the DNS knows the name.
+# "algo-1" and so on in the cloud. The toolkit waits until the DNS knows the names.
 HOST = "localhost"
+MOST_HOSTS = 8
+MASTER_PORT = 7777  # where the toolkit has the first of several machines listen
 SYNC_SECONDS = 1.0
 # Names a folder of the container's own disk in the request. Features are the same wherever they were computed, so here
 # they go where this machine keeps its own.
@@ -126,19 +128,22 @@ class Container:
         """
         while True:
             with TemporaryDirectory(prefix="dogbreed-rehearsal-") as folder:
-                root = Path(folder).resolve()
-                lay_out(self.request, root, self.s3)
+                roots = {host: Path(folder).resolve() / host for host in hosts_of(self.request)}
+                for host, root in roots.items():
+                    lay_out(self.request, root, self.s3, host)
                 interrupts = interrupt_after is not None and not self.outcome.interruptions
                 if interrupts:
-                    end = self._run_toolkit(root, interrupt_after, "Interrupted")
+                    end = self._run_toolkit(list(roots.values()), interrupt_after, "Interrupted")
                 else:
-                    end = self._run_toolkit(root, stop_after, "Stopped")
+                    end = self._run_toolkit(list(roots.values()), stop_after, "Stopped")
                 if end == "Interrupted":
                     self.outcome.interruptions += 1
                     continue
                 self.outcome.status = end
-                self.outcome.reason = self.outcome.reason or failure(root)
-                artefacts = collect(self.request, root, self.s3, failed=end == "Failed")
+                reasons = [reason for root in roots.values() if (reason := failure(root))]
+                self.outcome.reason = self.outcome.reason or "".join(reasons[:1])
+                first = next(iter(roots.values()))  # the other machines leave nothing
+                artefacts = collect(self.request, first, self.s3, failed=end == "Failed")
                 self.outcome.model, self.outcome.output = artefacts
                 return self.outcome
 
@@ -159,27 +164,24 @@ class Container:
             "PIP_QUIET": "1",
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
             **({CACHE: str(Path(self.cache_dir).absolute())} if self.cache_dir else {}),
+            # Machines share no disk: each has the features that it reads.
+            **({CACHE: str(root / "cache"), "GLOO_SOCKET_IFNAME": "lo"} if len(hosts_of(self.request)) > 1 else {}),
             **below(root, requested),
         }
 
-    def _run_toolkit(self, root: Path, lines: int | None, end_after: End) -> End:
-        """Run the toolkit to its end, to the job's limit, or to so many lines with a metric and what comes then."""
+    def _run_toolkit(self, roots: Sequence[Path], lines: int | None, end_after: End) -> End:
+        """Run the toolkit to its end, to the job's limit, or to so many lines with a metric and what comes then.
+
+        Args:
+            roots: That stand for /opt/ml, of each machine.
+            lines: With a metric; None for no such end.
+            end_after: What comes after so many lines.
+        """
         started, self.lines_with_metrics = time.monotonic(), 0
         limit = self.request["StoppingCondition"]["MaxRuntimeInSeconds"] - self.outcome.seconds
         enough = threading.Event()
-        process = subprocess.Popen(  # noqa: S603
-            [*SHELL, str(self.environment.script("train"))],
-            cwd=root,
-            env=self.variables(root),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            start_new_session=True,  # so that the job can be ended with all that it has started
-        )
 
-        def read() -> None:
+        def read(process: subprocess.Popen[str]) -> None:
             assert process.stdout is not None
             for line in process.stdout:
                 self._read_line(line.rstrip("\n"))
@@ -187,12 +189,18 @@ class Container:
                     enough.set()
 
         end: End = "Stopped"
-        reader = threading.Thread(target=read, daemon=True)
-        reader.start()
-        with synchronised(self.request, root, self.s3), _ended(process, reader):
+        with ExitStack() as machines:
+            processes = []
+            for root in roots:
+                machines.enter_context(synchronised(self.request, root, self.s3))
+                processes.append(self._start(root))
+                reader = threading.Thread(target=read, args=processes[-1:], daemon=True)
+                reader.start()
+                machines.enter_context(_ended(processes[-1], reader))
             while time.monotonic() - started < limit and not self.cancelled.is_set():
-                if process.poll() is not None:
-                    end = "Failed" if process.returncode else "Completed"
+                codes = [process.poll() for process in processes]
+                if any(codes) or None not in codes:
+                    end = "Failed" if any(codes) else "Completed"
                     break
                 if enough.wait(LOOK_SECONDS):
                     end = end_after
@@ -205,6 +213,19 @@ class Container:
         elif end == "Stopped" and not self.cancelled.is_set():
             self.outcome.reason = f"It ran longer than the request allows, {limit:.0f} s (sagemaker.max_run)."
         return end
+
+    def _start(self, root: Path) -> subprocess.Popen[str]:
+        return subprocess.Popen(  # noqa: S603
+            [*SHELL, str(self.environment.script("train"))],
+            cwd=root,
+            env=self.variables(root),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            start_new_session=True,  # so that the job can be ended with all that it has started
+        )
 
     def has_metric(self, line: str) -> bool:
         """Return whether one of the request's expressions matches a line."""
@@ -254,13 +275,20 @@ def _session(leader: int) -> Iterator[int]:
 # /opt/ml
 
 
-def lay_out(request: Request, root: Path, s3: LocalS3) -> None:
+def hosts_of(request: Request) -> list[str]:
+    """Return the names of the machines that stand for those of a job: addresses of the loopback interface."""
+    count = request["ResourceConfig"].get("InstanceCount", 1)
+    return [HOST] if count == 1 else [f"127.0.0.{number}" for number in range(1, count + 1)]
+
+
+def lay_out(request: Request, root: Path, s3: LocalS3, host: str = HOST) -> None:
     """Write the tree, with the channels and kept checkpoints as S3 has them.
 
     Args:
         request: Of CreateTrainingJob.
         root: An empty folder, standing for /opt/ml.
         s3: Where the request's addresses lead.
+        host: Name of the machine, one of `hosts_of(request)`.
 
     Raises:
         DogbreedError: Nothing lies where a channel points.
@@ -268,7 +296,7 @@ def lay_out(request: Request, root: Path, s3: LocalS3) -> None:
     config = root / "input" / "config"
     for folder in (config, root / "model", root / "output" / "data", checkpoints(request, root)):
         folder.mkdir(parents=True, exist_ok=True)
-    for name, content in _configuration(request, root).items():
+    for name, content in _configuration(request, root, host).items():
         (config / f"{name}.json").write_text(json.dumps(content))
     for channel in request.get("InputDataConfig", ()):
         uri = channel["DataSource"]["S3DataSource"]["S3Uri"]
@@ -278,7 +306,7 @@ def lay_out(request: Request, root: Path, s3: LocalS3) -> None:
         s3.get(request["CheckpointConfig"]["S3Uri"], checkpoints(request, root))
 
 
-def _configuration(request: Request, root: Path) -> dict[str, Any]:
+def _configuration(request: Request, root: Path, host: str) -> dict[str, Any]:
     """Return the files in input/config/ by name. Hyperparameters are text, as the service passes them."""
     mode = request["AlgorithmSpecification"]["TrainingInputMode"]
     instance = request["ResourceConfig"]["InstanceType"]
@@ -299,11 +327,11 @@ def _configuration(request: Request, root: Path) -> dict[str, Any]:
         "hyperparameters": below(root, request.get("HyperParameters", {})),
         "inputdataconfig": channels,
         "resourceconfig": {
-            "current_host": HOST,
+            "current_host": host,
             "current_instance_type": instance,
             "current_group_name": group,
-            "hosts": [HOST],
-            "instance_groups": [{"instance_group_name": group, "instance_type": instance, "hosts": [HOST]}],
+            "hosts": hosts_of(request),
+            "instance_groups": [{"instance_group_name": group, "instance_type": instance, "hosts": hosts_of(request)}],
             "network_interface_name": "lo",
         },
     }

@@ -249,6 +249,10 @@ def toolkit(requirements: str, folder: Path | None = None) -> Iterator[Environme
                 _run([environment.python, "-c", INSTALL, code], variables, failed)
 
     with ready("toolkit", TOOLKIT, variant=requirements, step=install, folder=folder) as environment:
+        torchrun = environment.script("torchrun")  # of torch, which is linked, without its commands
+        if not torchrun.exists():
+            torchrun.write_text(f"#!{environment.python}\nfrom torch.distributed.run import main\n\nmain()\n")
+            torchrun.chmod(0o755)
         yield environment
 
 

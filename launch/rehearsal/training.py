@@ -6,6 +6,7 @@ toolkit of SageMaker's training images installs the requirements and runs the pr
 
 import os
 import shlex
+import socket
 import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -17,8 +18,8 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import write_json
 from launch.jobs.request import TUNING, Job
 from launch.rehearsal import tuning
-from launch.rehearsal.container import INTERRUPTED, Container, Outcome, Request
-from launch.rehearsal.s3 import LocalS3
+from launch.rehearsal.container import INTERRUPTED, MASTER_PORT, MOST_HOSTS, Container, Outcome, Request
+from launch.rehearsal.s3 import LOOPBACK, LocalS3
 from launch.rehearsal.staging import CHECKPOINTS, Options, local_sources, stage
 
 RECORD = "rehearsal.json"
@@ -42,13 +43,27 @@ def rehearse(config: Mapping[str, Any], job: Job) -> None:
         JobFailed: The job failed, as it would in the cloud.
         DogbreedError: Something that the job needs is not on this machine.
     """
-    if config["sagemaker"]["instance_count"] > 1:
-        raise DogbreedError("A rehearsal has one machine; rehearse with sagemaker.instance_count=1.")
+    if config["sagemaker"]["instance_count"] > MOST_HOSTS:
+        raise DogbreedError(f"A rehearsal has at most {MOST_HOSTS} machines; give a smaller sagemaker.instance_count.")
+    if config["sagemaker"]["instance_count"] > 1 and job.operation == TUNING:
+        raise DogbreedError("The trials of a rehearsed search have one machine each; give sagemaker.instance_count=1.")
+    if config["sagemaker"]["instance_count"] > 1 and not _is_free(MASTER_PORT):
+        raise DogbreedError(f"The toolkit joins machines at port {MASTER_PORT}, which another program uses; end that.")
     options = Options(**config["sagemaker"]["rehearsal"], cache_dir=config["cache"]["dir"])
     folder = Path(config["output_dir"] or Path("outputs") / "rehearsals" / job.name)
     (tune if job.operation == TUNING else train)(
         job.request, local_sources(config, job, folder.parent), folder, options
     )
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            listener.bind((LOOPBACK, port))
+        except OSError:
+            return False
+    return True
 
 
 def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options) -> Outcome:

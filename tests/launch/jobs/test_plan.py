@@ -534,6 +534,8 @@ def test_the_stand_ins_are_named(run):
         ("train", ["sagemaker.profile=5"], "sagemaker.profile=5 is no text"),
         ("tune", ["sagemaker.resume_from=a"], "sagemaker.resume_from is for a training job"),
         ("tune", ["sagemaker.scaling=Log"], "sagemaker.scaling=Log is unknown; it is one of Auto, Linear"),
+        ("tune", ["sagemaker.parallel=many"], "sagemaker.parallel=many is out of range; it is a whole number from 1"),
+        ("tune", ["sagemaker.stop_search.at=good"], "sagemaker.stop_search.at=good is no number"),
         ("tune", ["sagemaker.warm_start=5"], "sagemaker.warm_start=5 is no list of names"),
         (
             "tune",

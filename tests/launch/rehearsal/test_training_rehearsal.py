@@ -214,6 +214,24 @@ def test_a_new_job_resumes_from_a_killed_one(stopped: Rehearsed, place: Path) ->
 
 
 @pytest.mark.slow
+def test_two_machines_that_share_no_disk(place: Path) -> None:
+    """The toolkit joins them by torchrun: one run, each image tested once, results on the first machine alone."""
+    joined = rehearse(place, "joined", "sagemaker.instance_count=2", "trainer.max_epochs=2")
+    assert joined.code == 0, joined.out + joined.err
+    assert "--nnodes 2" in joined.log
+    assert sorted(set(re.findall(r"--node_rank (\d)", joined.log))) == ["0", "1"]
+    output = joined.unpacked("output.tar.gz")
+    tested = len(list((joined.folder / "data" / "test").rglob("*.jpg")))
+    assert len((output / "predictions.csv").read_text().splitlines()) == 1 + tested
+    metrics = json.loads((output / "metrics.json").read_text())
+    (job,) = joined.record["jobs"]
+    assert job["metrics"]["val_loss"] == pytest.approx(metrics["val_loss"], abs=1e-6)
+    assert metrics["cache"] == "built"
+    assert (joined.unpacked("model.tar.gz") / "model.json").is_file()
+    assert not left_behind(place)
+
+
+@pytest.mark.slow
 def test_a_tuning_job_tries_and_picks(place: Path) -> None:
     space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
     tuned = rehearse(place, "tune", space, "search.trials=6", "trainer.max_epochs=2", command="tune")
@@ -282,7 +300,7 @@ NEEDS: Sequence[tuple[list[str], str]] = (
     (["sagemaker.weights=s3://elsewhere/weights.pth"], "s3://elsewhere/weights.pth is out of reach for a rehearsal"),
     (["sagemaker.packages=s3://elsewhere/wheels"], "the channel packages would be empty"),
     (["sagemaker.rehearsal.interrupt_after=1"], "interrupt_after needs sagemaker.spot=true"),
-    (["sagemaker.instance_count=2"], "A rehearsal has one machine"),
+    (["sagemaker.instance_count=9"], "A rehearsal has at most 8 machines"),
     (["sagemaker.resume_from=none"], "none/checkpoints/none does not exist; a rehearsal resumes from the rehearsal"),
     (["sagemaker.rehearsal.images=-1"], "sagemaker.rehearsal.images=-1 is out of range"),
 )

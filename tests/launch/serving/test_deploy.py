@@ -430,10 +430,12 @@ def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
 
         def invoke_endpoint_async(self, **asked: Any) -> dict[str, str]:
             bucket, _, key = asked["InputLocation"].removeprefix("s3://").partition("/")
-            assert s3.get_object(Bucket=bucket, Key=key)["Body"].read() == large
+            stored = s3.get_object(Bucket=bucket, Key=key)
+            assert stored["Body"].read() == large
+            assert (stored["ServerSideEncryption"], stored["SSEKMSKeyId"]) == ("aws:kms", "alias/a")
             return {"OutputLocation": "s3://dogs/answer"}
 
-    queue = Queue(Runtime(), s3, "dogs", "queue")
+    queue = Queue(Runtime(), s3, "dogs", "queue", owner="123456789012", kms_key="alias/a")
     assert Endpoint("any-name", queue).predict(large).label == "A"
     with pytest.raises(PredictionError, match="an endpoint takes 100,000,000"):
         Endpoint("any-name", queue).predict(b"x" * 100_000_001)
@@ -452,6 +454,8 @@ def test_the_command_that_asks(address, tmp_path, capsys):
     assert sagemaker_invoke.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
     assert capsys.readouterr().out.strip() == good, "one client for the laptop and the cloud"
     assert sagemaker_invoke.main([address, "none.jpg"]) == 2
+    assert sagemaker_invoke.main([address, str(tmp_path), "--top-k", "2"]) == 1, "a folder: the images in it"
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted([bad, good])
     assert "none.jpg is no file" in capsys.readouterr().err
     assert sagemaker_invoke.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
     assert "cannot be reached" in capsys.readouterr().err

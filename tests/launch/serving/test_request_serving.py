@@ -37,6 +37,19 @@ def describe(model: Path, *words: str) -> request.Deployment:
         return request.describe(config, packed, "squeezenet1_1", where, image, NOW)
 
 
+def test_keys_reach_everything_that_is_kept(model, tmp_path):
+    keys = ("sagemaker.kms_key=alias/a", "sagemaker.volume_kms_key=alias/b")
+    settings = describe(model, "capture=10", *keys).request("CreateEndpointConfig")
+    assert (settings["DataCaptureConfig"]["KmsKeyId"], settings["KmsKeyId"]) == ("alias/a", "alias/b")
+    settings = describe(model, "kind=async", *keys).request("CreateEndpointConfig")
+    assert settings["AsyncInferenceConfig"]["OutputConfig"]["KmsKeyId"] == "alias/a"
+    job = describe(model, "kind=batch", f"input={tmp_path}", *keys).request("CreateTransformJob")
+    assert job["TransformOutput"]["KmsKeyId"] == "alias/a"
+    assert job["TransformResources"]["VolumeKmsKeyId"] == "alias/b"
+    with pytest.raises(DogbreedError, match=r"volume_kms_key cannot go with ml\.g5\.xlarge"):
+        describe(model, "instance_type=ml.g5.xlarge", *keys)
+
+
 def test_realtime(model):
     made = describe(model, "expires=2h", "capture=10", "max_count=4", "target=30", "instance_count=2")
     assert [step.operation for step in made.steps] == [
