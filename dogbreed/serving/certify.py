@@ -1,9 +1,9 @@
 """The proof that what was trained is what is served.
 
-Photographs, and odd files made from one of them, go from their bytes to logits through four inference
-paths: the evaluation that training ends with, `Predictor`, a running server, and the handlers of a packed archive in
-a process that sees nothing but the archive. The largest difference is printed and written; where float32 does not
-explain it, or one path answers what another refuses, there is no certificate.
+Photographs, and odd files made from one of them, go from their bytes to logits through four inference paths: the
+evaluation that training ends with, `Predictor`, a running server, and the handlers of a packed archive in a process
+that sees nothing but the archive; where there is a GPU, also `Predictor` on it. The largest difference is printed and
+written; where float32 does not explain it, or one path answers what another refuses, there is no certificate.
 """
 
 import hashlib
@@ -11,6 +11,7 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +43,12 @@ INFERENCE_PATHS: dict[str, InferencePath] = {
 }
 
 
+def inference_paths() -> dict[str, InferencePath]:
+    """Return the inference paths of this machine: where there is a GPU, `Predictor` on it is one more."""
+    on_gpu = {"gpu": partial(parity.predictor, device="cuda")} if torch.cuda.is_available() else {}
+    return {**INFERENCE_PATHS, **on_gpu}
+
+
 def certify(
     model: Path,
     photos: Sequence[str] = (),
@@ -68,7 +75,7 @@ def certify(
 
     folder = find_model(model)
     files = _files(photos)
-    chosen = {**INFERENCE_PATHS, **(others or {})}
+    chosen = {**inference_paths(), **(others or {})}
     answers: dict[str, list[Answer]] = {}
     seconds: dict[str, float] = {}
     with archive.assemble(folder) as packed:

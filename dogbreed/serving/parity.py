@@ -1,7 +1,7 @@
 """The inference paths from a file's bytes to its logits, each as it runs in practice: for `dogbreed.certify`.
 
 Each takes an exported model's folder, files by name, and a call for progress, and returns one answer per file, on the
-CPU.
+CPU unless it is told another device.
 """
 
 import http.client
@@ -77,9 +77,9 @@ def training(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answe
     return [answered.get(path) or refused[path] for path in paths]
 
 
-def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answer]:
+def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick, device: str = "cpu") -> list[Answer]:
     """Answer with `Predictor` in this process."""
-    model = Predictor(folder, device="cpu")
+    model = Predictor(folder, device=device)
     answers = []
     for data in files.values():
         try:

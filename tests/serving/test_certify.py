@@ -117,3 +117,10 @@ def test_bad_use(arguments, sentence, tmp_path, capsys):
 
 def _sha256(file: Path) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
+def test_a_gpu_is_one_path_more(monkeypatch) -> None:
+    on_cpu = ["training", "predictor", "server", "handler"]
+    for available, names in ((False, on_cpu), (True, [*on_cpu, "gpu"])):
+        monkeypatch.setattr("torch.cuda.is_available", lambda available=available: available)
+        assert list(certify.inference_paths()) == names
