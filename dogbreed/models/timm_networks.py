@@ -83,13 +83,15 @@ def build(backbone: str, num_classes: int, size: int | None, *, pretrained: bool
     extra = {"img_size": size} if fixed else {}
     try:
         network: nn.Module = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, **extra)
-    except (AssertionError, ValueError, TypeError) as error:
-        raise DogbreedError(f"{backbone} cannot be built for inputs of {size} x {size} pixels ({error}).") from error
-    except (OSError, RuntimeError) as error:  # what huggingface_hub raises without a connection
-        raise DogbreedError(
-            f"The weights of {backbone} could not be downloaded ({str(error).splitlines()[0]}); give a file with "
-            "model.weights=PATH, or train without pretrained weights with model.weights=none."
-        ) from error
+    except (OSError, RuntimeError, AssertionError, ValueError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        # What huggingface_hub raises without a connection is an OSError and a ValueError.
+        if pretrained and isinstance(error, OSError | RuntimeError):
+            raise DogbreedError(
+                f"The weights of {backbone} could not be downloaded ({reason}); give a file with model.weights=PATH, "
+                "or train without pretrained weights with model.weights=none."
+            ) from error
+        raise DogbreedError(f"{backbone} cannot be built for inputs of {size} x {size} pixels ({reason}).") from error
     return network
 
 

@@ -1,5 +1,6 @@
 """Networks of timm: cut exactly, with keys that stay the same, and refused by name where there is none."""
 
+import re
 import subprocess
 import sys
 
@@ -172,3 +173,14 @@ def test_tokens_get_an_answer_without_a_map(backbone):
     assert maps is None
     with torch.no_grad():
         torch.testing.assert_close(answer, network.eval()(inputs))
+
+
+def test_without_a_connection_the_ways_out_are_named(tmp_path):
+    code = "from dogbreed.models.backbones import create; create('timm/convnextv2_atto', 4)"
+    offline = runs.environment(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))
+    failed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=offline)
+    assert re.search(
+        r"DogbreedError: The weights of timm/convnextv2_atto could not be downloaded \(.+\); give a file with "
+        r"model\.weights=PATH, or train without pretrained weights with model\.weights=none\.\n$",
+        failed.stderr,
+    )
