@@ -14,6 +14,7 @@ from contextlib import suppress
 
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.extras import install
+from dogbreed.core.machine import ensure_home
 from dogbreed.core.version import __version__
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -42,6 +43,9 @@ def parser(prog: str, description: str, epilog: str = "") -> argparse.ArgumentPa
 
 def guard(task: Callable[[], int | None]) -> int:
     """Run a task and turn what it raises into a sentence on standard error and an exit code."""
+    ensure_home()
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started this process
+        sys.stdout, sys.stderr = (stream or open(os.devnull, "w") for stream in (sys.stdout, sys.stderr))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the stream cannot encode is shown with escapes
             stream.reconfigure(errors="backslashreplace")
@@ -76,6 +80,8 @@ def _report(error: Exception) -> int:
     if cause := _os_error(error, _DISK_FULL):
         where = f" while writing {cause.filename}" if cause.filename else ""
         return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)
+    if _os_error(error, (errno.EMFILE, errno.ENFILE)):
+        return _say("error: Too many files are open; raise the limit (ulimit -n 4096), or give data.num_workers=0", 2)
     if cause := _os_error(error, _FORBIDDEN):
         return _say(f"error: No permission to use {cause.filename or 'a file'} ({cause.strerror})", 2)
     traceback.print_exception(error)

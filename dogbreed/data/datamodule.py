@@ -283,7 +283,8 @@ class DogImages(LightningDataModule):
             batch_sampler=batches,
             collate_fn=stack_images,
             num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0 and split != "test",
+            batch_bytes=min(self.batch_size, len(files)) * 12 * self.preprocessing.size**2,  # float32, three channels
+            persistent_workers=split != "test",
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=generator,
         )

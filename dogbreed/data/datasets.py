@@ -11,8 +11,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.machine import workers_with_room
 from dogbreed.data.images import BadImage, Preprocessing, View, load
 
+SECONDS_TO_ANSWER = 600  # a worker that has brought nothing for so long hangs
 Indices = NDArray[np.int64]
 FeatureReader = Callable[[Indices, Indices], Tensor]  # (positions, views) of a split to features [N, ...]
 
@@ -80,13 +83,38 @@ class ImageDataset(Dataset[tuple[Tensor, int, int] | BadImage]):
 
 
 class ImageLoader(DataLoader[Any]):
-    """Batches of images; raises here the BadImage that a worker met, of which torch would hand on the text alone."""
+    """Batches of images by as many workers as there is shared memory for.
+
+    Raises here the BadImage that a worker met, of which torch would hand on the text alone, and a sentence for a worker
+    that was killed or does not answer.
+    """
+
+    def __init__(self, dataset: Dataset[Any], *, num_workers: int, batch_bytes: int, **arguments: Any) -> None:
+        workers = workers_with_room(num_workers, batch_bytes, loaders=2)
+        if workers < num_workers:
+            print(
+                f"The shared memory (/dev/shm) has room for {workers} of {num_workers} workers; "
+                "docker run --shm-size=2g gives it more.",
+                flush=True,
+            )
+        persistent = arguments.pop("persistent_workers", False) and workers > 0
+        timeout = SECONDS_TO_ANSWER if workers else 0
+        super().__init__(dataset, num_workers=workers, persistent_workers=persistent, timeout=timeout, **arguments)
 
     def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
-        for batch in super().__iter__():
-            if isinstance(batch, BadImage):
-                raise batch
-            yield batch
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, BadImage):
+                    raise batch
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            raise DogbreedError(
+                "A worker that reads images was killed, or did not answer for "
+                f"{SECONDS_TO_ANSWER // 60} minutes; is the disk there, and is there memory? data.num_workers=0 reads "
+                "them without workers."
+            ) from error
 
 
 class FeatureDataset(Dataset[FeatureBatch]):

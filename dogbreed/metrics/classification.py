@@ -232,7 +232,7 @@ def reliability(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bin
     return filled
 
 
-def similarity_order(predictions: Predictions, classes: Sequence[int]) -> list[int]:
+def cluster_order(predictions: Predictions, classes: Sequence[int]) -> list[int]:
     """Return the classes in an order in which those that the model confuses are neighbours.
 
     Average-linkage clustering of the mean probabilities; two clusters are joined at their most similar ends. The time

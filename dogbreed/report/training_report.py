@@ -192,7 +192,7 @@ def _matrix(run: ReportInputs, predictions: Predictions) -> Markup:
         )
 
     def draw(classes: Sequence[int]) -> Markup:
-        order = classification.similarity_order(predictions, classes)
+        order = classification.cluster_order(predictions, classes)
         matrix = classification.confusion(predictions, order)
         return plots.confusion_matrix(matrix, [totals[i] for i in order], [run.class_names[i] for i in order])
 

@@ -8,6 +8,7 @@ network trains, trials run one after the other, each a run of `dogbreed.train`. 
 
 import csv
 import io
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
@@ -92,7 +93,7 @@ def _search(search: Search) -> None:
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(
             f"Stopped after {len(search.finished())} of {trials} trials; the same command with "
-            f"output_dir={search.folder} continues the search."
+            f"{shlex.quote(f'output_dir={search.folder}')} continues the search."
         ) from None
     search.write()
     _say(config, _summary(search))

@@ -18,7 +18,8 @@ from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.search.plot import Point, plot_trials
 from dogbreed.search.space import check_search, current_values, set_dotted
 from dogbreed.search.stacked_heads import Head
-from dogbreed.training.build import check_trainer, run_folder
+from dogbreed.training.build import run_folder
+from dogbreed.training.preflight import check_settings
 
 MIN_EPOCHS_BEFORE_PRUNING = 2
 MIN_TRIALS_TO_COMPARE = 5
@@ -54,7 +55,7 @@ class Search:
         self.config = config
         self.settings = config.search
         self.space = ranges(self.settings.space)
-        check_trainer(config.trainer)
+        check_settings(config)
         check_search(config, self.space)
         self.folder = run_folder(config, None)
         self.started = time.monotonic()

@@ -12,14 +12,15 @@ import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
+from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
 from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
@@ -68,22 +69,6 @@ def say(text: str) -> None:
     print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
 
 
-def check_trainer(arguments: Mapping[str, Any]) -> None:
-    """Refuse what Lightning takes, but after which there would be nothing to export.
-
-    Raises:
-        DogbreedError: Nothing would be trained, or nothing validated, by which the best epoch is chosen.
-    """
-    for key, lacks in (
-        ("max_epochs", "train"),
-        ("max_steps", "train"),
-        ("limit_train_batches", "train on"),
-        ("limit_val_batches", "choose the best epoch by"),
-    ):
-        if arguments.get(key) == 0:
-            raise DogbreedError(f"trainer.{key}=0 leaves nothing to {lacks}; give more, or leave it out.")
-
-
 def run_folder(config: Config, checkpoint: Path | None) -> Path:
     """Return where a run writes; a folder of the run's own is made at once, so that no other run takes the same."""
     if os.environ.get(FOLDER_FOR_RANKS):
@@ -93,15 +78,18 @@ def run_folder(config: Config, checkpoint: Path | None) -> Path:
     return checkpoint.parent.parent if checkpoint is not None else new_folder(Path("outputs"))
 
 
+def preprocessing_of(config: Config) -> Preprocessing:
+    """Return what the network's weights expect, at the size that is wanted."""
+    model, data = config.model, config.data
+    return backbones.preprocessing_of(model.backbone, weights=model.weights, resize=data.resize, size=data.size)
+
+
 def build_data(config: Config, quiet: bool) -> DogImages:
     """Return the data group as DogImages, with the preprocessing that the network's weights expect."""
-    arguments = vars(config.data).copy()
-    resize, size = arguments.pop("resize"), arguments.pop("size")
+    arguments = {key: value for key, value in vars(config.data).items() if key not in ("resize", "size")}
     return DogImages(
         **arguments,
-        preprocessing=backbones.preprocessing_of(
-            config.model.backbone, weights=config.model.weights, resize=resize, size=size
-        ),
+        preprocessing=preprocessing_of(config),
         views=config.cache.views,
         scan_memory=cache_folder(config.cache.dir) / "scan.json",
         seed=config.seed,
@@ -174,17 +162,23 @@ def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
     for name, arguments in (loggers or {}).items():
         if name not in LOGGERS:
             raise DogbreedError(f"loggers.{name} is unknown; known are {', '.join(LOGGERS)}.")
-        keywords = dict(arguments or {})
+        if not isinstance(arguments, Mapping | None):
+            raise DogbreedError(f"loggers.{name} takes keyword arguments, such as {{}}, not {arguments!r}.")
+        keywords = {str(key): value for key, value in (arguments or {}).items()}
         if name in ("csv", "tensorboard"):
             keywords = {"save_dir": folder, "name": name, "version": "", **keywords}
         elif name != "comet":
             keywords = {"save_dir": folder, **keywords}
+        if not hasattr(lightning_loggers, LOGGERS[name]):
+            raise DogbreedError(f"loggers.{name}: the Lightning that is installed has no {LOGGERS[name]}.")
         try:
             built.append(getattr(lightning_loggers, LOGGERS[name])(**keywords))
         except ModuleNotFoundError as error:
             raise DogbreedError(f"loggers.{name} needs a package that is not installed: {error}.") from error
         except TypeError as error:
             raise DogbreedError(f"loggers.{name} does not take these arguments: {error}.") from error
+        except Exception as error:  # what a service's own package refuses, such as a missing key
+            raise DogbreedError(f"loggers.{name} cannot start: {' '.join(str(error).split())}") from error
     return built
 
 
@@ -196,8 +190,13 @@ def build_trainer(arguments: Mapping[str, Any]) -> Trainer:
     """
     try:
         return Trainer(**arguments)
-    except Exception as error:
-        if isinstance(error, TypeError | ValueError | RuntimeError | MisconfigurationException):
-            message = " ".join(str(error).split())
-            raise DogbreedError(f"Lightning's Trainer refuses these settings: {message}") from error
-        raise
+    except Exception as error:  # of whatever kind: all that can fail are the arguments
+        raise refused(error, arguments) from error
+
+
+def refused(error: Exception, arguments: Mapping[str, Any]) -> DogbreedError:
+    """Return the sentence for what Lightning does not take; it names what was not left at its default."""
+    defaults = compose(())["trainer"]
+    changed = [f"trainer.{key}={value}" for key, value in arguments.items() if defaults.get(key, value) != value]
+    message = " ".join(str(error).split()) or type(error).__name__
+    return DogbreedError(f"Lightning's Trainer refuses these settings ({', '.join(changed)}): {message}")

@@ -69,10 +69,10 @@ def finish(run: Run) -> dict[str, Any]:
         The metrics, as in `metrics.json`; none in processes other than the first.
 
     Raises:
-        DogbreedError: No epoch finished, or the disk is full.
+        DogbreedError: No epoch finished, the disk is full, or a test image is gone; the model is exported before.
     """
     best = _load_best(run)
-    splits = _evaluate(run)
+    splits, failure = _evaluate(run)
     if not run.trainer.is_global_zero:
         return {}
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
@@ -91,6 +91,10 @@ def finish(run: Run) -> dict[str, Any]:
     # What lies there from an earlier run would pass for this run's.
     remove(folder / name for name, made in (("profile", run.profiling), ("predictions.csv", test)) if not made)
     say(_summary(run, metrics, test or splits["valid"], caveats))
+    if failure:
+        raise DogbreedError(
+            f"The model is exported, but the test images could not be evaluated: {failure}"
+        ) from failure
     return metrics
 
 
@@ -118,15 +122,18 @@ def _load_best(run: Run) -> Mapping[str, float]:
     return best
 
 
-def _evaluate(run: Run) -> dict[str, Predictions]:
-    """Return what the model predicts for valid, and for test where that is wanted."""
+def _evaluate(run: Run) -> tuple[dict[str, Predictions], Exception | None]:
+    """Return what the model predicts for valid, and for test where that is wanted, or why it could not be evaluated."""
     run.trainer.validate(run.model, datamodule=run.data, verbose=False)
     splits = {"valid": _predictions(run, "valid")}
     if run.config.test and "test" in run.data.samples and run.config.trainer["limit_test_batches"] != 0:
         run.model.predictions = None  # those of the validation may not pass for the test's
-        run.trainer.test(run.model, datamodule=run.data, verbose=False)
+        try:
+            run.trainer.test(run.model, datamodule=run.data, verbose=False)
+        except (DogbreedError, OSError, RuntimeError) as error:  # such as a photograph that is gone
+            return splits, error
         splits["test"] = _predictions(run, "test")
-    return splits
+    return splits, None
 
 
 def _predictions(run: Run, split: str) -> Predictions:

@@ -6,6 +6,7 @@ Nothing is written before everything that can be checked has been checked.
 """
 
 import os
+import shlex
 import shutil
 import signal
 import threading
@@ -39,11 +40,11 @@ from dogbreed.training.build import (
     build_loggers,
     build_model,
     build_trainer,
-    check_trainer,
     prepare_process,
     run_folder,
     say,
 )
+from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
 from dogbreed.training.results import Run, finish
 from dogbreed.training.resume import best_before, check_same_run, find_checkpoint
@@ -68,7 +69,8 @@ def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[
     """Train, evaluate, export and report one run, as `dogbreed.train` describes it."""
     started = time.monotonic()
     config = Config.from_dict(compose(overrides) if config is None else config)
-    check_trainer(config.trainer)
+    prepare_process()
+    check_settings(config)
     checkpoint_path = find_checkpoint(config)
     folder = Path(agree(lambda: run_folder(config, checkpoint_path)))
     with nullcontext() if config.output_dir else discarded_if_empty(folder):
@@ -81,7 +83,6 @@ def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[
 
 def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started: float) -> Run:
     """Make the parts of a run; what can be refused is refused here."""
-    prepare_process()
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     history = History(folder, config.to_dict())
     cache = build_cache(config, quiet=not main_process)
@@ -116,6 +117,7 @@ def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started
             "enable_model_summary": False,
         }
     )
+    check_run(config, data, model, trainer.world_size)
     return Run(config, data, model, trainer, cache, history, live_rules, profiling, started)
 
 
@@ -142,9 +144,8 @@ def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
 
 def _interrupted(history: History, checkpoint: Path | None) -> Interrupted:
     if history.kept:
-        return Interrupted(
-            f"Stopped after {history.kept} epochs; go on with resume={history.folder} and the same settings."
-        )
+        resume = shlex.quote(f"resume={history.folder}")
+        return Interrupted(f"Stopped after {history.kept} epochs; go on with {resume} and the same settings.")
     if checkpoint is not None:
         return Interrupted(f"Stopped before training went on; {checkpoint} is as it was.")
     return Interrupted("Stopped before the first epoch ended; there is nothing to resume from.")

@@ -97,7 +97,7 @@ def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path, flag):
         ("output_dir='my, runs'", ["my, runs/0", "my, runs/1"]),
         ("output_dir=my runs=2", ["my runs=2/0", "my runs=2/1"]),
         ("output_dir=a,b", ["a", "b", "a-2", "b-3"]),
-        ("output_dir=a${data.size}", ["anull", "anull-1"]),
+        ("output_dir=a${data.size}", ["aNone", "aNone-1"]),
     ],
 )
 @pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN"])
@@ -267,6 +267,16 @@ def test_a_closed_pipe_ends_quietly():
     done = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, text=True, check=False)
     os.close(writer)
     assert (done.returncode, done.stderr) == (141, "")
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">&- 2>&-", "<&-"])
+def test_a_closed_stream_changes_nothing(closed, tmp_path):
+    code = "import sys; from dogbreed.core.cli import guard; sys.exit(guard(lambda: print('犬', '\\udcff')))"
+    line = f'"{sys.executable}" -c "{code}" {closed}'
+    environment = {**os.environ, "PYTHONPATH": str(Path(cli.__file__).parents[2]), "PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(["sh", "-c", line], capture_output=True, text=True, env=environment, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout in ("", "\\u72ac \\udcff\n")
 
 
 def test_neither_torch_nor_lightning_is_loaded():

@@ -1,6 +1,7 @@
 """`DogImages`: which images, in which order, seen in which way; and what it says of folders in disorder."""
 
 import math
+import os
 import shutil
 import unicodedata
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
-from dogbreed.data.datasets import Batch, FeatureBatch, SplitFiles
+from dogbreed.data.datasets import Batch, FeatureBatch, ImageLoader, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage, Preprocessing, View, load
 from dogbreed.data.layout import find_splits
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
@@ -524,3 +525,26 @@ def test_classes_without_photographs_and_files_with_two_labels_are_named(tmp_pat
     (twice,) = [warning for warning in warnings if "two labels" in warning]
     assert f"{source} (Amber_hound)" in twice
     assert "again.jpg (Blue_spitz)" in twice
+
+
+# Workers
+
+
+class _Killed(torch.utils.data.Dataset):
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        os._exit(1)  # as the kernel ends one where memory is short
+
+
+def test_a_worker_that_is_killed_is_a_sentence():
+    with pytest.raises(DogbreedError, match=r"was killed, or did not answer for 10 minutes.*data\.num_workers=0"):
+        list(ImageLoader(_Killed(), num_workers=1, batch_bytes=1))
+
+
+def test_workers_go_where_the_shared_memory_has_no_room(capsys):
+    loader = ImageLoader([1, 2], num_workers=2, batch_bytes=1 << 60, persistent_workers=True)
+    assert loader.num_workers == 0
+    assert capsys.readouterr().out.startswith("The shared memory (/dev/shm) has room for 0 of 2 workers; docker run")
+    assert [int(batch) for batch in loader] == [1, 2]

@@ -11,6 +11,7 @@ import torch
 from dogbreed.metrics.calibration import calibration_error
 from dogbreed.metrics.classification import (
     chance,
+    cluster_order,
     confusion,
     expected_extremes,
     measure,
@@ -19,7 +20,6 @@ from dogbreed.metrics.classification import (
     per_class,
     prediction_rows,
     reliability,
-    similarity_order,
 )
 from dogbreed.metrics.predictions import Predictions
 
@@ -132,7 +132,7 @@ def test_reliability_adds_up_to_the_calibration_error():
 
 def test_look_alikes_become_neighbours():
     pairs = [(label, label) for label in range(12)] + [(0, 9), (9, 0), (3, 7), (7, 3)]
-    order = similarity_order(predictions(pairs, 12), range(12))
+    order = cluster_order(predictions(pairs, 12), range(12))
     assert sorted(order) == list(range(12))
     assert abs(order.index(0) - order.index(9)) == 1
     assert abs(order.index(3) - order.index(7)) == 1
