@@ -119,8 +119,7 @@ class DogImages(LightningDataModule):
         self.num_views = views
         self.max_pixels = max_pixels
         self.scan_memory = scan_memory
-        self.seed = seed
-        self.quiet = quiet
+        self.seed, self.quiet = seed, quiet
         self.classes: list[str] = []
         self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []

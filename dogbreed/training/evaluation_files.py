@@ -46,25 +46,13 @@ def find_files(
         DogbreedError: There is no such folder, table or split, or a class that the model does not know.
     """
     own = trained.get("root")
-    if root is None:
-        if own is None or not Path(own).exists():
-            hint = "" if own is None else f" ({own}, on which it was trained, is not here)"
-            raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{hint}.")
-        root = own
+    root = _root(root, own)
     same = own is not None and Path(own).exists() and Path(root).exists() and Path(own).samefile(root)
     labels = labels or (trained.get("labels") if same else None)
     folder = find_folder(root) if labels else find_root(root)
     named = _of_table(Path(labels), folder) if labels else _of_folders(folder)
     if same and labels == trained.get("labels") and "" in named:
-        images = DogImages(folder, **{key: trained[key] for key in ("labels", "split") if key in trained}, quiet=True)
-        images.setup()
-        named = {
-            part: [
-                _Class(name, name, [files.paths[index] for index in (files.labels == label).nonzero()[0]])
-                for label, name in enumerate(images.classes)
-            ]
-            for part, files in images.samples.items()
-        }
+        named = _of_training(folder, trained)
     evaluated = named.pop(split, named.get(""))
     if evaluated is None:
         there = ", ".join(named)
@@ -78,6 +66,16 @@ def find_files(
             if other:
                 files[other] = _labelled(rest, class_names, drop)
     return folder, files
+
+
+def _root(root: str | Path | None, own: str | None) -> str | Path:
+    """Return the address of the images, by default that of the training."""
+    if root is not None:
+        return root
+    if own is None or not Path(own).exists():
+        hint = "" if own is None else f" ({own}, on which it was trained, is not here)"
+        raise DogbreedError(f"Give the folder of photographs with data.root=FOLDER{hint}.")
+    return own
 
 
 def _of_folders(root: Path) -> dict[str, list[_Class]]:
@@ -98,6 +96,19 @@ def _of_table(table: Path, root: Path) -> dict[str, list[_Class]]:
     for (split, label), paths in sorted(classes.items()):
         named.setdefault(split, []).append(_Class(label, f"{label} in {table}", sorted(paths)))
     return named
+
+
+def _of_training(folder: Path, trained: Mapping[str, Any]) -> dict[str, list[_Class]]:
+    """Return the classes by the splits that the training has made itself."""
+    images = DogImages(folder, **{key: trained[key] for key in ("labels", "split") if key in trained}, quiet=True)
+    images.setup()
+    return {
+        split: [
+            _Class(name, name, [files.paths[index] for index in (files.labels == label).nonzero()[0]])
+            for label, name in enumerate(images.classes)
+        ]
+        for split, files in images.samples.items()
+    }
 
 
 def _labelled(classes: Sequence[_Class], class_names: Sequence[str], drop: bool) -> Files:

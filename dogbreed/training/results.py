@@ -230,6 +230,7 @@ def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, cav
         *(["  profile/         where the time went: profile/report.html"] if run.profiling else []),
         "  model/           the model, to use and to deploy",
         *(["  predictions.csv  the answer for every test image"] if predictions.split == "test" else []),
+        *(["  split.csv        which image was on which side; data.labels repeats it"] if run.data.own_split else []),
         "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
         "",
         "Next: classify an image, open the report, serve the model",
