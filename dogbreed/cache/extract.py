@@ -12,13 +12,13 @@ import PIL
 import torch
 import torchvision
 from torch import Tensor, fx, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from dogbreed.cache.store import Store, row_key
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.datamodule import DogImages
-from dogbreed.data.datasets import SplitFiles
+from dogbreed.data.datasets import ImageLoader, SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
 from dogbreed.models.arithmetic import float32_as
@@ -225,7 +225,10 @@ def _passes(missing: list[MissingViews], data: DogImages, images: int) -> Iterat
     """Yield batches of one shape, the last padded with zeros: kernels are chosen by shape, and round differently."""
     source = _MissingImages(missing, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(missing) // 16)
-    loader = DataLoader(source, batch_size=None, num_workers=workers, generator=torch.Generator())
+    image_bytes = 12 * data.preprocessing.size**2 * max(len(entry.views) for entry in missing)
+    loader = ImageLoader(
+        source, batch_size=None, num_workers=workers, batch_bytes=image_bytes, generator=torch.Generator()
+    )
     keys: list[bytes] = []
     inputs: list[Tensor] = []
     for index, views in loader:

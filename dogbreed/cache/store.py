@@ -8,6 +8,7 @@ checksums [N] and features [N, ...], memory-mapped when read. A killed build has
 damaged row is missing, and several processes may write at once.
 """
 
+import errno
 import hashlib
 import os
 import secrets
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
+from filelock import BaseFileLock, FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +33,9 @@ from dogbreed.data.datasets import Indices
 from dogbreed.data.images import View
 
 META, LOCK = "store.json", ".lock"
+SECONDS_TO_LOOK = 5
+SECONDS_WITHOUT_A_BLOCK = 900  # a build writes one every 15 seconds (`extract.BLOCK_SECONDS`), once it has started
+_NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
@@ -210,25 +214,56 @@ def delete(store: Path) -> bool:
         return False
     except FileNotFoundError:
         return True
-    return True
+    except (OSError, NotImplementedError):  # no locks here, or no right to the folder
+        shutil.rmtree(store, ignore_errors=True)
+    return not store.exists()
 
 
 @contextmanager
 def locked(folder: Path, leader: bool) -> Iterator[None]:
-    """Let one build at a time in; the others wait and find its result. The lock ends with the process that holds it."""
+    """Let one build at a time in; the others wait and find its result. The lock ends with the process that holds it.
+
+    Where the file system has no locks nobody waits: blocks are written whole and found by their content.
+
+    Raises:
+        DogbreedError: The folder cannot be written, or what holds the lock has written nothing for a long time.
+    """
     if not leader:
         yield
         return
+    lock = FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder / LOCK)
-        lock.acquire()
-    except OSError as error:
-        raise DogbreedError(
-            f"{folder} cannot be written ({error.strerror}); choose another folder with cache.dir="
-        ) from error
-    with lock:
+        _acquire(lock, folder)
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_LOCKS:
+            raise DogbreedError(
+                f"{folder} cannot be written ({error.strerror}); choose another folder with cache.dir="
+            ) from error
+    try:
         yield
+    finally:
+        lock.release()
+
+
+def _acquire(lock: BaseFileLock, folder: Path) -> None:
+    """Wait for a lock as long as who holds it writes blocks."""
+    waited, newest = 0, 0.0
+    while True:
+        try:
+            lock.acquire(timeout=SECONDS_TO_LOOK)
+        except Timeout:
+            if waited == 0:
+                print("Another run computes these features; waiting for it.", flush=True)
+            written = max((file.stat().st_mtime for file in folder.glob("*.safetensors")), default=0.0)
+            waited, newest = (waited if written <= newest else 0) + SECONDS_TO_LOOK, max(newest, written)
+            if waited >= SECONDS_WITHOUT_A_BLOCK:
+                raise DogbreedError(
+                    f"Another process holds {folder} and has written nothing there for {SECONDS_WITHOUT_A_BLOCK // 60} "
+                    "minutes; end it, or choose another folder with cache.dir= or cache.mode=off"
+                ) from None
+        else:
+            return
 
 
 def existing(folder: Path) -> Path:

@@ -5,6 +5,7 @@ they come to it at once: a toy is trained with the Trainer's arguments, and the 
 """
 
 import math
+import os
 import tempfile
 import warnings
 from collections.abc import Mapping
@@ -103,6 +104,8 @@ def check_trainer(arguments: Mapping[str, Any]) -> None:
         raise DogbreedError(f"trainer.profiler={profiler} is unknown; it is one of {', '.join(_PROFILERS)}, or null.")
     if any(word in str(strategy) for word in _STRATEGIES):
         raise DogbreedError(f"trainer.strategy={strategy} leaves no whole model to export; use ddp for several GPUs.")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or "SLURM_NTASKS" in os.environ:
+        return  # the processes of one run start as one; a Trainer of a single device is not for them
     minimum = {key: arguments.get(key) for key in ("min_epochs", "min_steps")}  # a number takes long, text fails
     minimum = {key: None if isinstance(value, int | float) else value for key, value in minimum.items()}
     with (

@@ -1,5 +1,6 @@
 """The feature cache: it serves what the network would compute, nothing stale or damaged, whatever happens to it."""
 
+import errno
 import fcntl
 import json
 import os
@@ -26,6 +27,7 @@ from safetensors import safe_open
 from support import runs
 
 from dogbreed.cache import extract
+from dogbreed.cache import store as stored
 from dogbreed.cache.__main__ import main
 from dogbreed.cache.callback import FeatureCache, Group
 from dogbreed.cache.store import Store, cache_folder, delete, evict, row_key, stores
@@ -844,3 +846,31 @@ def test_deleting_what_is_in_use(tmp_path, capsys):
         main(["--dir", str(tmp_path), "delete", "all"])
     assert "in use, kept  aa1" in capsys.readouterr().out
     assert store.exists()
+
+
+# The lock
+
+
+def test_a_lock_whose_holder_writes_nothing_is_not_waited_for_for_ever(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(stored, "SECONDS_TO_LOOK", 0.01)
+    monkeypatch.setattr(stored, "SECONDS_WITHOUT_A_BLOCK", 0.03)
+    with stored.locked(tmp_path, leader=True):
+        with pytest.raises(DogbreedError, match=r"Another process holds .* end it, or choose another folder"):
+            stored.locked(tmp_path, leader=True).__enter__()
+        with stored.locked(tmp_path, leader=False):  # of a group one process alone holds the lock
+            pass
+    assert capsys.readouterr().out == "Another run computes these features; waiting for it.\n"
+    with stored.locked(tmp_path, leader=True):  # it was let go
+        pass
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOLCK, "No locks available"), NotImplementedError()])
+def test_a_file_system_without_locks_serves_as_well(tmp_path, monkeypatch, error):
+    def refuse(*_, **__):
+        raise error
+
+    monkeypatch.setattr(stored.FileLock, "acquire", refuse)
+    with stored.locked(tmp_path, leader=True):
+        (tmp_path / "block").touch()
+    assert stored.delete(tmp_path)
+    assert not tmp_path.exists()
