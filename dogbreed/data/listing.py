@@ -138,14 +138,14 @@ def _of_table(root: Path, labels: Path, class_mismatch: str) -> Listing:
 
 
 def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) -> tuple[list[str], list[str]]:
-    """Return the classes that every place has, and a sentence on the others, which are an error unless dropped."""
-    classes = {place: set(names) for place, names in where.items()}
+    """Return the classes that every source has, and a sentence on the others, which are an error unless dropped."""
+    classes = {source: set(names) for source, names in where.items()}
     everywhere, anywhere = set.intersection(*classes.values()), set().union(*classes.values())
     others = sorted(anywhere - everywhere)
     if others and (class_mismatch == "error" or not everywhere) and class_mismatch != "keep":
-        lacking = next(place for place, names in classes.items() if names != anywhere)
+        lacking = next(source for source, names in classes.items() if names != anywhere)
         absent = sorted(anywhere - classes[lacking])
-        there = next(place for place, names in classes.items() if absent[0] in names)
+        there = next(source for source, names in classes.items() if absent[0] in names)
         more = f" and {len(absent) - 1} more are in" if len(absent) > 1 else " is in"
         drop = "; data.class_mismatch=drop leaves such classes out" if everywhere else ""
         raise DogbreedError(

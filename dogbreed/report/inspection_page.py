@@ -65,7 +65,7 @@ def _header(inspection: Inspection, title: str) -> Markup:
     }  # fmt: skip
     values: dict[str, Any] = {
         "Largest to smallest class": f"{inspection.imbalance:.1f} to 1" if inspection.imbalance else None,
-        **{name: f"{len(found):,}" for name, found in suspicious.items()},
+        **{name: f"{len(images):,}" for name, images in suspicious.items()},
     }
     clean = not alarms and not any(map(len, suspicious.values()))
     return fragment(TEMPLATE, "header", title, about, alarms, inspection.notes, clean, facts(values))
