@@ -30,7 +30,7 @@ from dogbreed.cache import extract
 from dogbreed.cache import store as stored
 from dogbreed.cache.__main__ import main
 from dogbreed.cache.callback import FeatureCache, Group
-from dogbreed.cache.store import Store, cache_folder, delete, evict, row_key, stores
+from dogbreed.cache.store import Store, cache_folder, delete, evict, locked, row_key, stores
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
@@ -837,6 +837,13 @@ def test_deleting(tmp_path, capsys):
     assert main(["--dir", str(tmp_path), "delete", "all"]) == 0
     assert list((tmp_path / "features").iterdir()) == []
     assert main(["--dir", str(tmp_path), "delete", "all"]) == 0
+
+
+def test_a_lock_ends_with_its_block(tmp_path):
+    store = made_up(tmp_path, "aa1", 1)
+    with locked(store, leader=True):
+        assert not delete(store)
+    assert delete(store)
 
 
 def test_deleting_what_is_in_use(tmp_path, capsys):
