@@ -50,6 +50,18 @@ def with_profile(argv: Sequence[str]) -> list[str]:
     return words
 
 
+def main_job(kind: str, help: str, argv: Sequence[str] | None) -> int:
+    """Run the command for a kind of job, `train` or `tune`; return the exit code."""
+    words = with_profile(sys.argv[1:] if argv is None else argv)
+
+    def mode(config: dict[str, Any]) -> None:
+        from launch.modes import run_job
+
+        run_job(config["mode"], kind, config, words)
+
+    return main(f"python launch/sagemaker_{kind}.py", help, words, dict.fromkeys(MODES, mode))
+
+
 def main_with_names(
     prog: str, help: str, argv: Sequence[str] | None, modes: Callable[[list[str]], Mapping[str, Mode]]
 ) -> int:

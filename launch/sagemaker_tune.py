@@ -3,7 +3,6 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
@@ -32,14 +31,7 @@ The plan shows the cost of both kinds of search. The winner is printed, saved, a
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    words = sys.argv[1:] if argv is None else list(argv)
-
-    def mode(config: dict[str, Any]) -> None:
-        from launch.modes import run_job
-
-        run_job(config["mode"], "tune", config, words)
-
-    return commands.main("python launch/sagemaker_tune.py", HELP, words, dict.fromkeys(commands.MODES, mode))
+    return commands.main_job("tune", HELP, argv)
 
 
 if __name__ == "__main__":
