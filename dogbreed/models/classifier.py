@@ -180,7 +180,7 @@ class DogBreedClassifier(LightningModule):
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on the place in training alone, not on what else has drawn random numbers.
-        torch.manual_seed(step_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank))
+        seed_generators(step_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank), self.device)
 
     def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
         logits = self.logits(batch)
@@ -275,6 +275,16 @@ class DogBreedClassifier(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint.get("images_seen", 0)
+
+
+def seed_generators(seed: int, device: torch.device) -> None:
+    """Seed what a step on this device draws from; `torch.manual_seed` asks every kind of device, for up to 0.9 ms."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        index = torch.cuda.current_device() if device.index is None else device.index
+        torch.cuda.default_generators[index].manual_seed(seed)
+    elif device.type == "mps":
+        torch.mps.manual_seed(seed)
 
 
 def step_seed(seed: int, epoch: int, step: int, rank: int) -> int:

@@ -17,7 +17,7 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import FeatureReader
 from dogbreed.data.samplers import TrainBatches
 from dogbreed.models import backbones
-from dogbreed.models.classifier import DogBreedClassifier, step_seed
+from dogbreed.models.classifier import DogBreedClassifier, seed_generators, step_seed
 from dogbreed.models.cut import to_memory_order
 from dogbreed.models.optim import make_optimizer, make_scheduler
 
@@ -100,7 +100,7 @@ class Stem:
                 return list(joined.split(sizes))
             results = []
             for own, seed in zip(features, seeds, strict=True):
-                torch.manual_seed(seed)
+                seed_generators(seed, own.device)
                 results.append(graph(own))
             return results
 
@@ -152,7 +152,7 @@ class _Joined(fx.Interpreter):
             if self._states:
                 random.set_rng_state(self._states[index])
             else:
-                torch.manual_seed(self.seeds[index])
+                seed_generators(self.seeds[index], inputs.device)
             result.copy_(module(part))
             states.append(random.get_rng_state())
         self._states = states
