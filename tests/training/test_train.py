@@ -315,7 +315,7 @@ def test_cfg_shows_the_configuration_and_does_nothing(tmp_path: Path, monkeypatc
     ran = runs.run("--cfg", "job", "experiment=quickstart", "--lr", "0.5")
     assert ran.code == 0
     shown = yaml.safe_load(ran.out)
-    assert (shown["model"]["lr"], shown["model"]["weights"], shown["data"]["source"]) == (0.5, "none", "sample")
+    assert (shown["model"]["lr"], shown["model"]["weights"], shown["data"]["source"]) == (0.5, "imagenet", "sample")
     assert not list(tmp_path.iterdir())
 
 
