@@ -15,7 +15,7 @@ from benchmarks.bench import Bench
 from benchmarks.training import on_features
 from dogbreed.config.compose import compose
 from dogbreed.models import backbones
-from dogbreed.models.checkpoints import RunCheckpointIO
+from dogbreed.models.checkpoint_io import RunCheckpointIO
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import StepTimer

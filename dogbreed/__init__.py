@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 from dogbreed.core.version import __version__
 
 if TYPE_CHECKING:
+    from lightning.pytorch import Callback
+
     from dogbreed.cache.callback import FeatureCache
     from dogbreed.config.settings import Config
     from dogbreed.data.datamodule import DogImages
@@ -51,22 +53,28 @@ __all__ = [
 ]
 
 
-def train(config: "Config | Mapping[str, Any] | None" = None, overrides: Sequence[str] = ()) -> "Result":
+def train(
+    config: "Config | Mapping[str, Any] | None" = None,
+    overrides: Sequence[str] = (),
+    *,
+    callbacks: "Sequence[Callback]" = (),
+) -> "Result":
     """Train, evaluate, export and report one run.
 
     Args:
         config: A whole configuration; None composes it from `overrides`.
         overrides: As on the command line: `["data=sample", "model.lr=0.01"]`.
+        callbacks: Lightning callbacks of your own, beside those of the run.
 
     Returns:
-        `metrics` as in `metrics.json`, `output_dir`, and `model` with the weights of the best epoch.
+        `metrics` as in `metrics.json`, `output_dir`, and `model` with the weights that were exported.
 
     Raises:
         DogbreedError: Something a person can put right; before training starts, nothing has been written.
     """
     from dogbreed.training import run
 
-    return run.train(config, overrides)
+    return run.train(config, overrides, callbacks=callbacks)
 
 
 def tune(config: "Config | Mapping[str, Any] | None" = None, overrides: Sequence[str] = ()) -> "Search":

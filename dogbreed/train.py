@@ -13,10 +13,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(_train, prog="python -m dogbreed.train", help=TRAIN_HELP, argv=argv)
 
 
-def _train(config: dict[str, Any]) -> None:
+def _train(config: dict[str, Any]) -> float | None:
     from dogbreed.training.run import train
 
-    train(config)
+    objective: float | None = train(config).metrics.get(config["search"]["objective"])  # for Hydra's sweepers
+    return objective
 
 
 if __name__ == "__main__":

@@ -90,13 +90,18 @@ class FeatureCache(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Fill the store, each device its share, before Lightning asks for the first batch."""
-        data: Any = trainer.datamodule  # type: ignore[attr-defined]
-        assert isinstance(pl_module, DogBreedClassifier)
-        assert isinstance(data, DogImages)
+        data: Any = getattr(trainer, "datamodule", None)
+        if not isinstance(pl_module, DogBreedClassifier):
+            own = type(pl_module).__name__
+            return self._off(f"{own} is no DogBreedClassifier; give its network to one: network=..., head=NAME")
+        if not isinstance(data, DogImages):
+            return self._off("the data are no DogImages, which know the files; give datamodule=DogImages(FOLDER)")
+        pl_module.check_data(data)
         device = trainer.strategy.root_device
         self._arithmetic.enter_context(float32_as(self.precision, device))  # the features' and the network's
         rank, world = self._share(trainer)
         self.attach(pl_module, data, device, Group(rank, world, trainer.strategy.reduce_boolean_decision))
+        return None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._arithmetic.close()
@@ -143,13 +148,19 @@ class FeatureCache(Callback):
         try:
             self._attach(model, data, device, group or Group(), precision)
         except (NoPrefix, DogbreedError) as error:
-            self.state, self.reason = "off", str(error).rstrip(".")
-            if self.mode == "require":
-                raise DogbreedError(f"cache.mode=require, but the cache cannot be used: {self.reason}.") from error
-            if not self.quiet:
-                print(f"Cache off: {self.reason}.", flush=True)
+            self._off(str(error).rstrip("."), error)
         finally:
             model.train(was_training)
+
+    def _off(self, reason: str, error: Exception | None = None) -> None:
+        """Note why there is no cache; an error only where it is required."""
+        if self.mode == "off":
+            return
+        self.state, self.reason = "off", reason
+        if self.mode == "require":
+            raise DogbreedError(f"cache.mode=require, but the cache cannot be used: {reason}.") from error
+        if not self.quiet:
+            print(f"Cache off: {reason}.", flush=True)
 
     def _attach(
         self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group, precision: str

@@ -12,20 +12,22 @@ from dogbreed.config.overrides import quote, split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.version import __version__
 
+# Gets the configuration; returns the exit code, or the value of the objective, which Hydra's sweepers minimize.
+Task = Callable[[dict[str, Any]], int | float | None]
+
 
 class _Failed(BaseException):
     """Carries the task's error past Hydra, which would print a line of its own about an Exception."""
 
 
-def run(
-    task: Callable[[dict[str, Any]], int | None], *, prog: str, help: str, argv: Sequence[str] | None = None
-) -> int:
-    """Runs a command that is configured through Hydra.
+def run(task: Task, *, prog: str, help: str, argv: Sequence[str] | None = None) -> int:
+    """Run a command that is configured through Hydra.
 
     Overrides (`model.lr=0.1`), flags (`--lr 0.1`) and Hydra's own flags (`--cfg job`, `--multirun`) are understood.
 
     Args:
-        task: Gets the configuration as a plain dict, resolved and checked; returns the exit code, None for 0.
+        task: Gets the configuration as a plain dict, resolved and checked; returns the exit code, None for 0, or the
+            objective as a number with a point.
         prog: How the command is called, for the help page.
         help: The page that `--help` prints.
         argv: The arguments; those of this process if None.
@@ -36,7 +38,7 @@ def run(
     return guard(lambda: _run(task, prog, help, sys.argv[1:] if argv is None else list(argv)))
 
 
-def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, argv: list[str]) -> int:
+def _run(task: Task, prog: str, help: str, argv: list[str]) -> int:
     flags, overrides = split_argv(argv)
     if {"-h", "--help"} & set(flags):
         print(f"usage: {prog} [key=value ...] [--name value ...]\n\n{help.strip()}")
@@ -47,7 +49,7 @@ def _run(task: Callable[[dict[str, Any]], int | None], prog: str, help: str, arg
     return _run_composed(task, flags, overrides)
 
 
-def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str], overrides: list[str]) -> int:
+def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
     import hydra  # here, so that help pages and wrong flags need none of it
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -67,7 +69,7 @@ def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str]
     code = runs = 0
     failure: Exception | None = None
 
-    def job(composed: DictConfig) -> None:
+    def job(composed: DictConfig) -> float | None:
         nonlocal code, failure, runs
         try:
             config = plain(composed)
@@ -78,10 +80,14 @@ def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str]
                 config["output_dir"] = f"{config['output_dir']}-{runs}"
             folders.add(config["output_dir"] or "")
             runs += 1
-            code = task(config) or code
+            result = task(config)
+            if isinstance(result, float):
+                return result
+            code = result or code
         except Exception as error:
             failure = error
             raise _Failed from None
+        return None
 
     with ExitStack() as stack:
         if multirun:  # Hydra's sweeper cannot but write multirun.yaml
@@ -100,8 +106,11 @@ def _run_composed(task: Callable[[dict[str, Any]], int | None], flags: list[str]
 
 @contextmanager
 def _hydra_reads(arguments: list[str]) -> Iterator[None]:
-    """Hydra reads sys.argv, raises its errors instead of printing them where HYDRA_FULL_ERROR is 1, and sets up logging
-    for flags such as --info; the process is left as it was."""
+    """Let Hydra read these arguments, and leave the process as it was.
+
+    It reads sys.argv, raises its errors instead of printing them where HYDRA_FULL_ERROR is 1, and sets up logging for
+    flags such as --info.
+    """
     argv, full_error = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
     loggers = [logging.getLogger(), logging.getLogger("hydra")]
     kept = [(logger, logger.handlers[:], logger.level) for logger in loggers]

@@ -18,7 +18,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
-from dogbreed.config.overrides import SHORT, quote_path
+from dogbreed.config.overrides import SHORT, literal, quote_path
+from dogbreed.config.resumed import find_run
 from dogbreed.config.settings import Config, accepts, hints_of, normalized, path_keys, refusal
 from dogbreed.core.errors import DogbreedError
 
@@ -38,29 +39,34 @@ _MEANT = {"data": "data.root", "model": "model.backbone", "cache": "cache.mode"}
 _OTHER_NAMES = {"learning_rate": "model.lr", "gpus": "trainer.devices", "dataset": "data.root"}
 
 
+# Where a run writes and whether it was resumed: a repeat is a new run, in a folder of its own.
+_OF_ONE_RUN = ("output_dir", "overwrite", "resume", "mode", "job")
+# What is asked of the cloud changes nothing here, and names accounts and keys that a report should not spread.
+OF_THE_CLOUD = "sagemaker"
+
+
 class ConfigError(DogbreedError):
     """The configuration, or an override of it, is wrong."""
 
 
 def conf_dir() -> Path:
-    """The folder of the configuration: in the package where a wheel is installed, beside the package in a checkout.
+    """Return the folder of the configuration: in the package in a wheel, beside it in a checkout.
 
     Raises:
         ConfigError: It is in neither place.
     """
     package = Path(__file__).resolve().parents[1]
-    places = (package / "conf", package.parent / "conf")
-    for place in places:
-        if (place / f"{CONFIG_NAME}.yaml").is_file():
-            return place
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / f"{CONFIG_NAME}.yaml").is_file():
+            return folder
     raise ConfigError(
-        f"The folder conf/ with {CONFIG_NAME}.yaml is neither in {places[0].parent} nor in {places[1].parent}; "
+        f"The folder conf/ with {CONFIG_NAME}.yaml is neither in {package} nor in {package.parent}; "
         "install the package again, or copy conf/ along with dogbreed/"
     )
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Composes the configuration as the command line would, and leaves Hydra's global state as it was.
+    """Compose the configuration as the command line would, and leaves Hydra's global state as it was.
 
     Args:
         overrides: In Hydra's form, `key=value`; flags such as `--lr 0.1` are for `hyperparameters.to_overrides`.
@@ -91,7 +97,7 @@ def _compose(overrides: Sequence[str]) -> dict[str, Any]:
 
 
 def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
-    """Check the form of overrides, quote paths, and open the mappings whose keys a person chooses, `OPEN_KEYS`.
+    """Take over the settings of a resumed run, check the form of overrides, quote paths, and open `OPEN_KEYS`.
 
     Hydra itself wants `++loggers.csv.name=a` for a new key, and merges a mapping into the one that is there. What
     this returns, it takes again unchanged.
@@ -105,7 +111,7 @@ def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
     """
     parser = OverridesParser.create()
     prepared: list[str] = []
-    for text in overrides:
+    for text in with_resumed(overrides):
         name, _, value = text.partition("=")
         if value and name.lstrip("+") in path_keys() and not (sweeps and is_sweep(text)):
             text = f"{name}={quote_path(value)}"
@@ -137,8 +143,63 @@ def is_sweep(text: str) -> bool:
         return False
 
 
+def with_resumed(overrides: Iterable[str]) -> list[str]:
+    """Return overrides behind those that make the configuration of the run that they resume, if they resume one."""
+    own = list(overrides)
+    values = {key: value.strip("'\"") for key, equals, value in (text.partition("=") for text in own) if equals}
+    run = find_run(values.get("resume"), values.get("output_dir"))
+    if run is None or values["resume"] == "auto" or not (run / "config.yaml").is_file():
+        return own  # what may start from scratch has all its settings
+    try:
+        kept = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
+    except (OSError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{run / 'config.yaml'} cannot be read: {_first_line(str(error))}") from error
+    assert isinstance(kept, dict)
+    groups = tuple(f"{'loggers' if key == 'logger' else f'{key}.'}" for key in values if "." not in key)
+    taken_over = overrides_of({str(key): value for key, value in kept.items()})
+    return [*(text for text in taken_over if not text.startswith(groups)), *own]
+
+
+def overrides_of(config: Mapping[str, Any]) -> list[str]:
+    """Return what turns the defaults into this configuration, in Hydra's form."""
+    defaults = _defaults()
+    values, whole = flatten(config), {}
+    for key in OPEN_KEYS:  # keys below these may also be absent, which only the whole mapping can say
+        value: Any = config
+        for part in key.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        whole[key] = value
+    settings: dict[str, str] = {"data.root": literal(values.get("data.root"))}
+    for key in diff(defaults, config):
+        opened = next((name for name in OPEN_KEYS if key == name or key.startswith(f"{name}.")), None)
+        if opened is not None:
+            settings[opened] = literal(whole[opened])
+        elif key in values and key not in _OF_ONE_RUN and not key.startswith(f"{OF_THE_CLOUD}."):
+            settings[key] = literal(values[key])
+    return [f"{key}={value}" for key, value in settings.items()]
+
+
+def completed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a configuration with the keys that it lacks, such as one of an older version, and check it.
+
+    Raises:
+        ConfigError: A key is unknown, or a value is of another kind or not one of the choices.
+    """
+    whole = _merged(_defaults(), config, "")
+    check(whole)
+    return whole
+
+
+def _merged(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str) -> dict[str, Any]:
+    merged = dict(defaults) | dict(config)
+    for name, default in defaults.items():
+        if isinstance(default, Mapping) and isinstance(merged[name], Mapping) and f"{above}{name}" not in OPEN_KEYS:
+            merged[name] = _merged(default, merged[name], f"{above}{name}.")
+    return merged
+
+
 def plain(config: DictConfig) -> dict[str, Any]:
-    """The configuration as plain dicts, lists and scalars, with its interpolations resolved.
+    """Return the configuration as plain dicts, lists and scalars, with its interpolations resolved.
 
     Raises:
         ConfigError: An interpolation leads nowhere, for example to an environment variable that is not set.
@@ -173,7 +234,7 @@ def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str, g
     """Check one level: by the types of a group, or by the kinds of the defaults where it is a plain mapping."""
     for name in config:
         if name not in defaults:
-            raise _unknown(f"{above}{name}")
+            raise unknown_key(f"{above}{name}")
     hints = dict(hints_of(group)) if group else {}
     for name, default in defaults.items():
         key = f"{above}{name}"
@@ -204,67 +265,15 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
 
 
 def known_keys() -> list[str]:
-    """Every key that can be set, dotted, without those that a person adds below `OPEN_KEYS`."""
+    """Return every key that can be set, dotted, without those that a person adds below `OPEN_KEYS`."""
     below = tuple(f"{name}." for name in OPEN_KEYS)
-    return [key for key in flatten(_defaults()) if not key.startswith(below)] + list(OPEN_KEYS) + ["experiment"]
-
-
-def ranges(space: Mapping[str, Any] | None) -> dict[str, dict[str, Any]]:
-    """The ranges of `search.space` by dotted key.
-
-    Args:
-        space: Nested as the configuration is; a range is a mapping of `low`, `high` and, if wanted, `log`, or of
-            `choices`.
-
-    Returns:
-        `{"model.lr": {"low": 0.001, "high": 0.1, "log": True}, "data.batch_size": {"choices": [32, 64]}}`
-
-    Raises:
-        ConfigError: There is no range, a range is impossible, or a key is not one of the configuration's.
-    """
-    found = dict(_ranges(space or {}, ""))
-    if not found:
-        raise ConfigError("search.space is empty; give a range, such as search.space.model.lr.low=0.001 with .high=0.1")
-    known = set(known_keys()) - set(OPEN_KEYS)
-    for key, bounds in found.items():
-        if key not in known:
-            raise _unknown(key, "search.space.")
-        _check_range(f"search.space.{key}", bounds)
-    return found
-
-
-def _ranges(space: Mapping[str, Any], above: str) -> Iterable[tuple[str, dict[str, Any]]]:
-    for name, value in space.items():
-        key = f"{above}{name}"
-        if not isinstance(value, Mapping):
-            raise ConfigError(f"search.space.{key} must be a range, low and high or choices, not {value!r}")
-        if {"low", "high", "choices"} & set(value):
-            yield key, {"log": False, **value} if "choices" not in value else dict(value)
-        else:
-            yield from _ranges(value, f"{key}.")
-
-
-def _check_range(key: str, bounds: Mapping[str, Any]) -> None:
-    if "choices" in bounds:
-        if set(bounds) != {"choices"}:
-            raise ConfigError(f"{key} has both choices and low, high or log; keep one of the two")
-        if not isinstance(bounds["choices"], list) or not bounds["choices"]:
-            raise ConfigError(f"{key}.choices must be a list of values, such as [32,64]")
-        return
-    if set(bounds) != {"low", "high", "log"}:
-        raise ConfigError(f"{key} must have low and high, and may have log, but has {', '.join(bounds)}")
-    low, high = bounds["low"], bounds["high"]
-    for end in (low, high):
-        if isinstance(end, bool) or not isinstance(end, int | float):
-            raise ConfigError(f"{key} must range between two numbers, not {end!r}")
-    if not low < high:
-        raise ConfigError(f"{key} ranges from {low} to {high}; low must be less than high")
-    if bounds["log"] and low <= 0:
-        raise ConfigError(f"{key} starts at {low}; a logarithmic range must start above 0")
+    return (
+        [key for key in flatten(_defaults()) if not key.startswith(below)] + list(OPEN_KEYS) + ["experiment", "logger"]
+    )
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested configuration by dotted key; lists and empty mappings count as values."""
+    """Return a nested configuration by dotted key; lists and empty mappings count as values."""
     flat: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -275,37 +284,43 @@ def flatten(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """The dotted keys whose values differ, or that only one of the two has, in alphabetical order."""
+    """Return the dotted keys whose values differ, or that only one of the two has, in alphabetical order."""
     before, after = flatten(old), flatten(new)
     absent = object()
     return sorted(key for key in before.keys() | after.keys() if before.get(key, absent) != after.get(key, absent))
 
 
+def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Return `diff` without the keys that an older version did not have, where they have their defaults."""
+    known, values, defaults = flatten(old), flatten(new), flatten(_defaults())
+    return [key for key in diff(old, new) if key in known or values.get(key) != defaults.get(key)]
+
+
 def to_yaml(config: Mapping[str, Any]) -> str:
-    """A configuration as YAML that Hydra reads back to the same values."""
+    """Return a configuration as YAML that Hydra reads back to the same values."""
     return OmegaConf.to_yaml(OmegaConf.create(dict(config)))
 
 
 def explain(error: Exception) -> ConfigError:
-    """Says in one sentence what Hydra's or OmegaConf's error means, with the nearest name that exists."""
+    """Say in one sentence what Hydra's or OmegaConf's error means, with the nearest name that exists."""
     if isinstance(error, ConfigError):
         return error
     message = str(error)
-    if found := re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message):
-        return _unknown(found[1].partition("=")[0])
-    if found := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\n\t[^\n]+)*)", message):
-        return _unknown_option(found[1], found[2], found[3].split())
-    if found := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message):
+    if match := re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message):
+        return unknown_key(match[1].partition("=")[0])
+    if match := re.search(r"Could not find '([^']+)'\s+Available options in '([^']+)':((?:\n\t[^\n]+)*)", message):
+        return _unknown_option(match[1], match[2], match[3].split())
+    if match := re.match(r"Ambiguous value for argument '([^=]+)=(.*)'", message):
         return ConfigError(
-            f"{found[1]} is given several values, {found[2]}; add --multirun to run once with each, "
-            f"or write {found[1]}=[{found[2]}] for a list"
+            f"{match[1]} is given several values, {match[2]}; add --multirun to run once with each, "
+            f"or write {match[1]}=[{match[2]}] for a list"
         )
-    if found := re.match(r"Multiple values for (\S+)\. ", message):
-        return ConfigError(f"{found[1]} is given twice; write {found[1]}=NAME, without a plus")
-    if found := re.match(r"Config group override must be", message):
+    if match := re.match(r"Multiple values for (\S+)\. ", message):
+        return ConfigError(f"{match[1]} is given twice; write {match[1]}=NAME, without a plus")
+    if match := re.match(r"Config group override must be", message):
         return ConfigError("A group takes the name of one of its files; set a key of it with group.key=value")
-    if isinstance(error, InterpolationResolutionError) and (found := re.search(r"variable '(.+?)' not found", message)):
-        return ConfigError(f"{_key_of(error)} refers to the environment variable {found[1]}, which is not set")
+    if isinstance(error, InterpolationResolutionError) and (match := re.search(r"variable '(.+?)' not found", message)):
+        return ConfigError(f"{_key_of(error)} refers to the environment variable {match[1]}, which is not set")
     if isinstance(error, OmegaConfBaseException) and _key_of(error):
         return ConfigError(f"{_key_of(error)}: {_first_line(message)}")
     if isinstance(error, YAMLError):
@@ -313,14 +328,15 @@ def explain(error: Exception) -> ConfigError:
     return ConfigError(_first_line(message))
 
 
-def _unknown(key: str, prefix: str = "") -> ConfigError:
+def unknown_key(key: str, prefix: str = "") -> ConfigError:
+    """Return the error for a key that does not exist, with the most similar one that does."""
     near = _nearest(key)
     way_out = f"did you mean {prefix}{near}?" if near else "--cfg job shows all keys"
     return ConfigError(f"Unknown key {prefix}{key}; {way_out}")
 
 
-def _unknown_option(found: str, group: str, options: list[str]) -> ConfigError:
-    option = found.removeprefix(f"{group}/")
+def _unknown_option(name: str, group: str, options: list[str]) -> ConfigError:
+    option = name.removeprefix(f"{group}/")
     near = difflib.get_close_matches(option, options, 1)
     if near:
         way_out = f"; did you mean {group}={near[0]}?"
@@ -342,9 +358,8 @@ def _malformed(text: str) -> str:
 
 
 def _nearest(key: str) -> str | None:
-    """The key that was most likely meant: the one below which this one lies, or with the most similar last part."""
-    wanted = key.lower().replace("-", "_")
-    group, _, last = wanted.rpartition(".")
+    """Return the key that was most likely meant: the one above it, or that of the most similar last part."""
+    group, _, last = key.lower().replace("-", "_").rpartition(".")
     names = {known: known.rpartition(".")[2] for known in [*known_keys(), *_defaults()]}
     likeness = {
         known: _likeness(last, name) + 0.01 * (known.rpartition(".")[0] == group) for known, name in names.items()

@@ -1,7 +1,7 @@
 """The help pages of the commands that are configured through Hydra."""
 
 TRAIN_HELP = """
-Fine-tunes an image classifier on folders of photographs, evaluates it, exports it and writes a report.
+Fine-tune an image classifier on folders of photographs, evaluate it, export it and write a report.
 The part of the network that stays frozen runs once per image; an epoch then takes seconds, on a CPU too.
 
 Settings are written key=value and come in groups (the files in conf/ say what each key means):
@@ -39,7 +39,8 @@ Examples:
 
 Flags do the same as key=value: --lr --batch-size --epochs --weight-decay --label-smoothing --optimizer
 --schedule --backbone --weights --trainable --seed --experiment, and any key with __ for its dots,
-as in --data__num_workers 2. Loggers: loggers.csv={} adds one, 'loggers={csv: {}}' puts it in place of all others.
+as in --data__num_workers 2. Loggers: logger=csv, wandb, mlflow, tensorboard or [csv,wandb]; loggers.csv={} adds one.
+Machines: trainer=gpu, cpu, mps or ddp.
 
 Flags of Hydra:
   --cfg job        print the configuration instead of running (with --resolve: what ${...} stands for)
@@ -50,12 +51,13 @@ Flags of Hydra:
 Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: config.yaml, metrics.json, metrics.csv,
 rules.json, checkpoints/, model/ (what is deployed), report.html, predictions.csv.
 
-To go on with a run that was stopped: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT.
+To go on with a run, with its settings: resume=last, or resume=outputs/<date>/<time>, or resume=CHECKPOINT;
+trainer.max_epochs=N adds epochs. output_dir= of a finished run needs resume= or overwrite=true.
 resume=auto: resume if a checkpoint exists, otherwise start from scratch.
 """
 
 TUNE_HELP = """
-Searches hyperparameters on this machine. Optuna proposes the trials; those that share a batch size train side by side
+Search hyperparameters on this machine. Optuna proposes the trials; those that share a batch size train side by side
 on features that are computed once, so a search costs little more than one training.
 
 What people change most, with the defaults:
@@ -63,7 +65,7 @@ What people change most, with the defaults:
   search.objective=val_loss    or val_acc with search.direction=maximize
   search.parallel=10           trials proposed at a time; the next ones learn from their results
   search.prune=true            stop a trial that is worse than the median at the same epoch
-  trainer.max_epochs=5         epochs a trial
+  trainer.max_epochs=5         epochs per trial
   search.space.model.lr.high=0.2                                            change a range
   'search.space.model.weight_decay={low: 1e-6, high: 1e-2, log: true}'      add a range
   '~search.space.data'                                                      take one out

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, Self, Union, get_args, get_origin, g
 from urllib.parse import unquote, urlsplit
 
 PathText = Annotated[str, "path"]
+Drawn = Annotated[int, "or null"]  # a number is drawn before anything is built
 # Words that stand where a path may stand, too.
 NOT_A_PATH = {"model.weights": ("imagenet", "none"), "resume": ("last", "auto")}
 
@@ -45,8 +46,10 @@ class Model:
     backbone_lr: float | None
     weight_decay: float
     label_smoothing: float
-    optimizer: Literal["adam", "adamw", "sgd"]
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"]
     schedule: Literal["constant", "cosine", "onecycle"]
+    class_weights: Literal["none", "balanced"]
+    prior: Literal["none", "uniform"]
 
 
 @dataclass(frozen=True)
@@ -70,28 +73,6 @@ class Debugger:
 
 
 @dataclass(frozen=True)
-class Rules:
-    enabled: bool
-    on_trigger: Literal["warn", "stop"]
-    skip: Any
-    every: int
-    loss_not_decreasing: Mapping[str, Any]
-    overfit: Mapping[str, Any]
-    overtraining: Mapping[str, Any]
-    vanishing_gradient: Mapping[str, Any]
-    exploding_tensor: Mapping[str, Any]
-    poor_weight_initialization: Mapping[str, Any]
-    dead_relu: Mapping[str, Any]
-    imbalance: Mapping[str, Any]
-    data_loading: Mapping[str, Any]
-    low_gpu_utilization: Mapping[str, Any]
-    cpu_bottleneck: Mapping[str, Any]
-    io_bottleneck: Mapping[str, Any]
-    gpu_memory_increase: Mapping[str, Any]
-    step_outlier: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
 class Search:
     trials: int
     objective: str
@@ -107,19 +88,22 @@ class Config:
     mode: str
     job: str | None
     output_dir: PathText | None
-    seed: int
+    overwrite: bool
+    seed: Drawn
     resume: PathText | None
     early_stopping: int | None
     progress: Literal["auto", "bar", "plain", "none"]
+    refit: bool
     test: bool
     profile: bool | str | None
+    callbacks: Any
     loggers: Mapping[str, Any] | None
     data: Data
     model: Model
     trainer: Mapping[str, Any]  # every argument of lightning.Trainer
     cache: Cache
     debugger: Debugger
-    rules: Rules
+    rules: Mapping[str, Any]  # checked by the callback that reads them
     search: Search
     sagemaker: Mapping[str, Any]  # read by launch/, which checks it
 
@@ -204,7 +188,7 @@ def accepts(hint: Any, value: Any) -> bool:
         return True
     origin = get_origin(hint)
     if origin is Annotated:
-        return accepts(get_args(hint)[0], value)
+        return accepts(get_args(hint)[0], value) or (value is None and hint == Drawn)
     if origin in (Union, UnionType):
         return any(accepts(part, value) for part in get_args(hint))
     if origin is Literal:
@@ -226,6 +210,7 @@ def refusal(key: str, hint: Any, value: Any) -> str:
     parts = set(get_args(hint)) if get_origin(hint) in (Union, UnionType) else {hint}
     parts.discard(NoneType)
     kind = next(iter(parts)) if len(parts) == 1 else str
+    kind = int if kind == Drawn else kind
     if get_origin(kind) is Literal and value is not None:
         return f"{key}={value} is unknown; it is one of {', '.join(get_args(kind))}."
     kinds = {bool: "true or false", int: "a whole number", float: "a number"}

@@ -1,8 +1,9 @@
 """`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import torch
@@ -139,6 +140,17 @@ class DogImages(LightningDataModule):
         if not (isinstance(self.num_workers, int) and self.num_workers >= 0):
             raise DogbreedError(f"data.num_workers={self.num_workers} is out of range; it is auto or 0 and more.")
 
+    @classmethod
+    def for_model(cls, model: Any, root: str | Path, **arguments: Any) -> Self:
+        """Return data of a folder in the form that a model takes, with its seed.
+
+        Args:
+            model: A `DogBreedClassifier`.
+            root: As for `DogImages`.
+            arguments: The others of `DogImages`.
+        """
+        return cls(root, **{"preprocessing": model.preprocessing, "seed": model.hparams["seed"], **arguments})
+
     # Lightning calls prepare_data in one process per machine, setup in every process.
 
     def prepare_data(self) -> None:
@@ -246,6 +258,17 @@ class DogImages(LightningDataModule):
             numbers = keyed(self.seed, "crop", view).random((count, 5))
             crops.append([View(flip=bool(row[4] < 0.5), box=random_box(row[:4])) for row in numbers])
         return crops
+
+    def with_valid_in_train(self) -> Self:
+        """Return a copy that trains on the images of train and of valid, in this order, and has no other split."""
+        both, (train, valid) = copy(self), (self.samples["train"], self.samples["valid"])
+        labels = np.concatenate([train.labels, valid.labels])
+        views = self._views(len(labels))
+        both.samples = {
+            "train": SplitFiles([*train.paths, *valid.paths], labels, [*train.digests, *valid.digests], views)
+        }
+        both._readers = {}
+        return both
 
     def use_features(self, readers: Mapping[str, FeatureReader]) -> None:
         """Deliver features in place of images for the splits that have a reader."""

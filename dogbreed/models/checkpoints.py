@@ -12,55 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
 
 FROZEN = "frozen.safetensors"
 PREFIX = "network."
-
-
-class RunCheckpointIO(CheckpointIO):
-    """What Lightning writes and reads a run's checkpoint files with.
-
-    Args:
-        changing: Names in the network's state_dict that training may change.
-    """
-
-    def __init__(self, changing: set[str]) -> None:
-        self.changing = {PREFIX + name for name in changing}
-        self._frozen_digest: str | None = None
-        self._written: set[Path] = set()
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
-        file = Path(path)
-        state = checkpoint["state_dict"]
-        frozen = {name: value for name, value in state.items() if name not in self.changing}
-        beside = file.with_name(FROZEN)
-        if frozen and beside not in self._written:  # a callback may save into another folder
-            values = {name: value.cpu().contiguous() for name, value in frozen.items()}
-            self._frozen_digest = _digest(values)
-            # A resumed run has the very values that lie there; another run in the same folder has others.
-            if _digest_in(beside) != self._frozen_digest:
-                with atomic_write(beside) as temporary:
-                    save_file(values, temporary, metadata={"digest": self._frozen_digest})
-            self._written.add(beside)
-        kept = {name: value for name, value in state.items() if name in self.changing}
-        with atomic_write(file) as temporary:
-            torch.save(
-                {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
-                temporary,
-            )
-
-    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
-        return read_checkpoint(Path(path))
-
-    def remove_checkpoint(self, path: Any) -> None:
-        Path(path).unlink(missing_ok=True)
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
@@ -89,13 +47,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
                 f"{file} needs the frozen weights that belong beside it, in {beside}; move both together, or use the "
                 "run's model/ folder, which is whole."
             ) from error
-        if _digest_in(beside) != digest:
+        if digest_in(beside) != digest:
             raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
         checkpoint["state_dict"] = {**values, **checkpoint["state_dict"]}
     return checkpoint
 
 
-def _digest(values: Mapping[str, Tensor]) -> str:
+def digest_of(values: Mapping[str, Tensor]) -> str:
     """Return a digest of the values themselves, so that equal weights are known as such whichever run wrote them."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(values.items()):
@@ -104,7 +62,7 @@ def _digest(values: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-def _digest_in(file: Path) -> str | None:
+def digest_in(file: Path) -> str | None:
     """Return the digest noted in a file of frozen weights; None where there is no such file."""
     try:
         with safe_open(file, framework="pt") as content:

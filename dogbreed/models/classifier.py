@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -20,9 +20,10 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import backbones, own_networks
+from dogbreed.models import backbones, lbfgs, own_networks
 from dogbreed.models.checkpoints import network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
@@ -54,7 +55,8 @@ class DogBreedClassifier(LightningModule):
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         label_smoothing: In the training loss; evaluation is always without.
-        optimizer: `adam`, `adamw` or `sgd` (Nesterov momentum 0.9).
+        optimizer: `adam`, `adamw`, `sgd` (Nesterov momentum 0.9), or `lbfgs` (logistic regression on cached features,
+            without a learning rate).
         schedule: `constant`, `cosine` (to zero over all steps) or `onecycle`.
         seed: Seed of the head's initial values and of dropout.
         class_names: Names by index; None numbers them.
@@ -113,6 +115,9 @@ class DogBreedClassifier(LightningModule):
         self._add_metrics(num_classes)
         self.parts: CutNetwork | None = None
         self.images_seen = 0
+        self.inverse_penalty: float | None = None  # C of the logistic regression, once it is chosen
+        if optimizer == "lbfgs":
+            lbfgs.check_head(self.network, trainable)
         self.predictions: Outputs | None = None  # of the last evaluation
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self.train()
@@ -178,11 +183,45 @@ class DogBreedClassifier(LightningModule):
             return self.parts.tail(batch.inputs, self.training)
         return self(batch.inputs)
 
+    def setup(self, stage: str) -> None:
+        data = getattr(self.trainer, "datamodule", None)
+        if isinstance(data, DogImages):
+            self.check_data(data)
+
+    def check_data(self, data: DogImages) -> None:
+        """Refuse images of other classes, or made for another network.
+
+        Raises:
+            DogbreedError: Says how to build the model, or the data.
+        """
+        outputs, classes = self.hparams["num_classes"], len(data.classes)
+        if outputs != classes:
+            raise DogbreedError(
+                f"The model has {outputs} outputs, and {data.root} {classes} classes; build the model with "
+                "DogBreedClassifier(len(data.classes), class_names=data.classes, ...)."
+            )
+        if data.preprocessing != self.preprocessing:
+            raise DogbreedError(
+                f"The images are made with {data.preprocessing}, and the model takes {self.preprocessing}; build the "
+                "data with DogImages.for_model(model, FOLDER)."
+            )
+
+    def _whole(self, batch: Any) -> Batch | FeatureBatch:
+        """Take batches of (images, labels), as other loaders have them, too."""
+        if isinstance(batch, Batch | FeatureBatch):
+            return batch
+        if not (isinstance(batch, Sequence) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
+            raise DogbreedError(f"A batch is (images [N, 3, S, S], labels [N]), not {type(batch).__name__}.")
+        images, labels = batch
+        first = sum(len(collected) for _, collected, _ in self._collected)
+        return Batch(images, labels, torch.arange(first, first + len(labels)))
+
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Dropout depends on the place in training alone, not on what else has drawn random numbers.
         seed_generators(step_seed(self.hparams["seed"], self.current_epoch, batch_idx, self.global_rank), self.device)
 
-    def training_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        batch = self._whole(batch)
         logits = self.logits(batch)
         loss: Tensor = self.criterion(logits, batch.labels)
         # Waiting for the loss would stall a GPU at each step; there the check runs on every 16th and on epoch end.
@@ -201,7 +240,8 @@ class DogBreedClassifier(LightningModule):
             raise self._diverged("train_loss", int(self.trainer.num_training_batches) - 1)
         self.log_dict({"train_loss": loss, "train_acc": accuracy})
 
-    def validation_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        batch = self._whole(batch)
         logits, loss = self._evaluate(batch)
         self.val_loss.update(loss, weight=len(batch.labels))
         self.val_acc.update(logits, batch.labels)
@@ -214,7 +254,8 @@ class DogBreedClassifier(LightningModule):
         if not math.isfinite(loss.item()):
             raise self._diverged("val_loss", int(self.trainer.num_training_batches) - 1)
 
-    def test_step(self, batch: Batch | FeatureBatch, batch_idx: int) -> None:
+    def test_step(self, batch: Any, batch_idx: int) -> None:
+        batch = self._whole(batch)
         logits, loss = self._evaluate(batch)
         self.test_loss.update(loss, weight=len(batch.labels))
         self.log("test_loss", self.test_loss, on_step=False, on_epoch=True)
@@ -250,6 +291,9 @@ class DogBreedClassifier(LightningModule):
             f"model.lr={self.hparams['lr']}. The last good checkpoint is kept."
         )
 
+    def configure_callbacks(self) -> list[Callback]:
+        return [lbfgs.LogisticRegression()] if self.hparams["optimizer"] == "lbfgs" else []
+
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
         groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr"], hparams["weight_decay"])
@@ -272,9 +316,11 @@ class DogBreedClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
+        checkpoint["inverse_penalty"] = self.inverse_penalty
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint.get("images_seen", 0)
+        self.inverse_penalty = checkpoint.get("inverse_penalty")
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

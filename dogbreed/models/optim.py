@@ -9,7 +9,7 @@ from torch import nn
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.backbones import head_name
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "adamw", "sgd", "lbfgs")
 SCHEDULES = ("constant", "cosine", "onecycle")
 
 
@@ -29,6 +29,8 @@ def parameter_groups(
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], fused: bool = True) -> torch.optim.Optimizer:
     """Return the optimizer of that name over groups that carry `params`, `lr` and `weight_decay`."""
+    if name == "lbfgs":  # the head is solved before (models/lbfgs.py); no step changes it
+        return torch.optim.SGD([{**group, "lr": 0.0, "weight_decay": 0.0} for group in groups], lr=0.0)
     if name == "sgd":
         return torch.optim.SGD(groups, lr=groups[0]["lr"], momentum=0.9, nesterov=True, fused=fused)
     kind = torch.optim.AdamW if name == "adamw" else torch.optim.Adam

@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.models.checkpoints import read_checkpoint
+
+WEIGHTS = "model.safetensors"  # in an exported model
 
 # Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
@@ -58,6 +61,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
     Raises:
         DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
     """
+    if file.is_dir():  # a run's folder, or its model/
+        file = next((path for path in (file / "model" / WEIGHTS, file / WEIGHTS) if path.is_file()), file)
     if not file.is_file():
         raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
     try:
@@ -76,6 +81,8 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
         raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+    if isinstance(content, Mapping) and content.get("frozen"):
+        content = read_checkpoint(file)  # of a run, whose frozen weights lie beside it
     for key in ("state_dict", "model"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]

@@ -33,6 +33,7 @@ class History(Checkpoint):
     Attributes:
         rows: One dict per epoch, with the columns of `metrics.csv`.
         best: The row of the best epoch; None before the first that was validated.
+        seconds_before: Of the runs that this one goes on with.
         kept: Epochs that the last checkpoint holds; while an epoch is being saved, one less than there are rows.
     """
 
@@ -42,7 +43,8 @@ class History(Checkpoint):
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
         self.kept = 0
-        self._started = time.monotonic()
+        self.seconds_before = 0.0
+        self._began = self._started = time.monotonic()
         self._seen = 0
         self._validated = False
 
@@ -110,12 +112,15 @@ class History(Checkpoint):
         return f"{text}  {duration(row['seconds'])}{left}"
 
     def state_dict(self) -> dict[str, Any]:
-        return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config}
+        seconds = self.seconds_before + time.monotonic() - self._began
+        return {"rows": [dict(row) for row in self.rows], "best": self.best, "config": self.config, "seconds": seconds}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         older = {"train_acc": math.nan}  # which the rows of older versions have not
         self.rows = [{**older, **row} for row in state_dict["rows"]]
         self.best = state_dict["best"] and {**older, **state_dict["best"]}
+        # Older checkpoints know the seconds of their epochs alone.
+        self.seconds_before = state_dict.get("seconds", sum(row["seconds"] for row in self.rows))
         self.kept = len(self.rows)
 
     @property

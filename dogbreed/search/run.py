@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 
-from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
 from dogbreed.core.files import discarded_if_empty
@@ -24,7 +23,15 @@ from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
 from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.search.study import Search
-from dogbreed.training.build import build_cache, build_data, build_model, build_trainer, prepare_process, say
+from dogbreed.training.build import (
+    build_cache,
+    build_data,
+    build_model,
+    build_trainer,
+    prepare_process,
+    read_config,
+    say,
+)
 from dogbreed.training.run import train
 
 # What may differ between heads that train side by side; the batch size makes groups of them.
@@ -62,7 +69,7 @@ def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[s
     Raises:
         DogbreedError: Something a person can put right.
     """
-    config = Config.from_dict(compose(overrides) if config is None else config)
+    config = read_config(config, overrides)
     prepare_process()
     search = Search(config)
     with nullcontext() if config.output_dir else discarded_if_empty(search.folder):
@@ -108,6 +115,10 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
         return f"{other[0]} differs between trials"
     if config.model.trainable != "head":
         return f"model.trainable={config.model.trainable}, so more than the last layer differs"
+    if config.model.class_weights != "none":
+        return f"model.class_weights={config.model.class_weights}, and heads side by side weigh all classes alike"
+    if config.model.optimizer == "lbfgs":
+        return "model.optimizer=lbfgs takes no steps"
     if config.cache.mode == "off":
         return "cache.mode=off"
     if config.early_stopping is not None:
@@ -184,7 +195,14 @@ def _one_by_one(search: Search) -> TrainRound:
         for trial in trials:
             started = time.monotonic()
             folder = search.folder / "trials" / f"{trial.number:03d}"
-            quietly = {"output_dir": str(folder), "resume": "auto", "test": False, "progress": "none", "loggers": {}}
+            quietly = {
+                "output_dir": str(folder),
+                "resume": "auto",
+                "test": False,
+                "progress": "none",
+                "loggers": {},
+                "refit": False,
+            }
             config = with_values(search.config, {**trial.params, **quietly})
             with redirect_stdout(io.StringIO()), suppress(NonFiniteLoss):
                 train(config)

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dogbreed.config.compose import check, flatten
+from dogbreed.config.search_space import check_search as check_group
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.optim import check_training
@@ -22,26 +23,10 @@ def check_search(config: Config, space: Space) -> None:
     Raises:
         DogbreedError: A setting is unknown or out of range, or a range reaches a value that a run would refuse.
     """
-    search, epochs = config.search, config.trainer["max_epochs"]
+    epochs = config.trainer["max_epochs"]
     if not isinstance(epochs, int) or epochs < 1:
         raise DogbreedError(f"trainer.max_epochs={epochs}: a search needs trainer.max_epochs >= 1.")
-    if not space:
-        raise DogbreedError("search.space is empty; give at least one range, such as search.space.model.lr.")
-    for key in ("trials", "parallel"):
-        if getattr(search, key) < 1:
-            raise DogbreedError(f"search.{key}={getattr(search, key)} is out of range; it is a whole number from 1.")
-    if search.objective not in OBJECTIVES:
-        raise DogbreedError(
-            f"search.objective={search.objective} is unknown; it is one of {', '.join(OBJECTIVES)}. The test split "
-            "is not for choosing."
-        )
-    if search.direction not in ("minimize", "maximize"):
-        raise DogbreedError(f"search.direction={search.direction} is unknown; it is minimize or maximize.")
-    if (search.objective == "val_acc") != (search.direction == "maximize"):
-        raise DogbreedError(
-            f"search.direction={search.direction} does not fit search.objective={search.objective}: a loss is "
-            "minimized, an accuracy maximized."
-        )
+    check_group(vars(config.search), OBJECTIVES)
     for key, bounds in space.items():
         for value in bounds.get("choices") or (bounds["low"], bounds["high"]):
             _check_value(config, key, value)

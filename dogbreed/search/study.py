@@ -8,9 +8,9 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed.config import reproduce
-from dogbreed.config.compose import diff, ranges, to_yaml
+from dogbreed.config.compose import changed, overrides_of, to_yaml
 from dogbreed.config.overrides import literal
+from dogbreed.config.search_space import ranges
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
@@ -82,7 +82,7 @@ class Search:
             with atomic_write(self.folder / "config.yaml") as file:
                 file.write_text(to_yaml(config))
         else:
-            other = [key for key in diff(kept, config) if not key.startswith(_MAY_DIFFER)]
+            other = [key for key in changed(kept, config) if not key.startswith(_MAY_DIFFER)]
             if other:
                 raise DogbreedError(
                     f"{self.folder} holds a search with another configuration: {', '.join(other[:5])} differ. Continue "
@@ -190,7 +190,7 @@ class Search:
         """Return the line that trains with the winner."""
         best = self.best()
         values = best.params if best else {}
-        kept = [part for part in reproduce.overrides(self.config.to_dict()) if part.split("=")[0] not in values]
+        kept = [part for part in overrides_of(self.config.to_dict()) if part.split("=")[0] not in values]
         kept = [part for part in kept if not part.startswith("search.")]
         winner = [f"{key}={literal(value)}" for key, value in values.items()]
         return shlex.join(["python", "-m", "dogbreed.train", *kept, *winner])

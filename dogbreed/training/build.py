@@ -3,19 +3,22 @@
 import logging
 import os
 import warnings
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib import import_module
 from pathlib import Path
+from secrets import randbelow
 from typing import Any
 
 import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import compose
+from dogbreed.config.compose import completed, compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
@@ -24,6 +27,7 @@ from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.imbalance import balance_loss, check_bias
 from dogbreed.monitor.history import EarlyStopping
 from dogbreed.monitor.progress_bar import ProgressBar
 from dogbreed.monitor.smdebug_hook import TensorHook, hook_enabled
@@ -36,8 +40,8 @@ LOGGERS = {
     "comet": "CometLogger",
     "neptune": "NeptuneLogger",
 }
-# Where the processes that Lightning starts find the folder of the first one.
-FOLDER_FOR_RANKS = "DOGBREED_OUTPUT_DIR"
+# Where the processes that Lightning starts find the folder of the first one, and a seed that it drew.
+FOLDER_FOR_RANKS, SEED_FOR_RANKS = "DOGBREED_OUTPUT_DIR", "DOGBREED_SEED"
 
 
 def prepare_process() -> None:
@@ -67,6 +71,19 @@ def say(text: str) -> None:
     """Print in the main process."""
     # Names of files need not be UTF-8, and a terminal takes nothing else.
     print(text.encode("utf-8", "backslashreplace").decode(), flush=True)
+
+
+def read_config(config: Config | Mapping[str, Any] | None, overrides: Sequence[str]) -> Config:
+    """Return the configuration of a run: a whole one, with the keys that it lacks, or what overrides make.
+
+    Raises:
+        DogbreedError: A key or a value is wrong.
+    """
+    if not isinstance(config, Config):
+        config = Config.from_dict(compose(overrides) if config is None else completed(config))
+    if config.seed is None:
+        config = replace(config, seed=int(os.environ.get(SEED_FOR_RANKS) or randbelow(1 << 31)))
+    return config
 
 
 def run_folder(config: Config, checkpoint: Path | None) -> Path:
@@ -109,6 +126,9 @@ def build_model(config: Config, data: DogImages, checkpoint: Mapping[str, Any] |
         DogbreedError: The checkpoint has other classes, or the weights cannot be loaded.
     """
     arguments = vars(config.model).copy()
+    class_weights, prior = arguments.pop("class_weights"), arguments.pop("prior")
+    if class_weights == "balanced" and prior == "uniform":
+        raise DogbreedError("model.class_weights=balanced and model.prior=uniform correct for the same; choose one.")
     if checkpoint is not None:
         arguments["weights"] = None
     own_networks.allow(arguments["backbone"])  # a setting, unlike what a saved model says of itself
@@ -123,7 +143,54 @@ def build_model(config: Config, data: DogImages, checkpoint: Mapping[str, Any] |
         if checkpoint["hyper_parameters"]["class_names"] != data.classes:
             raise DogbreedError(f"The checkpoint was trained on other classes than those in {data.root}.")
         model.load_network(network_state(checkpoint))
+    if prior == "uniform":
+        check_bias(model.network)
+    weigh_classes(config, model, class_counts(data))
     return model
+
+
+def class_counts(data: DogImages) -> Tensor:
+    """Return the number of training images of each class, [classes]."""
+    return torch.from_numpy(data.samples["train"].labels).bincount(minlength=len(data.classes))
+
+
+def weigh_classes(config: Config, model: DogBreedClassifier, counts: Tensor) -> None:
+    """Weigh the classes in the training loss by their numbers of images [classes], where that is wanted."""
+    if config.model.class_weights == "balanced":
+        balance_loss(model.criterion, counts.to(model.device))
+
+
+def build_own_callbacks(callbacks: Any) -> list[Callback]:
+    """Return the callbacks that the configuration names by their classes.
+
+    Args:
+        callbacks: A list of `package.Class`, or of mappings of `class_path` and `init_args`; None is none.
+
+    Raises:
+        DogbreedError: Not such a list, no such class, no callback, or it does not take its arguments.
+    """
+    if not isinstance(callbacks, list | None):
+        raise DogbreedError("callbacks is a list, such as [package.Class].")
+    return [_own_callback({"class_path": item} if isinstance(item, str) else item) for item in callbacks or []]
+
+
+def _own_callback(item: Any) -> Callback:
+    if not isinstance(item, Mapping) or not {"class_path"} <= item.keys() <= {"class_path", "init_args"}:
+        raise DogbreedError(f"callbacks takes package.Class, or class_path with init_args, not {item!r}.")
+    path, arguments = str(item["class_path"]), item.get("init_args") or {}
+    module, _, name = path.rpartition(".")
+    if not all(part.isidentifier() for part in path.split(".")) or not module:
+        raise DogbreedError(f"callbacks: {path} is not the dotted path of a class, such as package.module.Class.")
+    try:
+        kind = getattr(import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise DogbreedError(f"callbacks: {path} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not (isinstance(kind, type) and issubclass(kind, Callback)):
+        raise DogbreedError(f"callbacks: {path} is no class derived from lightning.pytorch.Callback.")
+    try:
+        return kind(**arguments)
+    except TypeError as error:
+        raise DogbreedError(f"callbacks: {path} does not take these arguments: {error}.") from error
 
 
 def build_cache(config: Config, quiet: bool) -> FeatureCache:
@@ -139,7 +206,7 @@ def build_cache(config: Config, quiet: bool) -> FeatureCache:
 
 
 def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]:
-    """Return early stopping, progress and the debugger's hook, where they are wanted."""
+    """Return early stopping, progress, the debugger's hook and a person's own callbacks, where they are wanted."""
     progress = config.progress
     if progress not in ("auto", "bar", "plain", "none"):
         raise DogbreedError(f"progress={progress} is unknown; it is one of auto, bar, plain, none.")
@@ -149,7 +216,9 @@ def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]
     if progress != "none" and not quiet:
         callbacks.append(ProgressBar(plain=progress == "plain"))
     debugger = asdict(config.debugger)
-    return [*callbacks, TensorHook(debugger, folder, quiet=quiet)] if hook_enabled(debugger) else callbacks
+    if hook_enabled(debugger):
+        callbacks.append(TensorHook(debugger, folder, quiet=quiet))
+    return [*callbacks, *build_own_callbacks(config.callbacks)]
 
 
 def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:

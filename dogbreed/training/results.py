@@ -26,13 +26,15 @@ from dogbreed.metrics.classification import PREDICTIONS, chance, measure, predic
 from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.imbalance import subtract_log_prior
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling
 from dogbreed.report import profile_report, training_report
 from dogbreed.report.inputs import ReportInputs
 from dogbreed.report.rendering import percent
-from dogbreed.training.build import say
+from dogbreed.training.build import class_counts, say
+from dogbreed.training.refit import refit
 
 
 @dataclass(frozen=True)
@@ -72,12 +74,12 @@ def finish(run: Run) -> dict[str, Any]:
         DogbreedError: No epoch finished, the disk is full, or a test image is gone; the model is exported before.
     """
     best = _load_best(run)
-    splits, failure = _evaluate(run)
+    splits, refitted, failure = _evaluate_all(run, int(best["epoch"]))
     if not run.trainer.is_global_zero:
         return {}
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
     splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
-    metrics = _metrics(run, best, splits)
+    metrics = {**_metrics(run, best, splits), **refitted}
     folder, test = run.history.folder, splits.get("test")
     inputs = _report_inputs(run, metrics, test or splits["valid"])
     caveats, leak, leak_metrics = training_report.caveats(inputs)
@@ -119,24 +121,37 @@ def _load_best(run: Run) -> Mapping[str, float]:
     else:  # it lies on the first machine's disk, which others may not see
         state = trainer.strategy.broadcast(changed_state(file) if trainer.is_global_zero else {})
     run.model.network.load_state_dict(state, strict=False)
+    if run.config.model.prior == "uniform":
+        subtract_log_prior(run.model.network, class_counts(run.data))
     return best
 
 
-def _evaluate(run: Run) -> tuple[dict[str, Predictions], Exception | None]:
-    """Return what the model predicts for valid, and for test where that is wanted, or why it could not be evaluated."""
-    run.trainer.validate(run.model, datamodule=run.data, verbose=False)
-    splits = {"valid": _predictions(run, "valid")}
+def _evaluate_all(run: Run, epochs: int) -> tuple[dict[str, Predictions], dict[str, int], Exception | None]:
+    """Return what the models predict for valid and, where wanted, test; of a refit; why test could not be evaluated."""
+    splits, refitted = {"valid": _evaluate(run, "valid")}, {}
+    if run.config.refit:  # only now, since nothing can be measured on valid afterwards
+        refitted = _refit(run, epochs)
     if run.config.test and "test" in run.data.samples and run.config.trainer["limit_test_batches"] != 0:
-        run.model.predictions = None  # those of the validation may not pass for the test's
         try:
-            run.trainer.test(run.model, datamodule=run.data, verbose=False)
+            splits["test"] = _evaluate(run, "test")
         except (DogbreedError, OSError, RuntimeError) as error:  # such as a photograph that is gone
-            return splits, error
-        splits["test"] = _predictions(run, "test")
-    return splits, None
+            return splits, refitted, error
+    return splits, refitted, None
 
 
-def _predictions(run: Run, split: str) -> Predictions:
+def _refit(run: Run, epochs: int) -> dict[str, int]:
+    """Replace the model's head by one that was trained on valid too, on which nothing is measured from here on."""
+    images = refit(run.config, run.model, run.data, epochs, quiet=not run.trainer.is_global_zero)
+    if run.config.model.prior == "uniform":
+        subtract_log_prior(run.model.network, class_counts(run.data.with_valid_in_train()))
+    return {"refit_epochs": epochs, "refit_images": images}
+
+
+def _evaluate(run: Run, split: str) -> Predictions:
+    """Return what the model predicts for valid or test."""
+    run.model.predictions = None  # those of one split may not pass for the other's
+    measure_split = run.trainer.validate if split == "valid" else run.trainer.test
+    measure_split(run.model, datamodule=run.data, verbose=False)
     outputs = run.model.predictions
     assert outputs is not None
     paths = [run.data.samples[split].paths[index] for index in outputs.indices.tolist()]
@@ -155,12 +170,13 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
         "temperature": splits["valid"].temperature,
         "epochs": len(run.history.rows),
         "best_epoch": best["epoch"],
-        "seconds": round(time.monotonic() - run.started, 3),
+        "seconds": round(run.history.seconds_before + time.monotonic() - run.started, 3),
         "images_seen": run.model.images_seen,
         "images_per_second": round(run.model.images_seen / max(training_seconds, 1e-9), 1),
         "images_skipped": len(run.data.skipped),
         "cache": run.cache.state,
         "device": str(run.trainer.strategy.root_device),
+        **({"lbfgs_c": run.model.inverse_penalty} if run.model.inverse_penalty else {}),
     }
 
 
@@ -200,7 +216,7 @@ def _report(run: Run, inputs: ReportInputs) -> None:
     folder = run.history.folder
     training_report.write_safely(folder / "report.html", inputs)
     if run.profiling:
-        profile = run.profiling.result(inputs.findings, run.config.rules.step_outlier)
+        profile = run.profiling.result(inputs.findings, run.config.rules["step_outlier"])
         title = f"{inputs.backbone} on {inputs.root.resolve().name or inputs.root}"
         profile_report.write_safely(folder / "profile", profile, title, run.history.config)
 
@@ -210,17 +226,24 @@ def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, cav
     classes, training = len(run.data.classes), torch.as_tensor(run.data.samples["train"].labels)
     guessing = percent(chance(predictions.labels, training, classes).accuracy, 1)
     features = {"built": ", features computed now", "hit": ", features found on disk"}.get(metrics["cache"], "")
+    weights = f"the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}"
+    if refitted := "refit_epochs" in metrics and predictions.split == "test":
+        weights = f"a head trained on train + valid ({metrics['refit_images']:,} images)"
     lines = [
         "",
         f"Learned to tell {count(classes, 'class')} apart from {count(len(training), 'image')}; guessing would get "
         f"{guessing}.",
         f"{accuracy_line(metrics, PREFIX[predictions.split], len(predictions), classes)},",
-        f"with the weights of epoch {metrics['best_epoch']} of {metrics['epochs']}, in {metrics['seconds']:.0f} s "
-        f"on {metrics['device']}{features}.",
+        f"with {weights}, in {metrics['seconds']:.0f} s on {metrics['device']}{features}.",
         *caveats,
     ]
     if predictions.split == "valid":
         lines.append("No test images were evaluated, and by the validation images the epoch was chosen.")
+    if "refit_epochs" in metrics:
+        lines.append(
+            f"model/ was trained on train + valid for {count(metrics['refit_epochs'], 'epoch')}, the number that was "
+            f"best on valid; {'figures of valid' if refitted else 'these figures'} and checkpoints are of that before."
+        )
     if skipped:
         lines.append(f"Skipped {len(skipped)} files that are no readable images: {folder / 'skipped.csv'}")
     lines += [

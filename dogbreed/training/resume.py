@@ -4,17 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dogbreed.config.compose import compose, diff, flatten
+from dogbreed.config.compose import changed, diff, flatten
+from dogbreed.config.resumed import LAST_CHECKPOINT, find_run
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
-from dogbreed.monitor.history import BEST, LAST
+from dogbreed.monitor.history import BEST
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
     "output_dir",
+    "overwrite",
     "resume",
     "progress",
+    "callbacks",
     "loggers",
+    "refit",
     "test",
     "early_stopping",
     "data.num_workers",
@@ -22,6 +26,7 @@ MAY_DIFFER = (
     "data.download",
     "data.url",
     "model.weights",
+    "model.prior",
     "cache.mode",
     "cache.dir",
     "cache.max_gb",
@@ -44,31 +49,54 @@ def find_checkpoint(config: Config) -> Path | None:
     Raises:
         DogbreedError: There is none where it should be.
     """
-    if not config.resume:
+    run = find_run(config.resume, config.output_dir)
+    if run is None:
+        if config.resume == "last":
+            folder = config.output_dir or "outputs/"
+            raise DogbreedError(
+                f"resume=last: there is no checkpoint in {folder}; resume=auto starts from scratch then."
+            )
         return None
-    if config.resume in ("last", "auto"):
-        return _newest(config)
-    path = Path(config.resume)
-    if path.is_dir():
-        path = path / "checkpoints" / LAST
+    path = Path(str(config.resume)) if str(config.resume).endswith(".ckpt") else run / LAST_CHECKPOINT
     if not path.is_file():
         raise DogbreedError(f"resume={config.resume} is no checkpoint and no run's folder.")
     return path
 
 
-def _newest(config: Config) -> Path | None:
-    if config.output_dir:
-        checkpoints = [Path(config.output_dir) / "checkpoints" / LAST]
-    else:
-        # outputs/DATE/TIME, and folders that were named, such as output_dir=outputs/dogs
-        checkpoints = [path for depth in ("*", "*/*") for path in Path("outputs").glob(f"{depth}/checkpoints/{LAST}")]
-    checkpoints = [path for path in checkpoints if path.is_file()]
-    if checkpoints:
-        return max(checkpoints, key=lambda path: path.stat().st_mtime)
-    if config.resume == "auto":
-        return None
-    folder = config.output_dir or "outputs/"
-    raise DogbreedError(f"resume=last: there is no checkpoint in {folder}; resume=auto starts from scratch then.")
+def check_folder(config: Config) -> None:
+    """Refuse to write over a finished run.
+
+    Raises:
+        DogbreedError: `output_dir` holds one, and neither `resume` nor `overwrite` is set.
+    """
+    if config.resume or config.overwrite or not config.output_dir:
+        return
+    if (Path(config.output_dir) / "metrics.json").is_file():
+        raise DogbreedError(
+            f"output_dir={config.output_dir} holds a finished run; choose another folder, go on with it by "
+            f"resume={config.output_dir}, or replace it with overwrite=true."
+        )
+
+
+def check_epochs_left(checkpoint: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Refuse to go on with a run that has had all its epochs.
+
+    Args:
+        checkpoint: What `path` holds.
+        config: Of the run that is to go on.
+        path: Whose run may be finished, or have been killed before its results were written.
+
+    Raises:
+        DogbreedError: Says which number of epochs to give.
+    """
+    done, epochs = int(checkpoint.get("epoch", -1)) + 1, config.trainer["max_epochs"]
+    if config.trainer["max_steps"] != -1 or epochs in (None, -1) or done < epochs:
+        return
+    finished = (path.parent.parent / "metrics.json").is_file() and config.resume != "auto"
+    if done > epochs or finished:
+        raise DogbreedError(
+            f"{path.parent.parent} has had its {done} epochs; to go on, give trainer.max_epochs={done + 1} or more."
+        )
 
 
 def check_same_run(checkpoint: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -86,12 +114,8 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Config, path: Path) ->
     if kept is None:
         raise DogbreedError(f"{path} was not written by a run of dogbreed.train, so it cannot be resumed.")
     settings = config.to_dict()
-    old, new, defaults = flatten(kept), flatten(settings), flatten(compose(()))
-    keys = [
-        key
-        for key in diff(kept, settings)
-        if not key.startswith(MAY_DIFFER) and (key in old or new.get(key) != defaults.get(key))  # a key of today
-    ]
+    old, new = flatten(kept), flatten(settings)
+    keys = [key for key in changed(kept, settings) if not key.startswith(MAY_DIFFER)]
     if config.data.augment != "crop" and "cache.views" in keys:
         keys.remove("cache.views")  # only crops look at it
     if config.model.schedule != "constant" and "trainer.max_epochs" in diff(kept, settings):

@@ -17,23 +17,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import LambdaCallback
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from dogbreed.config.compose import compose, to_yaml
+from dogbreed.config.compose import to_yaml
 from dogbreed.config.settings import Config
-from dogbreed.core.errors import Interrupted
+from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import atomic_write, discarded_if_empty, remove, write_csv
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
-from dogbreed.models.checkpoints import FROZEN, RunCheckpointIO, read_checkpoint
+from dogbreed.models.checkpoint_io import RunCheckpointIO
+from dogbreed.models.checkpoints import FROZEN, read_checkpoint
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling, mode_of
 from dogbreed.training.build import (
     FOLDER_FOR_RANKS,
+    SEED_FOR_RANKS,
     build_cache,
     build_callbacks,
     build_data,
@@ -41,13 +45,15 @@ from dogbreed.training.build import (
     build_model,
     build_trainer,
     prepare_process,
+    read_config,
     run_folder,
     say,
 )
 from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
+from dogbreed.training.refit import check_refit
 from dogbreed.training.results import Run, finish
-from dogbreed.training.resume import best_before, check_same_run, find_checkpoint
+from dogbreed.training.resume import best_before, check_epochs_left, check_folder, check_same_run, find_checkpoint
 
 
 @dataclass(frozen=True)
@@ -65,28 +71,37 @@ class Result:
     model: DogBreedClassifier
 
 
-def train(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[str] = ()) -> Result:
+def train(
+    config: Config | Mapping[str, Any] | None = None,
+    overrides: Sequence[str] = (),
+    *,
+    callbacks: Sequence[Callback] = (),
+) -> Result:
     """Train, evaluate, export and report one run, as `dogbreed.train` describes it."""
     started = time.monotonic()
-    config = Config.from_dict(compose(overrides) if config is None else config)
+    config = read_config(config, overrides)
     prepare_process()
     check_settings(config)
+    check_refit(config)
+    check_folder(config)
     checkpoint_path = find_checkpoint(config)
     folder = Path(agree(lambda: run_folder(config, checkpoint_path)))
     with nullcontext() if config.output_dir else discarded_if_empty(folder):
-        run = _prepare(config, folder, checkpoint_path, started)
+        run = _prepare(config, folder, checkpoint_path, callbacks, started)
         with _interruptible(run, checkpoint_path):
             run.model.train()
             run.trainer.fit(run.model, datamodule=run.data, ckpt_path=checkpoint_path)
             return Result(finish(run), folder, run.model)
 
 
-def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started: float) -> Run:
+def _prepare(
+    config: Config, folder: Path, checkpoint_path: Path | None, own: Sequence[Callback], started: float
+) -> Run:
     """Make the parts of a run; what can be refused is refused here."""
     main_process = getattr(rank_zero_only, "rank", 0) == 0
     history = History(folder, config.to_dict())
     cache = build_cache(config, quiet=not main_process)
-    callbacks = [cache, *build_callbacks(config, folder, quiet=not main_process)]
+    callbacks = [cache, *build_callbacks(config, folder, quiet=not main_process), *own]
     mode = mode_of(config.profile, config.trainer)
     profiling = Profiling(mode, folder / "profile") if mode and main_process else None
     live_rules = LiveRules(history.config["rules"], history, profiling.system if profiling else None)
@@ -95,6 +110,7 @@ def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started
     before: Path | None = None
     if checkpoint is not None and checkpoint_path is not None:
         check_same_run(checkpoint, config, checkpoint_path)
+        check_epochs_left(checkpoint, config, checkpoint_path)
         before = best_before(checkpoint, checkpoint_path)
     agree(lambda: data.prepare_data() if main_process else None)
     data.setup()
@@ -103,10 +119,11 @@ def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started
 
     callbacks = [*([profiling] if profiling else []), *callbacks, history, live_rules]
     if main_process:  # behind the cache's setup, which may still refuse
-        callbacks.append(LambdaCallback(on_fit_start=lambda *_: _start_folder(history, data, before)))
+        callbacks.append(LambdaCallback(on_fit_start=lambda trainer, _: _start_folder(trainer, history, data, before)))
     trainer = build_trainer(
         {
             **config.trainer,
+            **({"max_epochs": 1} if config.model.optimizer == "lbfgs" else {}),
             "callbacks": callbacks,
             "profiler": (profiling and profiling.timer) or config.trainer["profiler"],
             "logger": build_loggers(config.loggers, folder) if main_process else False,
@@ -125,6 +142,7 @@ def _prepare(config: Config, folder: Path, checkpoint_path: Path | None, started
 def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
     """Hold the training: a Ctrl-C becomes a sentence, and the process is left as it was."""
     os.environ[FOLDER_FOR_RANKS] = str(run.history.folder)  # for the processes that Lightning starts
+    os.environ[SEED_FOR_RANKS] = str(run.config.seed)
     on_interrupt = signal.getsignal(signal.SIGINT)
     try:
         yield
@@ -132,8 +150,11 @@ def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
         if isinstance(error, SystemExit) and not run.trainer.interrupted:
             raise
         raise _interrupted(run.history, checkpoint) from None
+    except MisconfigurationException as error:
+        raise DogbreedError(f"Lightning refuses these settings: {' '.join(str(error).split())}") from error
     finally:
         os.environ.pop(FOLDER_FOR_RANKS, None)
+        os.environ.pop(SEED_FOR_RANKS, None)
         run.live_rules.close()
         if run.profiling:
             run.profiling.close()
@@ -151,8 +172,10 @@ def _interrupted(history: History, checkpoint: Path | None) -> Interrupted:
     return Interrupted("Stopped before the first epoch ended; there is nothing to resume from.")
 
 
-def _start_folder(history: History, data: DogImages, best_before: Path | None) -> None:
+def _start_folder(trainer: Trainer, history: History, data: DogImages, best_before: Path | None) -> None:
     folder = history.folder
+    for logger in trainer.loggers:
+        logger.log_hyperparams(history.config)
     # A run that goes on in another folder may export what was the best before.
     if best_before is not None and best_before.resolve() != history.best_path.resolve():
         for source, target in (

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.config.overrides import to_wire
+from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.metric_lines import METRIC_REGEXES
 from launch.aws import images
@@ -21,7 +22,7 @@ from launch.aws.validate import check_request, check_settings
 from launch.jobs import debugger
 from launch.jobs.hyperparameters import settings
 from launch.jobs.source import ENTRY_POINT, Source, stage
-from launch.jobs.tuning import LOCAL_OBJECTIVES, check_search, parameter_ranges, tuning_config
+from launch.jobs.tuning import LOCAL_OBJECTIVES, parameter_ranges, tuning_config
 
 SPLITS = ("train", "valid", "test")
 
@@ -142,7 +143,8 @@ class _Builder:
     def training(self) -> Job:
         """Describe a training job."""
         if self.searches:
-            check_search(self.config, LOCAL_OBJECTIVES)
+            ranges(self.config["search"]["space"])
+            check_search(self.config["search"], LOCAL_OBJECTIVES)
         name = job_name(self.config, "search" if self.searches else "train", datetime.now())
         request = {
             "TrainingJobName": name,

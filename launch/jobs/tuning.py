@@ -4,8 +4,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed.config.compose import compose, ranges
+from dogbreed.config.compose import compose
 from dogbreed.config.overrides import to_wire
+from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
 
 STRATEGIES = {"bayesian": "Bayesian", "random": "Random", "hyperband": "Hyperband", "grid": "Grid"}
@@ -40,34 +41,6 @@ def parameter_ranges(config: Mapping[str, Any]) -> dict[str, list[dict[str, Any]
             {"Name": name, "MinValue": str(low), "MaxValue": str(high), "ScalingType": scaling}
         )
     return {kind: parameters for kind, parameters in kinds.items() if parameters}
-
-
-def check_search(config: Mapping[str, Any], objectives: Sequence[str] = OBJECTIVES) -> None:
-    """Refuse a search that would fail once it runs.
-
-    Args:
-        config: A composed configuration.
-        objectives: That this way of searching knows.
-
-    Raises:
-        DogbreedError: Says what is wrong with it.
-    """
-    search = config["search"]
-    ranges(search["space"])
-    for key in ("trials", "parallel"):
-        if search[key] < 1:
-            raise DogbreedError(f"search.{key}={search[key]} is out of range; it is a whole number from 1.")
-    if search["objective"] not in objectives:
-        raise DogbreedError(
-            f"search.objective={search['objective']} is unknown; here it is one of {', '.join(objectives)}."
-        )
-    if search["direction"] not in ("minimize", "maximize"):
-        raise DogbreedError(f"search.direction={search['direction']} is unknown; it is minimize or maximize.")
-    if (search["objective"] == "val_acc") != (search["direction"] == "maximize"):
-        raise DogbreedError(
-            f"search.direction={search['direction']} does not fit search.objective={search['objective']}: a loss is "
-            "minimized, an accuracy maximized."
-        )
 
 
 def job_count(config: Mapping[str, Any], parameters: Mapping[str, Sequence[Mapping[str, Any]]]) -> int:
@@ -131,7 +104,7 @@ def tuning_config(config: Mapping[str, Any], parameters: dict[str, list[dict[str
     Raises:
         DogbreedError: The strategy is unknown, or does not fit the ranges.
     """
-    check_search(config)
+    check_search(config["search"], OBJECTIVES)
     search, cloud = config["search"], config["sagemaker"]
     strategy = cloud["strategy"]
     if strategy not in STRATEGIES:

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.models.checkpoints import FROZEN, RunCheckpointIO, changed_state, network_state, read_checkpoint
+from dogbreed.models.checkpoint_io import RunCheckpointIO
+from dogbreed.models.checkpoints import FROZEN, changed_state, network_state, read_checkpoint
 
 
 def checkpoint(step: int = 1) -> dict:

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import dogbreed
-from dogbreed.config.compose import compose, diff
+from dogbreed.config.compose import compose, diff, overrides_of
 from dogbreed.config.overrides import to_overrides
-from dogbreed.config.reproduce import command, overrides, shown
+from dogbreed.config.reproduce import command, shown
 from dogbreed.report.environment import machine, versions
 
 
@@ -36,8 +36,9 @@ def test_the_command_repeats_the_configuration(given):
 
 
 def test_what_belongs_to_one_run_is_left_out():
-    config = compose(["output_dir=there", "resume=last", "seed=3", "sagemaker.role=arn:aws:iam::123456789012:role/r"])
-    assert overrides(config) == ["data.root=data/dogImages", "seed=3"]
+    own = ["output_dir=there", "overwrite=true", "resume=last", "mode=plan", "job=j"]
+    config = compose([*own, "seed=3", "sagemaker.role=arn:aws:iam::123456789012:role/r"])
+    assert overrides_of(config) == ["data.root=data/dogImages", "seed=3"]
 
 
 def test_machine_and_versions():

@@ -34,7 +34,7 @@ SMALL = (
 
 @pytest.fixture
 def settings(dog_tree: Path, cache_dir: Path, tmp_path: Path) -> list[str]:
-    return [*SMALL, f"data.root={dog_tree}", f"output_dir={tmp_path / 'run'}"]
+    return [*SMALL, f"data.root={dog_tree}", f"output_dir={tmp_path / 'run'}", "overwrite=true"]
 
 
 def on_features(overrides: list[str]) -> tuple[DogBreedClassifier, DogImages, Config]:

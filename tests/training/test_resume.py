@@ -83,11 +83,37 @@ def test_folder_that_is_used_again(tmp_path: Path) -> None:
     """
     folder = tmp_path / "run"
     for seed, more in ((0, "profile=system"), (1, "test=false")):
-        runs.train_in(folder, f"seed={seed}", more, "trainer.max_epochs=1")
+        runs.train_in(folder, f"seed={seed}", more, "trainer.max_epochs=1", "overwrite=true")
         assert (folder / "profile").exists() is (folder / "predictions.csv").exists() is (seed == 0)
     model = DogBreedClassifier.load_from_checkpoint(folder / "checkpoints" / "last.ckpt")
     for name, value in runs.weights(folder).items():
         assert torch.equal(model.network.state_dict()[name], value), name
+
+
+def test_what_a_finished_run_needs(tmp_path: Path) -> None:
+    """It is not written over, goes on with its own settings, and says so where no epochs are left."""
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    more = ["data.batch_size=5", "model.lr=0.01", "data.augment=none"]
+    runs.train_in(whole, *more, "trainer.max_epochs=3")
+    runs.train_in(half, *more, "trainer.max_epochs=2")
+    ran = runs.run(*runs.overrides(half, *more))
+    assert ran.code == 2
+    assert f"output_dir={half} holds a finished run" in ran.err
+    assert runs.metrics(half)["epochs"] == 2
+    for epochs in ([], ["trainer.max_epochs=1"]):
+        ran = runs.run(f"resume={half}", *epochs)
+        assert ran.code == 2
+        assert f"{half} has had its 2 epochs; to go on, give trainer.max_epochs=3 or more" in ran.err
+    last = half / "checkpoints" / "last.ckpt"
+    checkpoint = torch.load(last, weights_only=True)
+    checkpoint["callbacks"]["History"]["seconds"] = 1e6
+    torch.save(checkpoint, last)
+    ran = runs.run(f"resume={half}", "trainer.max_epochs=3")
+    assert ran.code == 0, ran.err
+    runs.assert_same_result(whole, half)
+    assert runs.metrics(half)["seconds"] > 1e6, "those of before count too"
+    ran = runs.run(f"resume={half}", "trainer.max_epochs=4", "model.lr=0.5")
+    assert "another configuration: model.lr (was 0.01, is 0.5)" in ran.err
 
 
 @pytest.mark.slow

@@ -186,7 +186,7 @@ assert train(overrides={arguments!r}).metrics["epochs"] == 1
 from dogbreed import train as again
 import dogbreed.train
 assert callable(again) and callable(dogbreed.train)
-assert again(overrides={arguments!r}).metrics["epochs"] == 1
+assert again(overrides=[*{arguments!r}, "overwrite=true"]).metrics["epochs"] == 1
 """
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=runs.environment(), capture_output=True, text=True, timeout=240

@@ -1,0 +1,50 @@
+"""Writing a run's checkpoints through Lightning; `checkpoints` reads them, and needs no Lightning."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+from safetensors.torch import save_file
+
+from dogbreed.core.files import atomic_write
+from dogbreed.models.checkpoints import FROZEN, PREFIX, digest_in, digest_of, read_checkpoint
+
+
+class RunCheckpointIO(CheckpointIO):
+    """What Lightning writes and reads a run's checkpoint files with.
+
+    Args:
+        changing: Names in the network's state_dict that training may change.
+    """
+
+    def __init__(self, changing: set[str]) -> None:
+        self.changing = {PREFIX + name for name in changing}
+        self._frozen_digest: str | None = None
+        self._written: set[Path] = set()
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        file = Path(path)
+        state = checkpoint["state_dict"]
+        frozen = {name: value for name, value in state.items() if name not in self.changing}
+        beside = file.with_name(FROZEN)
+        if frozen and beside not in self._written:  # a callback may save into another folder
+            values = {name: value.cpu().contiguous() for name, value in frozen.items()}
+            self._frozen_digest = digest_of(values)
+            # A resumed run has the very values that lie there; another run in the same folder has others.
+            if digest_in(beside) != self._frozen_digest:
+                with atomic_write(beside) as temporary:
+                    save_file(values, temporary, metadata={"digest": self._frozen_digest})
+            self._written.add(beside)
+        kept = {name: value for name, value in state.items() if name in self.changing}
+        with atomic_write(file) as temporary:
+            torch.save(
+                {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
+                temporary,
+            )
+
+    def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)

@@ -1,0 +1,129 @@
+"""`model.optimizer=lbfgs`: the head as a logistic regression on cached features, without a learning rate.
+
+The regression is convex, so it is solved once, before the first epoch; the epoch that follows changes nothing, and
+measures. The strength of its L2 penalty, C as in scikit-learn, is the one of `GRID` with the lowest loss on valid.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.data.datasets import FeatureBatch
+from dogbreed.models.backbones import head_name
+
+GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
+ROWS = 1024  # that pass the part before the head at once
+
+
+def check_head(network: nn.Module, trainable: str) -> None:
+    """Refuse a network in which more trains than a linear last layer.
+
+    Raises:
+        DogbreedError: Says what to set.
+    """
+    if trainable != "head":
+        raise DogbreedError(
+            f"model.optimizer=lbfgs trains the last layer of a frozen network, and model.trainable={trainable}; "
+            "set model.trainable=head, or another optimizer."
+        )
+    if not isinstance(network.get_submodule(head_name(network)), nn.Linear):
+        raise DogbreedError(f"model.optimizer=lbfgs needs a linear last layer, and {head_name(network)} is none.")
+
+
+def fit_head(head: nn.Linear, inputs: Tensor, labels: Tensor, criterion: nn.CrossEntropyLoss, c: float) -> None:
+    """Minimize C times the summed loss plus half the squared weights, as scikit-learn does, from where the head is.
+
+    Args:
+        head: Gets the solution.
+        inputs: Its inputs, [N, inputs].
+        labels: [N].
+        criterion: Its class weights and label smoothing are used.
+        c: Inverse strength of the penalty.
+    """
+    count = len(labels) if criterion.weight is None else criterion.weight[labels].sum()
+    optimizer = torch.optim.LBFGS(
+        list(head.parameters()),
+        max_iter=1000,
+        history_size=20,
+        tolerance_grad=1e-7,
+        tolerance_change=1e-12,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss: Tensor = criterion(head(inputs), labels) + head.weight.square().sum() / (2 * c * count)
+        loss.backward()
+        return loss
+
+    with torch.enable_grad():
+        optimizer.step(closure)
+    optimizer.zero_grad()
+
+
+class LogisticRegression(Callback):
+    """Solve the head before the first epoch; `DogBreedClassifier` brings this callback along."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit" and pl_module.parts is None:
+            raise DogbreedError(
+                "model.optimizer=lbfgs works on cached features, and the cache is off; cache.mode=require says why."
+            )
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        model: Any = pl_module
+        data: Any = trainer.datamodule  # type: ignore[attr-defined]
+        head = model.network.get_submodule(head_name(model.network))
+        inputs, labels = _head_inputs(model, head, data, "train")
+        with torch.no_grad():  # the solution is one, but a start from nowhere in particular is the same for all seeds
+            head.weight.zero_()
+            head.bias.zero_()
+        if model.inverse_penalty is None:
+            valid = _head_inputs(model, head, data, "valid")
+            model.inverse_penalty = _choose(head, (inputs, labels), valid, model.criterion, model.eval_criterion)
+        else:  # chosen before: the head is trained again, on valid too
+            fit_head(head, inputs, labels, model.criterion, model.inverse_penalty)
+
+
+def _choose(
+    head: nn.Linear,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    criterion: nn.CrossEntropyLoss,
+    eval_criterion: nn.CrossEntropyLoss,
+) -> float:
+    """Solve for each C, each from the solution of the one before; leave the best in the head, and return its C."""
+    best, chosen, state = float("inf"), GRID[0], {}
+    for c in GRID:
+        fit_head(head, *train, criterion, c)
+        with torch.no_grad():
+            loss = float(eval_criterion(head(valid[0]), valid[1]))
+        if loss < best:
+            best, chosen, state = loss, c, {name: value.clone() for name, value in head.state_dict().items()}
+    head.load_state_dict(state or head.state_dict())
+    return chosen
+
+
+def _head_inputs(model: Any, head: nn.Module, data: Any, split: str) -> tuple[Tensor, Tensor]:
+    """Return the last layer's input [N, inputs] of every view of a split's images, and the labels [N]."""
+    files, reader = data.samples[split], data.reader(split)
+    images, views = (np.ravel(grid) for grid in np.mgrid[: len(files), : len(files.views)])
+    parts: list[Tensor] = []
+    hook = head.register_forward_pre_hook(lambda module, inputs: parts.append(inputs[0].detach().float()))
+    training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            for start in range(0, len(images), ROWS):
+                rows = slice(start, start + ROWS)
+                labels = torch.from_numpy(files.labels[images[rows]])
+                indices = torch.from_numpy(images[rows])
+                model.logits(FeatureBatch(reader(images[rows], views[rows]).to(model.device), labels, indices))
+    finally:
+        hook.remove()
+        model.train(training)
+    return torch.cat(parts), torch.from_numpy(files.labels[images]).to(model.device)
