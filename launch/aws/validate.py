@@ -44,7 +44,7 @@ WORDS = {
     "data.resize": ("squash", "crop"),
     "data.on_bad_image": ("skip", "error"),
     "model.trainable": ("head", "block", "all"),
-    "model.optimizer": ("adam", "adamw", "sgd"),
+    "model.optimizer": ("adam", "adamw", "sgd", "lbfgs"),
     "model.schedule": ("constant", "cosine", "onecycle"),
     "cache.mode": ("auto", "off", "require"),
     "cache.precision": ("float32", "bfloat16", "float16", "tf32"),
