@@ -185,7 +185,7 @@ class DogBreedClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if isinstance(data, DogImages):
+        if stage == "fit" and isinstance(data, DogImages):
             self.check_data(data)
 
     def check_data(self, data: DogImages) -> None:
@@ -195,7 +195,7 @@ class DogBreedClassifier(LightningModule):
             DogbreedError: Says how to build the model, or the data.
         """
         outputs, classes = self.hparams["num_classes"], len(data.classes)
-        if outputs != classes:
+        if classes and outputs != classes:
             raise DogbreedError(
                 f"The model has {outputs} outputs, and {data.root} {classes} classes; build the model with "
                 "DogBreedClassifier(len(data.classes), class_names=data.classes, ...)."

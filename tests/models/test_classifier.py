@@ -104,7 +104,9 @@ def test_losses_and_accuracies_are_those_of_a_computation_by_hand(dog_tree, tmp_
 def test_top_5_of_many(tmp_path, write_tree):
     breeds = [f"{number:03d}.Breed" + chr(65 + number) for number in range(8)]
     write_tree(tmp_path / "dogs", breeds=breeds, counts={"train": 1, "valid": 1, "test": 3})
-    model, data = DogBreedClassifier(8, backbone="squeezenet1_1", weights="none", seed=5), dogs(tmp_path / "dogs")
+    small = Preprocessing(size=SIZE).to_dict()
+    model = DogBreedClassifier(8, backbone="squeezenet1_1", weights="none", seed=5, preprocessing=small)
+    data = dogs(tmp_path / "dogs")
     (metrics,) = trainer(tmp_path).test(model, datamodule=data, verbose=False)
     expected, labels = log_probabilities(model, data, "test"), data.samples["test"].labels
     ranks = (expected > expected[np.arange(24), labels][:, None]).sum(1)
@@ -298,7 +300,7 @@ def test_a_plain_trainers_checkpoint_is_whole(dog_tree, tmp_path, cache_dir, no_
     preprocessing = Preprocessing(size=SIZE, mean=(0.1, 0.2, 0.3), resize="crop")
     model = classifier(weights=str(file), preprocessing=preprocessing.to_dict(), lr=0.01)
     lightning = trainer(tmp_path, enable_checkpointing=True)
-    lightning.fit(model, datamodule=dogs(dog_tree))
+    lightning.fit(model, datamodule=dogs(dog_tree, preprocessing=preprocessing))
     (saved,) = (tmp_path / "checkpoints").iterdir()
     file.unlink()
 
@@ -316,8 +318,12 @@ def test_a_plain_trainers_checkpoint_is_whole(dog_tree, tmp_path, cache_dir, no_
     images = torch.randn(2, 3, SIZE, SIZE).contiguous(memory_format=torch.channels_last)
     assert torch.equal(loaded.eval()(images), model.eval()(images))
     assert DogBreedClassifier.load_from_checkpoint(saved, lr=0.5).hparams["lr"] == 0.5
-    (validated,) = trainer(tmp_path).validate(loaded, datamodule=dogs(dog_tree), verbose=False)
-    (expected,) = trainer(tmp_path).validate(model, datamodule=dogs(dog_tree), verbose=False)
+    (validated,) = trainer(tmp_path).validate(
+        loaded, datamodule=dogs(dog_tree, preprocessing=preprocessing), verbose=False
+    )
+    (expected,) = trainer(tmp_path).validate(
+        model, datamodule=dogs(dog_tree, preprocessing=preprocessing), verbose=False
+    )
     assert validated == expected
     assert list(cache_dir.iterdir()) == []
 
