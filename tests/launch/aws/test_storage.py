@@ -77,7 +77,7 @@ def test_only_what_changed_is_sent_again(cloud, run, root):
     gone.unlink()
     said = run("upload", *words)
     assert puts(cloud) == [f"data/dogs/{changed.relative_to(root)}"]
-    assert f"1 file is there and not here, such as s3://mine/dogbreed/data/dogs/{gone.relative_to(root)}" in said.out
+    assert f"1 file there, but not here, such as s3://mine/dogbreed/data/dogs/{gone.relative_to(root)}" in said.out
     assert stored("mine")[f"dogbreed/data/dogs/{changed.relative_to(root)}"] == changed.read_bytes()
 
 
