@@ -128,8 +128,7 @@ def evaluate(
         `metrics` as in its `metrics.json`, `output_dir`, and the predictions of every image that could be used.
 
     Raises:
-        DogbreedError: No such folder, a class that the model does not know, no usable image, a model that cannot be
-            read. Nothing has been written then.
+        DogbreedError: No such folder, an unknown class, no usable image, an unreadable model; nothing is written then.
     """
     from dogbreed.training import evaluate as module
 

@@ -49,6 +49,14 @@ def _run(task: Task, prog: str, help: str, argv: list[str]) -> int:
     return _run_composed(task, flags, overrides)
 
 
+def _mode_as_flag(flags: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
+    """Write `hydra.mode=MULTIRUN` as the flag that it is another name of."""
+    modes = [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]
+    if modes and "MULTIRUN" in modes[-1].upper() and "--multirun" not in flags:
+        flags = [*flags, "--multirun"]
+    return flags, [word for word in overrides if word not in modes]
+
+
 def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
     import hydra  # here, so that help pages and wrong flags need none of it
     from hydra.errors import HydraException
@@ -58,9 +66,7 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
 
     from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, is_sweep, plain, prepare
 
-    if modes := [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]:  # the flag by another name
-        overrides = [word for word in overrides if word not in modes]
-        flags = [*flags, *["--multirun"] * ("MULTIRUN" in modes[-1].upper() and "--multirun" not in flags)]
+    flags, overrides = _mode_as_flag(flags, overrides)
     multirun = bool({"-m", "--multirun"} & set(flags))
     overrides = prepare(overrides, sweeps=multirun)
     of_folder = [word for word in overrides if word.lstrip("+").startswith("output_dir=")]
@@ -81,13 +87,12 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
             folders.add(config["output_dir"] or "")
             runs += 1
             result = task(config)
-            if isinstance(result, float):
-                return result
-            code = result or code
+            objective = result if isinstance(result, float) else None
+            code = code if objective is not None else int(result or code)
+            return objective
         except Exception as error:
             failure = error
             raise _Failed from None
-        return None
 
     with ExitStack() as stack:
         if multirun:  # Hydra's sweeper cannot but write multirun.yaml

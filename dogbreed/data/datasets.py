@@ -101,7 +101,7 @@ class ImageLoader(DataLoader[Any]):
         timeout = SECONDS_TO_ANSWER if workers else 0
         super().__init__(dataset, num_workers=workers, persistent_workers=persistent, timeout=timeout, **arguments)
 
-    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+    def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
             for batch in super().__iter__():
                 if isinstance(batch, BadImage):

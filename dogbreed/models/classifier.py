@@ -68,6 +68,10 @@ class DogBreedClassifier(LightningModule):
         DogbreedError: An argument is unknown or out of range, or the weights cannot be loaded.
     """
 
+    parts: CutNetwork | None = None
+    inverse_penalty: float | None = None  # C of the logistic regression, once it is chosen
+    predictions: Outputs | None = None  # of the last evaluation
+
     def __init__(
         self,
         num_classes: int = 133,
@@ -113,12 +117,9 @@ class DogBreedClassifier(LightningModule):
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.eval_criterion = nn.CrossEntropyLoss()
         self._add_metrics(num_classes)
-        self.parts: CutNetwork | None = None
         self.images_seen = 0
-        self.inverse_penalty: float | None = None  # C of the logistic regression, once it is chosen
         if optimizer == "lbfgs":
             lbfgs.check_head(self.network, trainable)
-        self.predictions: Outputs | None = None  # of the last evaluation
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
         self.train()
 

@@ -53,7 +53,7 @@ def refit(config: Config, model: DogBreedClassifier, data: DogImages, epochs: in
 
     Args:
         config: Of the run.
-        model: Its head starts from scratch; the rest is frozen.
+        model: Its head is trained from new weights; the rest is frozen.
         data: Of the run; it stays as it is.
         epochs: How many.
         quiet: No progress.
