@@ -131,6 +131,9 @@ class _Builder:
 
     def __init__(self, config: Mapping[str, Any], target: Target, experiment: str | None, *, searches: bool) -> None:
         check_settings(config)
+        if searches:
+            ranges(config["search"]["space"])
+            check_search(config["search"], LOCAL_OBJECTIVES)
         self.config, self.target, self.searches = config, target, searches
         self.cloud = config["sagemaker"]
         self.source = stage(config, search=searches)
@@ -142,9 +145,6 @@ class _Builder:
 
     def training(self) -> Job:
         """Describe a training job."""
-        if self.searches:
-            ranges(self.config["search"]["space"])
-            check_search(self.config["search"], LOCAL_OBJECTIVES)
         name = job_name(self.config, "search" if self.searches else "train", datetime.now())
         request = {
             "TrainingJobName": name,

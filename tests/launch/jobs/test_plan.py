@@ -359,7 +359,10 @@ def test_a_job_that_cannot_finish_in_time(run):
     seconds = 180 + (200 * (6680 + 835) + 835 + 836) / 39
     give = 60 * math.ceil(3 * seconds / 60)
     short = run("train", "mode=plan", *words, "sagemaker.max_run=3600")
-    assert "mode=submit would refuse this. A job takes about 10.8 h, and sagemaker.max_run=3600 would stop" in short.out
+    assert (
+        "mode=submit would refuse this. A job takes about 10 h 46 min, and sagemaker.max_run=3600 would stop"
+        in short.out
+    )
     assert f"give sagemaker.max_run={give}, or null" in short.out
     enough = run("train", "mode=plan", *words)
     assert request(enough)["StoppingCondition"]["MaxRuntimeInSeconds"] == give
