@@ -23,7 +23,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import size as format_bytes
 from dogbreed.data.datamodule import DogImages
-from dogbreed.models import backbones
+from dogbreed.models import backbones, own_networks
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.training.build import build_loggers, build_trainer, preprocessing_of, refused
 
@@ -81,6 +81,7 @@ def check_settings(config: Config) -> None:
         raise DogbreedError(f"data.size={data.size} is out of range; it is {LARGEST} pixels at most.")
     preprocessing_of(config)
     if data.size is not None:
+        own_networks.allow(model.backbone)
         check_size(backbones.skeleton(model.backbone, 2, data.size).eval(), model.backbone, data.size)
 
 
