@@ -57,7 +57,8 @@ def find_checkpoint(config: Config) -> Path | None:
                 f"resume=last: there is no checkpoint in {folder}; resume=auto starts from scratch then."
             )
         return None
-    path = Path(str(config.resume)) if str(config.resume).endswith(".ckpt") else run / LAST_CHECKPOINT
+    named = config.resume not in ("last", "auto") and Path(str(config.resume)).is_file()
+    path = Path(str(config.resume)) if named else run / LAST_CHECKPOINT
     if not path.is_file():
         raise DogbreedError(f"resume={config.resume} is no checkpoint and no run's folder.")
     return path

@@ -357,9 +357,9 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path, write_tree, backbone, 
         for path in (tmp_path / "dogs" / "train").glob("*/*.jpg"):
             copy = tmp_path / "dogs" / split / path.parent.name / path.name
             copy.write_bytes(path.read_bytes())
-    model = DogBreedClassifier(
-        2, backbone=backbone, weights="none", trainable=trainable, lr=0.003, backbone_lr=0.0003, schedule="cosine"
-    )
+    rates = {"lr": 0.003, "backbone_lr": 0.0003, "schedule": "cosine"}
+    small = Preprocessing(size=SIZE).to_dict()
+    model = DogBreedClassifier(2, backbone=backbone, weights="none", trainable=trainable, preprocessing=small, **rates)
     data = dogs(tmp_path / "dogs", augment="none")
     lightning = trainer(tmp_path, max_epochs=epochs, check_val_every_n_epoch=epochs)
     lightning.fit(model, datamodule=data)
