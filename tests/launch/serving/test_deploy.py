@@ -454,8 +454,8 @@ def test_the_command_that_asks(address, tmp_path, capsys):
     assert sagemaker_invoke.main(["any-name", str(tmp_path / "good.jpg"), "--top-k", "2", *url]) == 0
     assert capsys.readouterr().out.strip() == good, "one client for the laptop and the cloud"
     assert sagemaker_invoke.main([address, "none.jpg"]) == 2
+    assert "none.jpg does not exist" in capsys.readouterr().err
     assert sagemaker_invoke.main([address, str(tmp_path), "--top-k", "2"]) == 1, "a folder: the images in it"
     assert sorted(capsys.readouterr().out.splitlines()) == sorted([bad, good])
-    assert "none.jpg is no file" in capsys.readouterr().err
     assert sagemaker_invoke.main(["http://127.0.0.1:9", str(tmp_path / "good.jpg")]) == 2
     assert "cannot be reached" in capsys.readouterr().err
