@@ -15,7 +15,7 @@ from support import runs
 
 from dogbreed.config.compose import compose, flatten
 
-CASES = int(os.environ.get("DOGBREED_FUZZ", "16"))
+CASES = int(os.environ.get("DOGBREED_FUZZ", "8"))
 SECONDS = 90  # after which one hangs
 
 # What nearly no key takes, written as a person would type it.
