@@ -157,7 +157,18 @@ def with_resumed(overrides: Iterable[str]) -> list[str]:
     assert isinstance(kept, dict)
     groups = tuple(f"{'loggers' if key == 'logger' else f'{key}.'}" for key in values if "." not in key)
     taken_over = overrides_of({str(key): value for key, value in kept.items()})
+    # What the words add or take out may be so in the run already.
+    own = [f"+{text}" if re.match(r"\+[^+]", text) else text for text in own]
+    own = [text for text in own if not text.startswith("~") or _has(kept, text[1:].partition("=")[0])]
     return [*(text for text in taken_over if not text.startswith(groups)), *own]
+
+
+def _has(config: Any, key: str) -> bool:
+    for part in key.split("."):
+        if not isinstance(config, Mapping) or part not in config:
+            return False
+        config = config[part]
+    return True
 
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:
