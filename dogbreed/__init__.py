@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dogbreed.training.evaluate import Result as Evaluation
     from dogbreed.training.run import Result
 
-# OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless told otherwise, and take the cores
+# OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless this says not to, and take the cores
 # from whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
 # instead of 39 on two busy cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")

@@ -1,4 +1,4 @@
-"""What a GPU computes float32 in. torch lets cuDNN use TF32, with 10 bits of 23, unless it is told otherwise."""
+"""What a GPU computes float32 in. torch lets cuDNN use TF32, with 10 bits of 23, unless that is turned off."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
