@@ -157,21 +157,18 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:
         groups: dict[int, list[Any]] = {}
         for trial in trials:
             groups.setdefault(trial.params.get(BATCH_SIZE, search.config.data.batch_size), []).append(trial)
-        results: dict[int, tuple[Head, float]] = {}
+        results: dict[int, dict[str, Any]] = {}
         for batch_size, members in sorted(groups.items(), reverse=True):
             results |= _train_group(search, trainer, batch_size, members)
-        # All at once, so that an interrupted round begins anew: what comes next depends on what has been recorded.
-        for trial in trials:
-            head, seconds = results[trial.number]
-            search.tell(trial, head.history, head.stopped, seconds)
+        search.tell_round([(trial, results[trial.number]) for trial in trials])
 
     return train_round
 
 
 def _train_group(
     search: Search, trainer: HeadTrainer, batch_size: int, trials: Sequence[Any]
-) -> dict[int, tuple[Head, float]]:
-    """Train the trials of one batch size; return each one's head and its share of the seconds, by trial number."""
+) -> dict[int, dict[str, Any]]:
+    """Train the trials of one batch size; return what `Search.tell` records of each, by trial number."""
     started = time.monotonic()
     model = search.config.model
     heads = [Head(**{key[6:]: trial.params.get(key, getattr(model, key[6:])) for key in STACKED}) for trial in trials]
@@ -184,7 +181,10 @@ def _train_group(
     trainer.train(heads, batch_size=batch_size, epochs=search.config.trainer["max_epochs"], should_stop=stop)
     search.curves += [[row["val_loss"] for row in head.history] for head in heads]
     seconds = (time.monotonic() - started) / len(trials)
-    return {trial.number: (head, seconds) for trial, head in zip(trials, heads, strict=True)}
+    return {
+        trial.number: {"curve": head.history, "stopped": head.stopped, "seconds": seconds}
+        for trial, head in zip(trials, heads, strict=True)
+    }
 
 
 # One by one

@@ -37,6 +37,7 @@ _MAY_DIFFER = (
     "cache.dir",
     "cache.max_gb",
 )
+_ROUND = "round"  # the attribute of the study with the results of the last round
 _COLUMNS = ("val_loss", "val_acc", "best_epoch", "epochs", "seconds")
 
 
@@ -88,8 +89,15 @@ class Search:
                     f"{self.folder} holds a search with another configuration: {', '.join(other[:5])} differ. Continue "
                     "with the same, or choose another output_dir."
                 )
-        for trial in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
-            self.study.tell(trial.number, state=optuna.trial.TrialState.FAIL)  # interrupted; will be proposed again
+        results = self.study.user_attrs.get(_ROUND, {})
+        for interrupted in self.study.get_trials(states=(optuna.trial.TrialState.RUNNING,)):
+            if str(interrupted.number) in results:
+                trial = optuna.trial.Trial(self.study, interrupted._trial_id)
+                with warnings.catch_warnings():
+                    warnings.filterwarnings("ignore", message=".*already reported")
+                    self.tell(trial, **results[str(interrupted.number)])
+            else:
+                self.study.tell(interrupted.number, state=optuna.trial.TrialState.FAIL)  # will be proposed again
         self.curves = [[value for _, value in sorted(trial.intermediate_values.items())] for trial in self.finished()]
 
     def finished(self) -> list[Any]:
@@ -111,6 +119,19 @@ class Search:
         self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
         distributions = {key: _distribution(optuna, bounds) for key, bounds in self.space.items()}
         return [self.study.ask(distributions) for _ in range(count)]
+
+    def tell_round(self, results: Sequence[tuple[Any, dict[str, Any]]]) -> None:
+        """Record the trials of a round, all or none: what is proposed next depends on all that are recorded.
+
+        Optuna records trials one by one, so the results are first written in one piece; `open` records what a process
+        that was killed between two trials has left.
+
+        Args:
+            results: Each trial with the further arguments of `tell`.
+        """
+        self.study.set_user_attr(_ROUND, {str(trial.number): result for trial, result in results})
+        for trial, result in results:
+            self.tell(trial, **result)
 
     def tell(self, trial: Any, curve: Sequence[Mapping[str, float]], stopped: bool, seconds: float) -> None:
         """Record a trial.

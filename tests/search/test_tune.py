@@ -122,6 +122,34 @@ def test_a_killed_search_goes_on_and_comes_to_the_same(settings: list[str], tmp_
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("last", [3, 4, 5])
+def test_a_search_killed_between_two_records_goes_on_to_the_same(
+    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+) -> None:
+    """The second of three rounds is recorded trial by trial; it ends after each, and within one."""
+    wanted = [*settings, "search.trials=9", "search.parallel=3", "trainer.max_epochs=4", "progress=none"]
+    tune(overrides=[*wanted, f"output_dir={tmp_path / 'whole'}"])
+
+    class Killed(BaseException):
+        pass
+
+    tell = Search.tell
+
+    def tell_until(search: Search, trial: Any, curve: list[dict[str, float]], *rest: Any, **more: Any) -> None:
+        if trial.number == last:
+            trial.report(curve[0]["val_loss"], 0)
+            raise Killed
+        tell(search, trial, curve, *rest, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Search, "tell", tell_until)
+        with pytest.raises(Killed):
+            tune(overrides=[*wanted, f"output_dir={tmp_path / 'killed'}"])
+    tune(overrides=[*wanted, f"output_dir={tmp_path / 'killed'}"])
+    assert trials_of(tmp_path / "killed") == trials_of(tmp_path / "whole")
+
+
+@pytest.mark.slow
 def test_where_more_trains_trials_run_one_after_the_other(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
