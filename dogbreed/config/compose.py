@@ -278,9 +278,8 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
 def known_keys() -> list[str]:
     """Return every key that can be set, dotted, without those that a person adds below `OPEN_KEYS`."""
     below = tuple(f"{name}." for name in OPEN_KEYS)
-    return (
-        [key for key in flatten(_defaults()) if not key.startswith(below)] + list(OPEN_KEYS) + ["experiment", "logger"]
-    )
+    own = [key for key in flatten(_defaults()) if not key.startswith(below)]
+    return [*own, *OPEN_KEYS, "experiment", "logger", "schedule"]
 
 
 def flatten(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -53,6 +53,15 @@ class Model:
 
 
 @dataclass(frozen=True)
+class HeadStage:
+    epochs: int = 0
+    lr: float = 0.0033047276512977604
+    optimizer: Literal["adam", "adamw", "sgd", "lbfgs"] = "adam"
+    batch_size: int = 64
+    augment: Literal["none", "flip", "crop"] = "none"
+
+
+@dataclass(frozen=True)
 class Cache:
     mode: Literal["auto", "off", "require"]
     dir: PathText | None
@@ -106,6 +115,7 @@ class Config:
     rules: Mapping[str, Any]  # checked by the callback that reads them
     search: Search
     sagemaker: Mapping[str, Any]  # read by launch/, which checks it
+    head_stage: HeadStage = field(default_factory=HeadStage)  # not in the configurations of older runs
 
     @classmethod
     def from_dict(cls, config: "Mapping[str, Any] | Config") -> Self:

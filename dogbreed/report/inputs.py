@@ -51,6 +51,18 @@ class Caveats(NamedTuple):
     metrics: dict[str, Any]
 
 
+def head_sentence(metrics: Mapping[str, Any]) -> str:
+    """Return what the second of two stages gained over the head alone, from `metrics.json`."""
+    split = "test" if "head_test_acc" in metrics else "val"
+    low, high = (100 * end for end in metrics["gain_acc_ci95"])
+    before, gain = metrics[f"head_{split}_acc"], 100 * metrics["gain_acc"]
+    doubt = "" if low > 0 or high < 0 else ", which may be chance"
+    return (
+        f"The head alone: {percent(before, 1)}; the second stage changed that by {gain:+.1f} points "
+        f"(95 % CI {low:+.1f} to {high:+.1f} on the same images){doubt}."
+    )
+
+
 @dataclass(frozen=True)
 class ReportInputs:
     """What a report is made of. Sections for which something is missing are left out, or say so.
@@ -64,6 +76,7 @@ class ReportInputs:
         predictions: What the model predicted for one of them.
         metrics: As in `metrics.json`.
         history: As in `metrics.csv`; empty where nothing was trained.
+        head_history: The same of the stage before, in which the head alone was trained.
         skipped: Files that were left out.
         config: The training configuration.
         command: What repeats it; empty for a training run, whose command follows from the configuration.
@@ -79,6 +92,7 @@ class ReportInputs:
     predictions: Predictions | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
     history: Sequence[Mapping[str, float]] = ()
+    head_history: Sequence[Mapping[str, float]] = ()
     skipped: Sequence[Skipped] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     command: str = ""

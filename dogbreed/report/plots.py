@@ -76,9 +76,18 @@ def drawing(title: str, description: str) -> Iterator[Drawing]:
         made.markup = as_svg(figure, description)
 
 
-def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int | None) -> list[Markup]:
-    """Draw losses and accuracy by epoch; the epoch whose weights were kept is marked."""
-    epochs = [row["epoch"] for row in history]
+def learning_curves(
+    history: Sequence[Mapping[str, float]], best_epoch: int | None, before: Sequence[Mapping[str, float]] = ()
+) -> list[Markup]:
+    """Draw losses and accuracy by epoch; the epoch whose weights were kept is marked.
+
+    Args:
+        history: Of the training.
+        best_epoch: Of it.
+        before: Of a stage before, whose epochs come first.
+    """
+    epochs = [row["epoch"] for row in before] + [len(before) + row["epoch"] for row in history]
+    history = [*before, *history]
     drawings = []
     for name, columns in (
         ("Loss (nats per image)", (("train_loss", "training", BLUE), ("val_loss", "validation", ORANGE))),
@@ -92,8 +101,10 @@ def learning_curves(history: Sequence[Mapping[str, float]], best_epoch: int | No
                     continue
                 marker = "o" if len(epochs) <= 30 else None
                 axes.plot(epochs, values, color=colour, marker=marker, markersize=3.5, linewidth=1.8, label=label)
+            if before:
+                axes.axvline(len(before) + 0.5, label="second stage from here", color=INK, linewidth=1.2)
             if best_epoch is not None:
-                axes.axvline(best_epoch, label=f"best epoch, {best_epoch:g}", **DASHED)
+                axes.axvline(len(before) + best_epoch, label=f"best epoch, {best_epoch:g}", **DASHED)
             axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8, min_n_ticks=1))
             if name == "Accuracy":

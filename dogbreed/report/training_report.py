@@ -24,7 +24,7 @@ from dogbreed.metrics.classification import ClassMetrics
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.curve_diagnosis import diagnose
 from dogbreed.report import environment, photographs, plots, rules_section
-from dogbreed.report.inputs import SPLIT_NAMES, Caveats, ReportInputs
+from dogbreed.report.inputs import SPLIT_NAMES, Caveats, ReportInputs, head_sentence
 from dogbreed.report.plots import BLUE, ORANGE
 from dogbreed.report.rendering import Section, attempt, facts, fragment, percent, without_failing, write_page
 
@@ -99,6 +99,8 @@ def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
     sentence += f"{count(len(predictions), 'image')}, 95 % CI {100 * low:.1f} to {percent(high, 1)}."
     if predictions.split != "test":
         sentence += " The test split was not evaluated; this is not a final figure."
+    if "gain_acc" in run.metrics:
+        sentence += f" {head_sentence(run.metrics)}"
     training = run.photos.get("train")
     known = predictions.labels if training is None else torch.as_tensor(training.labels)
     chance = classification.chance(predictions.labels, known, predictions.num_classes)
@@ -128,10 +130,14 @@ def _curves(run: ReportInputs) -> Markup | None:
         return None
     text = "Losses are means per image, those of training over the whole epoch, while the weights change. "
     text += "The weights of the epoch with the lowest validation loss were kept."
+    if run.head_history:
+        text += f" The first {count(len(run.head_history), 'epoch')} trained the head alone; the second stage starts "
+        text += "from the best of them, and its epochs count from 1 again."
     smoothing = run.config.get("model", {}).get("label_smoothing")
     if smoothing:
         text += f" Label smoothing ({smoothing:g}) raises the training loss; validation is without."
-    return fragment(TEMPLATE, "plots", text, plots.learning_curves(run.history, run.metrics.get("best_epoch")))
+    curves = plots.learning_curves(run.history, run.metrics.get("best_epoch"), run.head_history)
+    return fragment(TEMPLATE, "plots", text, curves)
 
 
 def _classes(run: ReportInputs, predictions: Predictions) -> Markup:

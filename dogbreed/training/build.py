@@ -19,6 +19,7 @@ from torch import Tensor
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
 from dogbreed.config.compose import completed, compose
+from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
@@ -92,7 +93,7 @@ def run_folder(config: Config, checkpoint: Path | None) -> Path:
         return Path(os.environ[FOLDER_FOR_RANKS])
     if config.output_dir:
         return Path(config.output_dir)
-    return checkpoint.parent.parent if checkpoint is not None else new_folder(Path("outputs"))
+    return run_of(checkpoint) if checkpoint is not None else new_folder(Path("outputs"))
 
 
 def preprocessing_of(config: Config) -> Preprocessing:

@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Trainer
 
 from dogbreed.cache.callback import FeatureCache
+from dogbreed.config.resumed import HEAD_STAGE
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import remove, write_csv, write_json
@@ -31,9 +32,10 @@ from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling
 from dogbreed.report import profile_report, training_report
-from dogbreed.report.inputs import ReportInputs
+from dogbreed.report.inputs import ReportInputs, head_sentence
 from dogbreed.report.rendering import percent
 from dogbreed.training.build import class_counts, say
+from dogbreed.training.head_stage import HeadResult
 from dogbreed.training.refit import refit
 
 
@@ -51,6 +53,7 @@ class Run:
         live_rules: What watched the training.
         profiling: None where the run is not profiled.
         started: `time.monotonic()` at the beginning.
+        head: The stage before, where there was one.
     """
 
     config: Config
@@ -62,6 +65,7 @@ class Run:
     live_rules: LiveRules
     profiling: Profiling | None
     started: float
+    head: HeadResult | None = None
 
 
 def finish(run: Run) -> dict[str, Any]:
@@ -80,6 +84,8 @@ def finish(run: Run) -> dict[str, Any]:
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
     splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
     metrics = {**_metrics(run, best, splits), **refitted}
+    if run.head:
+        metrics |= run.head.figures(splits.get("test") or splits["valid"])
     folder, test = run.history.folder, splits.get("test")
     inputs = _report_inputs(run, metrics, test or splits["valid"])
     caveats, leak, leak_metrics = training_report.caveats(inputs)
@@ -91,13 +97,23 @@ def finish(run: Run) -> dict[str, Any]:
     _export(run, metrics)
     _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.
-    remove(folder / name for name, made in (("profile", run.profiling), ("predictions.csv", test)) if not made)
+    made_here = (("profile", run.profiling), ("predictions.csv", test), (HEAD_STAGE, run.head))
+    remove(folder / name for name, made in made_here if not made)
     say(_summary(run, metrics, test or splits["valid"], caveats))
     if failure:
         raise DogbreedError(
             f"The model is exported, but the test images could not be evaluated: {failure}"
         ) from failure
     return metrics
+
+
+def finish_head(run: Run) -> None:
+    """Evaluate the first of two stages, for comparison with the second."""
+    best = _load_best(run)
+    splits, _, _ = _evaluate_all(run, int(best["epoch"]))
+    rows = prediction_rows(splits.get("test") or splits["valid"], run.data.classes, run.data.root)
+    write_csv(run.history.folder / "predictions.csv", PREDICTIONS, rows)
+    write_json(run.history.folder / "metrics.json", _metrics(run, best, splits))  # last: it says that all is there
 
 
 def test_line(predictions: Predictions, loss: float) -> str:
@@ -205,6 +221,7 @@ def _report_inputs(run: Run, metrics: dict[str, Any], predictions: Predictions) 
         predictions=predictions,
         metrics=metrics,
         history=run.history.rows,
+        head_history=run.head.rows if run.head else (),
         skipped=data.skipped,
         config=run.history.config,
         network=run.model.network,
@@ -235,6 +252,7 @@ def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, cav
         f"{guessing}.",
         f"{accuracy_line(metrics, PREFIX[predictions.split], len(predictions), classes)},",
         f"with {weights}, in {metrics['seconds']:.0f} s on {metrics['device']}{features}.",
+        *([head_sentence(metrics)] if "gain_acc" in metrics else []),
         *caveats,
     ]
     if predictions.split == "valid":

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.config.compose import changed, diff, flatten
-from dogbreed.config.resumed import LAST_CHECKPOINT, find_run
+from dogbreed.config.resumed import find_run, last_checkpoint
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.monitor.history import BEST
@@ -58,7 +58,7 @@ def find_checkpoint(config: Config) -> Path | None:
             )
         return None
     named = config.resume not in ("last", "auto") and Path(str(config.resume)).is_file()
-    path = Path(str(config.resume)) if named else run / LAST_CHECKPOINT
+    path = Path(str(config.resume)) if named else last_checkpoint(run)
     if not path.is_file():
         raise DogbreedError(f"resume={config.resume} is no checkpoint and no run's folder.")
     return path

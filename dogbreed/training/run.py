@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from dogbreed.config.compose import to_yaml
+from dogbreed.config.resumed import HEAD_STAGE, LAST_CHECKPOINT, is_of_head_stage
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import atomic_write, discarded_if_empty, remove, write_csv
+from dogbreed.core.text import count
 from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
@@ -49,10 +51,11 @@ from dogbreed.training.build import (
     run_folder,
     say,
 )
+from dogbreed.training.head_stage import HeadResult, bring_along, check_stages, config_of, start_values
 from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
 from dogbreed.training.refit import check_refit
-from dogbreed.training.results import Run, finish
+from dogbreed.training.results import Run, finish, finish_head
 from dogbreed.training.resume import best_before, check_epochs_left, check_folder, check_same_run, find_checkpoint
 
 
@@ -83,15 +86,57 @@ def train(
     prepare_process()
     check_settings(config)
     check_refit(config)
+    check_stages(config)
     check_folder(config)
-    checkpoint_path = find_checkpoint(config)
-    folder = Path(agree(lambda: run_folder(config, checkpoint_path)))
+    found = find_checkpoint(config)
+    folder = Path(agree(lambda: run_folder(config, found)))
+    checkpoint_path = None if found and is_of_head_stage(found) else found
     with nullcontext() if config.output_dir else discarded_if_empty(folder):
         run = _prepare(config, folder, checkpoint_path, callbacks, started)
-        with _interruptible(run, checkpoint_path):
+        say("\n".join([f"dogbreed {__version__}", *_facts(run)]))
+        with _interruptible(run, checkpoint_path, folder):
+            if config.head_stage.epochs:
+                run = replace(run, head=_train_head(run, found, checkpoint_path is None))
             run.model.train()
             run.trainer.fit(run.model, datamodule=run.data, ckpt_path=checkpoint_path)
             return Result(finish(run), folder, run.model)
+
+
+def _train_head(run: Run, checkpoint: Path | None, starts: bool) -> HeadResult:
+    """Train the head alone, unless that is done, and start the second stage from there.
+
+    Args:
+        run: The second stage, prepared, so that what can be refused is refused before the first.
+        checkpoint: That of either stage with which the run goes on; None starts from scratch.
+        starts: Whether the second stage begins here.
+    """
+    history, folder = run.history, run.history.folder / HEAD_STAGE
+    if run.trainer.world_size > 1:
+        raise DogbreedError("Two stages (head_stage.epochs) train on one device; give trainer.devices=1.")
+    bring_along(checkpoint, folder)
+    if checkpoint is None or not (folder / "metrics.json").is_file():
+        last = None if checkpoint is None else folder / LAST_CHECKPOINT
+
+        def start(*_: Any) -> None:
+            if last is None:  # what lies there from an earlier run would pass for this run's
+                remove([folder, history.best_path.parent])
+            _keep_config(history)
+
+        stage = _prepare(
+            config_of(run.config, folder), folder, last, [LambdaCallback(on_fit_start=start)], time.monotonic()
+        )
+        say(f"Stage 1 of 2: the head alone, {count(run.config.head_stage.epochs, 'epoch')}")
+        with _interruptible(stage, checkpoint, history.folder):
+            stage.model.train()
+            stage.trainer.fit(stage.model, datamodule=stage.data, ckpt_path=last)
+            finish_head(stage)
+        history.seconds_before = stage.history.seconds_before
+    elif starts:
+        history.seconds_before = HeadResult.read(folder).metrics["seconds"]
+    if starts:
+        run.model.load_network(start_values(folder))
+    say(f"Stage 2 of 2: {run.config.model.trainable} trains, from the best epoch of the head")
+    return HeadResult.read(folder)
 
 
 def _prepare(
@@ -115,7 +160,6 @@ def _prepare(
     agree(lambda: data.prepare_data() if main_process else None)
     data.setup()
     model = build_model(config, data, checkpoint)
-    say("\n".join([f"dogbreed {__version__}", *_facts(data, model, config)]))
 
     callbacks = [*([profiling] if profiling else []), *callbacks, history, live_rules]
     if main_process:  # behind the cache's setup, which may still refuse
@@ -139,8 +183,8 @@ def _prepare(
 
 
 @contextmanager
-def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
-    """Hold the training: a Ctrl-C becomes a sentence, and the process is left as it was."""
+def _interruptible(run: Run, checkpoint: Path | None, folder: Path) -> Iterator[None]:
+    """Hold the training of what lies in a folder: a Ctrl-C becomes a sentence, and the process is left as it was."""
     os.environ[FOLDER_FOR_RANKS] = str(run.history.folder)  # for the processes that Lightning starts
     os.environ[SEED_FOR_RANKS] = str(run.config.seed)
     on_interrupt = signal.getsignal(signal.SIGINT)
@@ -149,7 +193,7 @@ def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes a SystemExit of a Ctrl-C
         if isinstance(error, SystemExit) and not run.trainer.interrupted:
             raise
-        raise _interrupted(run.history, checkpoint) from None
+        raise _interrupted(run.history, checkpoint, folder) from None
     except MisconfigurationException as error:
         raise DogbreedError(f"Lightning refuses these settings: {' '.join(str(error).split())}") from error
     finally:
@@ -163,9 +207,9 @@ def _interruptible(run: Run, checkpoint: Path | None) -> Iterator[None]:
             signal.signal(signal.SIGINT, on_interrupt)
 
 
-def _interrupted(history: History, checkpoint: Path | None) -> Interrupted:
+def _interrupted(history: History, checkpoint: Path | None, folder: Path) -> Interrupted:
     if history.kept:
-        resume = shlex.quote(f"resume={history.folder}")
+        resume = shlex.quote(f"resume={folder}")
         return Interrupted(f"Stopped after {history.kept} epochs; go on with {resume} and the same settings.")
     if checkpoint is not None:
         return Interrupted(f"Stopped before training went on; {checkpoint} is as it was.")
@@ -185,8 +229,7 @@ def _start_folder(trainer: Trainer, history: History, data: DogImages, best_befo
             if source.is_file() and source.resolve() != target.resolve():
                 with atomic_write(target) as file:
                     shutil.copyfile(source, file)
-    with atomic_write(folder / "config.yaml") as file:
-        file.write_text(to_yaml(history.config))
+    _keep_config(history)
     if data.skipped:
         rows = [(data.shown_path(skipped.path), skipped.reason) for skipped in data.skipped]
         write_csv(folder / "skipped.csv", ("path", "reason"), rows)
@@ -198,7 +241,13 @@ def _start_folder(trainer: Trainer, history: History, data: DogImages, best_befo
         remove([folder / "split.csv"])
 
 
-def _facts(data: DogImages, model: DogBreedClassifier, config: Config) -> list[str]:
+def _keep_config(history: History) -> None:
+    with atomic_write(history.folder / "config.yaml") as file:
+        file.write_text(to_yaml(history.config))
+
+
+def _facts(run: Run) -> list[str]:
+    data, model, config = run.data, run.model, run.config
     counts = " / ".join(f"{len(data.samples[split]):,}" for split in data.samples)
     parameters = list(model.network.parameters())
     trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
