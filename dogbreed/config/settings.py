@@ -50,6 +50,7 @@ class Model:
     schedule: Literal["constant", "cosine", "onecycle"]
     class_weights: Literal["none", "balanced"]
     prior: Literal["none", "uniform"]
+    layer_decay: float = 1.0  # not in the configurations of older runs
 
 
 @dataclass(frozen=True)

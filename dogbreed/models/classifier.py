@@ -53,6 +53,7 @@ class DogBreedClassifier(LightningModule):
         trainable: `head`, `block` (head and last stage) or `all`.
         lr: Learning rate of the head. The default is the published recipe's (84.8 % on dogImages).
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
+        layer_decay: The last layer of the backbone trains at `backbone_lr`, and each one before at so much less.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         label_smoothing: In the training loss; evaluation is always without.
         optimizer: `adam`, `adamw`, `sgd` (Nesterov momentum 0.9), or `lbfgs` (logistic regression on cached features,
@@ -81,6 +82,7 @@ class DogBreedClassifier(LightningModule):
         trainable: str = "head",
         lr: float = 0.0033047276512977604,
         backbone_lr: float | None = None,
+        layer_decay: float = 1.0,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
         optimizer: str = "adam",
@@ -98,7 +100,7 @@ class DogBreedClassifier(LightningModule):
             if preprocessing is not None
             else backbones.preprocessing_of(backbone, weights=weights)
         )
-        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule)
+        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule, layer_decay)
         self.class_names = [*class_names] if class_names is not None else [str(i) for i in range(num_classes)]
         if len(self.class_names) != num_classes:
             raise DogbreedError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
@@ -297,7 +299,8 @@ class DogBreedClassifier(LightningModule):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams
-        groups = parameter_groups(self.network, hparams["lr"], hparams["backbone_lr"], hparams["weight_decay"])
+        rates = (hparams[name] for name in ("lr", "backbone_lr", "weight_decay", "layer_decay"))
+        groups = parameter_groups(self.network, *rates)
         trainer = self._trainer  # None in a loop of somebody's own, where `self.trainer` raises
         precision = trainer and trainer.precision_plugin
         # A fused optimizer takes the scale off gradients itself: too late to clip them, or to look at them.

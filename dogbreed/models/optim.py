@@ -1,6 +1,7 @@
 """Optimizer, learning-rate schedule, and the settings of a training that are checked before it begins."""
 
 import math
+import re
 from typing import Any
 
 import torch
@@ -14,17 +15,29 @@ SCHEDULES = ("constant", "cosine", "onecycle")
 
 
 def parameter_groups(
-    network: nn.Module, lr: float, backbone_lr: float | None, weight_decay: float
+    network: nn.Module, lr: float, backbone_lr: float | None, weight_decay: float, layer_decay: float = 1.0
 ) -> list[dict[str, Any]]:
-    """Return the trainable parameters only: the head at `lr`, the backbone at its own rate (None: a tenth of `lr`)."""
+    """Return the trainable parameters only: the head at `lr`, the backbone at its own rate (None: a tenth of `lr`).
+
+    With a `layer_decay` below 1, that is the rate of the backbone's last layer, and each layer before has so much less.
+    """
     head = list(network.get_submodule(head_name(network)).parameters())
     in_head = {id(parameter) for parameter in head}
-    backbone = [p for p in network.parameters() if p.requires_grad and id(p) not in in_head]
+    backbone: dict[str, list[nn.Parameter]] = {}
+    for name, parameter in network.named_parameters():
+        if parameter.requires_grad and id(parameter) not in in_head:
+            backbone.setdefault("" if layer_decay == 1 else _layer(name), []).append(parameter)
     groups: list[dict[str, Any]] = [{"params": head, "lr": lr, "weight_decay": weight_decay}]
-    if backbone:
-        rate = lr / 10 if backbone_lr is None else backbone_lr
-        groups.append({"params": backbone, "lr": rate, "weight_decay": weight_decay})
+    rate = lr / 10 if backbone_lr is None else backbone_lr
+    for depth, parameters in enumerate(reversed(backbone.values())):  # as they are defined, which is as they run
+        groups.append({"params": parameters, "lr": rate * layer_decay**depth, "weight_decay": weight_decay})
     return groups
+
+
+def _layer(name: str) -> str:
+    """Return which layer a parameter is in: its name up to the first number, as in `features.17` or `layer4`."""
+    match = re.match(r"(?:[^.\d]+\.)*[^.]*\d[^.]*(?=\.)", name)
+    return match[0] if match else name.rpartition(".")[0]
 
 
 def make_optimizer(name: str, groups: list[dict[str, Any]], fused: bool = True) -> torch.optim.Optimizer:
@@ -58,6 +71,7 @@ def check_training(
     label_smoothing: float,
     optimizer: str,
     schedule: str,
+    layer_decay: float = 1.0,
 ) -> None:
     """Check how a model is to be trained.
 
@@ -71,6 +85,7 @@ def check_training(
         _check_number("model.backbone_lr", backbone_lr, backbone_lr > 0, "more than 0")
     _check_number("model.weight_decay", weight_decay, weight_decay >= 0, "0 or more")
     _check_number("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
+    _check_number("model.layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0, and 1 at most")
     for key, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
         if value not in allowed:
             raise DogbreedError(f"model.{key}={value} is unknown; it is one of {', '.join(allowed)}.")

@@ -221,6 +221,26 @@ def test_the_backbone_may_have_its_own_rate():
     assert [group["lr"] for group in made.param_groups] == [0.02, 0.005]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "trainable", "layers"),
+    [
+        ("resnet18", "all", ["layer4", "layer3", "layer2", "layer1", "bn1", "conv1"]),
+        ("mobilenet_v2", "block", ["features.18", "features.17"]),
+        ("vit_b_16", "block", ["encoder.ln", "encoder.layers.encoder_layer_11"]),
+    ],
+)
+def test_layers_nearer_to_the_input_train_more_slowly(backbone, trainable, layers):
+    model = classifier(
+        backbone=backbone, weights=None, trainable=trainable, lr=0.02, backbone_lr=0.004, layer_decay=0.5
+    )
+    head, *groups = model.configure_optimizers().param_groups
+    assert head["lr"] == 0.02
+    assert [group["lr"] for group in groups] == [0.004 * 0.5**depth for depth in range(len(layers))]
+    for layer, group in zip(layers, groups, strict=True):
+        parameters = model.network.get_submodule(layer).parameters()
+        assert [id(one) for one in group["params"]] == [id(one) for one in parameters]
+
+
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
 def test_schedules_end_where_they_should(dog_tree, tmp_path, schedule):
     model, watch = classifier(trainable="block", schedule=schedule, lr=0.01), Watch()
@@ -377,6 +397,7 @@ def test_a_handful_of_images_is_learnt_by_heart(tmp_path, write_tree, backbone, 
         ({"lr": float("nan")}, "model.lr=nan is out of range"),
         ({"lr": float("inf")}, "model.lr=inf is out of range"),
         ({"backbone_lr": -1.0}, "model.backbone_lr=-1.0 is out of range"),
+        ({"layer_decay": 1.1}, "model.layer_decay=1.1 is out of range; it is above 0, and 1 at most"),
         ({"weight_decay": -0.1}, "model.weight_decay=-0.1 is out of range; it is 0 or more"),
         ({"label_smoothing": 1.0}, "model.label_smoothing=1.0 is out of range; it is from 0 to below 1"),
         ({"optimizer": "adagrad"}, "model.optimizer=adagrad is unknown; it is one of adam, adamw, sgd"),
