@@ -76,6 +76,7 @@ def test_the_gain_is_that_on_the_same_images(made: tuple[Path, str]) -> None:
     assert metrics["gain_acc"] == pytest.approx(mean)
     assert metrics["gain_acc_ci95"] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error])
     sentence = f"the second stage changed that by {100 * metrics['gain_acc']:+.1f} points"
+    page = (folder / "report.html").read_text()
     assert sentence in out
     assert sentence in page
     assert page.count("second stage from here") == 2
@@ -84,13 +85,20 @@ def test_the_gain_is_that_on_the_same_images(made: tuple[Path, str]) -> None:
     assert [row["epoch"] for row in runs.history(folder)] == [1, 2]
 
 
+@pytest.fixture(scope="module")
+def longer(made: tuple[Path, str]) -> tuple[Path, list[str]]:
+    """A run with epochs enough to be stopped in either stage, and its settings."""
+    more = [*MORE, "head_stage.epochs=30", "trainer.max_epochs=12"]
+    runs.train_in(made[0].parent / "longer", *more)
+    return made[0].parent / "longer", more
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("stage", ["head_stage/checkpoints", "checkpoints"])
-def test_stopped_in_either_stage(made: tuple[Path, str], tmp_path: Path, stage: str) -> None:
+def test_stopped_in_either_stage(longer: tuple[Path, list[str]], stage: str) -> None:
     """Ctrl-C, and on with `resume=RUN` alone: the result is that of the run that was left alone."""
-    more = [*MORE, "head_stage.epochs=30", "trainer.max_epochs=20"]
-    cache = f"cache.dir={made[0].parent / 'cache'}"
-    runs.train_in(tmp_path / "whole", *more, cache)
-    folder = tmp_path / "half"
+    whole, more = longer
+    folder = whole.parent / f"stopped{len(stage)}"
 
     def stop() -> None:
         while not (folder / stage / "last.ckpt").exists():
@@ -99,7 +107,7 @@ def test_stopped_in_either_stage(made: tuple[Path, str], tmp_path: Path, stage: 
 
     thread = threading.Thread(target=stop)
     thread.start()
-    ran = runs.run(*runs.overrides(folder, *more, cache))
+    ran = runs.run(*runs.overrides(folder, *more))
     thread.join()
     assert ran.code == 130
     assert f"go on with resume={folder}" in ran.err
@@ -108,7 +116,7 @@ def test_stopped_in_either_stage(made: tuple[Path, str], tmp_path: Path, stage: 
     ran = runs.run(f"resume={folder}")
     assert ran.code == 0, ran.err
     assert ("Stage 1 of 2" in ran.out) is (stage != "checkpoints")
-    runs.assert_same_result(tmp_path / "whole", folder)
+    runs.assert_same_result(whole, folder)
 
 
 def test_what_cannot_be_two_stages(tmp_path: Path) -> None:
