@@ -50,7 +50,9 @@ class Model:
     schedule: Literal["constant", "cosine", "onecycle"]
     class_weights: Literal["none", "balanced"]
     prior: Literal["none", "uniform"]
-    layer_decay: float = 1.0  # not in the configurations of older runs
+    # Not in the configurations of older runs.
+    layer_decay: float = 1.0
+    ema_decay: float | None = None
 
 
 @dataclass(frozen=True)

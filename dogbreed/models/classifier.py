@@ -24,6 +24,7 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, lbfgs, own_networks
+from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
@@ -54,6 +55,7 @@ class DogBreedClassifier(LightningModule):
         lr: Learning rate of the head. The default is the published recipe's (84.8 % on dogImages).
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
         layer_decay: The last layer of the backbone trains at `backbone_lr`, and each one before at so much less.
+        ema_decay: Share of the averaged weights that a step leaves: they are validated and kept; None: no averages.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         label_smoothing: In the training loss; evaluation is always without.
         optimizer: `adam`, `adamw`, `sgd` (Nesterov momentum 0.9), or `lbfgs` (logistic regression on cached features,
@@ -83,6 +85,7 @@ class DogBreedClassifier(LightningModule):
         lr: float = 0.0033047276512977604,
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
+        ema_decay: float | None = None,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
         optimizer: str = "adam",
@@ -100,7 +103,9 @@ class DogBreedClassifier(LightningModule):
             if preprocessing is not None
             else backbones.preprocessing_of(backbone, weights=weights)
         )
-        check_training(num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule, layer_decay)
+        check_training(
+            num_classes, lr, backbone_lr, weight_decay, label_smoothing, optimizer, schedule, layer_decay, ema_decay
+        )
         self.class_names = [*class_names] if class_names is not None else [str(i) for i in range(num_classes)]
         if len(self.class_names) != num_classes:
             raise DogbreedError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
@@ -295,7 +300,9 @@ class DogBreedClassifier(LightningModule):
         )
 
     def configure_callbacks(self) -> list[Callback]:
-        return [lbfgs.LogisticRegression()] if self.hparams["optimizer"] == "lbfgs" else []
+        if self.hparams["optimizer"] == "lbfgs":
+            return [lbfgs.LogisticRegression()]
+        return [] if self.hparams["ema_decay"] is None else [AveragedWeights(self.hparams["ema_decay"])]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         hparams = self.hparams

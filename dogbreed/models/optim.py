@@ -72,6 +72,7 @@ def check_training(
     optimizer: str,
     schedule: str,
     layer_decay: float = 1.0,
+    ema_decay: float | None = None,
 ) -> None:
     """Check how a model is to be trained.
 
@@ -86,6 +87,10 @@ def check_training(
     _check_number("model.weight_decay", weight_decay, weight_decay >= 0, "0 or more")
     _check_number("model.label_smoothing", label_smoothing, 0 <= label_smoothing < 1, "from 0 to below 1")
     _check_number("model.layer_decay", layer_decay, 0 < layer_decay <= 1, "above 0, and 1 at most")
+    if ema_decay is not None:
+        _check_number("model.ema_decay", ema_decay, 0 < ema_decay < 1, "above 0 and below 1, or null")
+        if optimizer == "lbfgs":
+            raise DogbreedError("model.optimizer=lbfgs takes no steps to average over; leave model.ema_decay out.")
     for key, value, allowed in (("optimizer", optimizer, OPTIMIZERS), ("schedule", schedule, SCHEDULES)):
         if value not in allowed:
             raise DogbreedError(f"model.{key}={value} is unknown; it is one of {', '.join(allowed)}.")

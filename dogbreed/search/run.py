@@ -117,6 +117,8 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
         return f"model.trainable={config.model.trainable}, so more than the last layer differs"
     if config.model.class_weights != "none":
         return f"model.class_weights={config.model.class_weights}, and heads side by side weigh all classes alike"
+    if config.model.ema_decay is not None:
+        return "model.ema_decay is set"
     if config.model.optimizer == "lbfgs":
         return "model.optimizer=lbfgs takes no steps"
     if config.cache.mode == "off":

@@ -11,7 +11,16 @@ from dogbreed.models.optim import check_training
 from dogbreed.training.build import build_data
 
 OBJECTIVES = ("val_loss", "val_acc")
-TRAINING_KEYS = ("lr", "backbone_lr", "weight_decay", "label_smoothing", "optimizer", "schedule", "layer_decay")
+TRAINING_KEYS = (
+    "lr",
+    "backbone_lr",
+    "weight_decay",
+    "label_smoothing",
+    "optimizer",
+    "schedule",
+    "layer_decay",
+    "ema_decay",
+)
 
 Space = Mapping[str, Mapping[str, Any]]
 Parameters = dict[str, Any]

@@ -64,6 +64,8 @@ def config_of(config: Config, folder: Path) -> Config:
             schedule="constant",
             weight_decay=0.0,
             label_smoothing=0.0,
+            layer_decay=1.0,
+            ema_decay=None,
         ),
         trainer={**config.trainer, "max_epochs": stage.epochs, "max_steps": -1, "accumulate_grad_batches": 1},
     )
