@@ -10,6 +10,7 @@ COMMANDS = {
     "train": "fine-tune, evaluate, export and report",
     "tune": "search hyperparameters on this machine",
     "evaluate": "measure an exported model on folders of photographs",
+    "compare": "put runs side by side, and test whether one is better",
     "predict": "name the breed on photographs",
     "serve": "serve an exported model over HTTP, with a page to drop a photograph on",
     "export": "write an exported model as ONNX or for torch.export",

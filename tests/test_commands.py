@@ -19,6 +19,7 @@ MISTAKES = {
     "train": (["--lr"], "--lr needs a value"),
     "tune": (["-x"], "names take two dashes"),
     "evaluate": (["model", "shade=1"], "shade is not a setting"),
+    "compare": (["--jsn", "a", "b"], "--jsn"),
     "predict": (["model", "a.jpg", "--top-k", "many"], "--top-k"),
     "serve": (["model", "--port", "http"], "--port"),
     "export": (["model", "a.jpg"], "nothing to write"),

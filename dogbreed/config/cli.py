@@ -20,7 +20,14 @@ class _Failed(BaseException):
     """Carries the task's error past Hydra, which would print a line of its own about an Exception."""
 
 
-def run(task: Task, *, prog: str, help: str, argv: Sequence[str] | None = None) -> int:
+def run(
+    task: Task,
+    *,
+    prog: str,
+    help: str,
+    argv: Sequence[str] | None = None,
+    at_end: Callable[[], None] = lambda: None,
+) -> int:
     """Run a command that is configured through Hydra.
 
     Overrides (`model.lr=0.1`), flags (`--lr 0.1`) and Hydra's own flags (`--cfg job`, `--multirun`) are understood.
@@ -31,14 +38,15 @@ def run(task: Task, *, prog: str, help: str, argv: Sequence[str] | None = None) 
         prog: How the command is called, for the help page.
         help: The page that `--help` prints.
         argv: The arguments; those of this process if None.
+        at_end: Called behind the last run of a `--multirun`, also where an error has ended it.
 
     Returns:
         The exit code. With `--multirun`, the last that is not 0; the first error ends all runs.
     """
-    return guard(lambda: _run(task, prog, help, sys.argv[1:] if argv is None else list(argv)))
+    return guard(lambda: _run(task, prog, help, sys.argv[1:] if argv is None else list(argv), at_end))
 
 
-def _run(task: Task, prog: str, help: str, argv: list[str]) -> int:
+def _run(task: Task, prog: str, help: str, argv: list[str], at_end: Callable[[], None]) -> int:
     flags, overrides = split_argv(argv)
     if {"-h", "--help"} & set(flags):
         print(f"usage: {prog} [key=value ...] [--name value ...]\n\n{help.strip()}")
@@ -46,7 +54,7 @@ def _run(task: Task, prog: str, help: str, argv: list[str]) -> int:
     if "--version" in flags:
         print(f"dogbreed {__version__}")
         return 0
-    return _run_composed(task, flags, overrides)
+    return _run_composed(task, flags, overrides, at_end)
 
 
 def _mode_as_flag(flags: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
@@ -57,7 +65,7 @@ def _mode_as_flag(flags: list[str], overrides: list[str]) -> tuple[list[str], li
     return flags, [word for word in overrides if word not in modes]
 
 
-def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
+def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Callable[[], None]) -> int:
     import hydra  # here, so that help pages and wrong flags need none of it
     from hydra.errors import HydraException
     from omegaconf import DictConfig
@@ -104,6 +112,8 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str]) -> int:
             raise explain(error) from error
         except _Failed:
             pass
+    if multirun:
+        at_end()
     if failure is not None:
         raise failure
     return code

@@ -15,7 +15,7 @@ from torch import Tensor
 from dogbreed.metrics.calibration import binned, calibration_error, calibration_interval, wilson_interval
 from dogbreed.metrics.predictions import PREFIX, Predictions
 
-PREDICTIONS = ("path", "label", "predicted", "correct", "probability", "top5")
+PREDICTIONS = ("path", "label", "predicted", "correct", "probability", "top5", "true_probability", "loss")
 
 
 def measure(predictions: Predictions, name: str | None = None) -> dict[str, Any]:
@@ -45,15 +45,21 @@ def measure(predictions: Predictions, name: str | None = None) -> dict[str, Any]
 
 
 def prediction_rows(predictions: Predictions, names: Sequence[str], root: Path) -> list[tuple[Any, ...]]:
-    """Return the rows of `predictions.csv`, with the columns of `PREDICTIONS`; paths are relative to `root`."""
+    """Return the rows of `predictions.csv`, with the columns of `PREDICTIONS`; paths are relative to `root`.
+
+    The last two are the probability of the image's own class, and its loss in nats, without the temperature as that of
+    `metrics.json`.
+    """
     values, indices = predictions.probabilities.topk(min(5, predictions.num_classes))
+    true = predictions.probability(predictions.labels).tolist()
+    losses = torch.nn.functional.cross_entropy(predictions.logits.double(), predictions.labels, reduction="none")
+    columns = predictions.labels.tolist(), values.tolist(), indices.tolist(), true, losses.tolist()
     rows = []
-    for path, label, probabilities, classes in zip(
-        predictions.paths, predictions.labels.tolist(), values.tolist(), indices.tolist(), strict=True
-    ):
+    for path, label, probabilities, classes, probability, loss in zip(predictions.paths, *columns, strict=True):
         top = " ".join(f"{names[i]}={p:.4f}" for i, p in zip(classes, probabilities, strict=True))
         where = (path.relative_to(root) if path.is_relative_to(root) else path).as_posix()
-        rows.append((where, names[label], names[classes[0]], int(classes[0] == label), f"{probabilities[0]:.6f}", top))
+        row = where, names[label], names[classes[0]], int(classes[0] == label), f"{probabilities[0]:.6f}", top
+        rows.append((*row, f"{probability:.6f}", f"{loss:.6f}"))
     return rows
 
 

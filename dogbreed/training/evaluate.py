@@ -86,6 +86,8 @@ def evaluate(
         "seconds": round(time.monotonic() - started, 3),
         "device": str(predictor.device),
         "backbone": predictor.model.backbone,
+        "model": str(model),
+        "root": str(folder),
         "package_version": __version__,
     }
     destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
