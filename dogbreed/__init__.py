@@ -101,12 +101,15 @@ def evaluate(
     *,
     labels: str | Path | None = None,
     split: str = "test",
+    on_unknown: str = "error",
+    names: Mapping[str, str] | None = None,
     output_dir: str | Path | None = None,
     batch_size: int = 64,
     num_workers: int = 0,
     on_bad_image: str = "skip",
     max_pixels: int = 100_000_000,
     device: str | None = None,
+    cache: "FeatureCache | None" = None,
     quiet: bool = False,
 ) -> "Evaluation":
     """Measure an exported model on one split.
@@ -116,19 +119,22 @@ def evaluate(
         root: Holds `<split>/<class>/`, or the class folders themselves; None takes what the model was trained on.
         labels: CSV file with the columns path and label, in place of class folders.
         split: `test`, `valid` or `train`.
+        on_unknown: What becomes of classes that the model does not know: `error` or `skip`.
+        names: The model's name for classes that are called otherwise in `root`.
         output_dir: None makes `evaluation/<date>/<time>/`.
         batch_size: Images in one pass.
         num_workers: Threads that decode; 0 takes one per core, 8 at most.
         on_bad_image: `skip` or `error`.
         max_pixels: Larger images count as bad.
         device: None takes a GPU where there is one.
+        cache: Keeps features for the next time; None is `FeatureCache()`, and `FeatureCache("off")` computes all.
         quiet: Neither progress nor lines.
 
     Returns:
         `metrics` as in its `metrics.json`, `output_dir`, and the predictions of every image that could be used.
 
     Raises:
-        DogbreedError: No such folder, an unknown class, no usable image, an unreadable model; nothing is written then.
+        DogbreedError: No such folder, unknown classes, no usable image, an unreadable model; nothing is written then.
     """
     from dogbreed.training import evaluate as module
 
@@ -137,12 +143,15 @@ def evaluate(
         root,
         labels=labels,
         split=split,
+        on_unknown=on_unknown,
+        names=names,
         output_dir=output_dir,
         batch_size=batch_size,
         num_workers=num_workers,
         on_bad_image=on_bad_image,
         max_pixels=max_pixels,
         device=device,
+        cache=cache,
         quiet=quiet,
     )
 

@@ -4,12 +4,18 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from dogbreed.config.help import EVALUATE_HELP as HELP
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 
-OWN_KEYS = ("split", "device")  # the others are keys of the configuration, with its defaults
+OWN_KEYS = (
+    "split",
+    "device",
+    "data.on_unknown",
+    "data.names",
+)  # the others are keys of the configuration, with its defaults
 CONFIG_KEYS = (
     "data.root",
     "data.labels",
@@ -17,32 +23,11 @@ CONFIG_KEYS = (
     "data.num_workers",
     "data.on_bad_image",
     "data.max_pixels",
+    "cache.mode",
+    "cache.dir",
+    "cache.max_gb",
     "output_dir",
 )
-
-HELP = """\
-usage: python -m dogbreed.evaluate MODEL_DIR [key=value ...]
-
-Measure an exported model (a run's model/, or the run's folder) on photographs, one folder per breed.
-The images take the same path as in an endpoint. Breeds are matched by name; a number in front is ignored.
-
-  data.root=FOLDER         holds test/<breed>/, or the breeds' folders themselves; default: what it was trained on
-  data.labels=FILE         CSV file with columns path and label, in place of the breeds' folders
-  split=test               test, valid or train, where data.root has these
-  data.batch_size=64       images in one pass
-  data.num_workers=auto    threads that decode; auto: one per core, 8 at most
-  data.on_bad_image=skip   skip (reported) or error
-  data.max_pixels=100e6    images with more pixels count as bad
-  output_dir=FOLDER        default: evaluation/<date>/<time>
-  device=cpu               cpu, cuda, cuda:1, mps; default: a GPU where there is one
-
-Examples:
-  python -m dogbreed.evaluate outputs/2026-05-01/10-30-00/model
-  python -m dogbreed.evaluate model/ data.root=my_dogs split=valid
-  python -m dogbreed.evaluate model/ data.root=photos_of_friends output_dir=friends --batch-size 16
-
-Writes metrics.json, predictions.csv and report.html.
-"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,21 +56,40 @@ def _evaluate(argv: list[str]) -> int:
 
     config = compose([word for word in overrides if word.split("=", 1)[0] not in OWN_KEYS])
     data = config["data"]
+    from dogbreed.cache.callback import FeatureCache
     from dogbreed.training.evaluate import evaluate
+
+    cache = config["cache"]
 
     evaluate(
         models[0],
         data["root"] if "data.root" in values else None,
         labels=data["labels"] if "data.labels" in values else None,
         split=values.get("split", "test"),
+        on_unknown=values.get("data.on_unknown", "error"),
+        names=_names(values.get("data.names", "{}")),
         output_dir=config["output_dir"],
         batch_size=data["batch_size"] if "data.batch_size" in values else 64,
         num_workers=0 if data["num_workers"] == "auto" else data["num_workers"],
         on_bad_image=data["on_bad_image"],
         max_pixels=data["max_pixels"],
         device=values.get("device"),
+        cache=FeatureCache(cache["mode"], folder=cache["dir"], max_gb=cache["max_gb"]),
     )
     return 0
+
+
+def _names(text: str) -> dict[str, str]:
+    """Return the pairs of data.names={here: there}, with a blank behind the colon or without."""
+    import yaml
+
+    try:
+        pairs = yaml.safe_load(text.replace(":", ": "))
+    except yaml.YAMLError:
+        pairs = None
+    if not isinstance(pairs, dict) or None in pairs.values():
+        raise DogbreedError(f"data.names={text} is no list of pairs; write 'data.names={{here: there, other: there}}'.")
+    return {str(here): str(there) for here, there in pairs.items()}
 
 
 def known_settings() -> list[str]:

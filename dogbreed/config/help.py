@@ -1,4 +1,4 @@
-"""The help pages of the commands that are configured through Hydra."""
+"""The help pages of the commands that take key=value."""
 
 TRAIN_HELP = """
 Fine-tune an image classifier on folders of photographs, evaluate it, export it and write a report.
@@ -78,4 +78,34 @@ All other settings and flags are those of python -m dogbreed.train (see its --he
 
 Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: trials.csv, best.yaml, search.png, study.db.
 The same command with the same output_dir goes on with a search that was stopped.
+"""
+
+EVALUATE_HELP = """\
+usage: python -m dogbreed.evaluate MODEL_DIR [key=value ...]
+
+Measure an exported model (a run's model/, or the run's folder) on photographs, one folder per class.
+Classes are matched by name; a number in front is ignored.
+
+  data.root=FOLDER         holds test/<class>/, or the classes' folders themselves; default: what it was trained on
+  data.labels=FILE         CSV file with columns path and label, in place of the classes' folders
+  data.on_unknown=error    classes that the model does not know: error (all are named) or skip (reported)
+  data.names={here: there} the model's name for classes that are called otherwise here
+  split=test               test, valid or train, where data.root has these
+  data.batch_size=64       images in one pass
+  data.num_workers=auto    threads that decode; auto: one per core, 8 at most
+  data.on_bad_image=skip   skip (reported) or error
+  data.max_pixels=100e6    images with more pixels count as bad
+  cache.mode=auto          features of the frozen part: auto (kept for the next time), require, or off (the images
+                           take the path of an endpoint; figures agree to within 1e-4)
+  cache.dir=FOLDER         default: the user's cache folder; cache.max_gb=20 is what all features may take
+  output_dir=FOLDER        default: evaluation/<date>/<time>
+  device=cpu               cpu, cuda, cuda:1, mps; default: a GPU where there is one
+
+Examples:
+  python -m dogbreed.evaluate outputs/2026-05-01/10-30-00/model
+  python -m dogbreed.evaluate model/ data.root=my_dogs split=valid
+  python -m dogbreed.evaluate model/ data.root=my_dogs data.on_unknown=skip 'data.names={boxer_dog: Boxer}'
+  python -m dogbreed.evaluate model/ data.root=photos_of_friends output_dir=friends --batch-size 16
+
+Writes metrics.json, predictions.csv and report.html.
 """

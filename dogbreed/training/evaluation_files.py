@@ -1,12 +1,13 @@
 """Which files an evaluation looks at, with the classes that the model knows them by."""
 
-import difflib
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.labels import read_labels
 from dogbreed.data.layout import class_folders, find_splits, list_images, plain_name
@@ -16,11 +17,22 @@ Files = list[tuple[Path, int]]
 
 
 class _Class(NamedTuple):
-    """The files of a class, and what gave it its name."""
-
     name: str
-    source: str
     paths: list[Path]
+
+
+class Found(NamedTuple):
+    """What an evaluation looks at.
+
+    Attributes:
+        folder: The folder of the images.
+        files: By split, each with the model's label: that which is evaluated, and others that are there.
+        unknown: Classes that were left out, since the model does not know them.
+    """
+
+    folder: Path
+    files: dict[str, Files]
+    unknown: list[str]
 
 
 def find_files(
@@ -29,8 +41,11 @@ def find_files(
     split: str,
     class_names: Sequence[str],
     trained: Mapping[str, Any],
-) -> tuple[Path, dict[str, Files]]:
-    """Return the folder, and its files by split: first the one that is evaluated, then others that the model knows.
+    *,
+    renamed: Mapping[str, str],
+    skip_unknown: bool,
+) -> Found:
+    """Return the files to evaluate, and those of other splits, with the classes that the model knows.
 
     Where nobody has split the images, all are evaluated; but of the images that the model was trained on only those
     that the training has put into this split.
@@ -41,9 +56,11 @@ def find_files(
         split: `test`, `valid` or `train`.
         class_names: The model's.
         trained: The data group of its training configuration.
+        renamed: The model's name for classes that are called otherwise here.
+        skip_unknown: Leave out classes that the model does not know.
 
     Raises:
-        DogbreedError: There is no such folder, table or split, or a class that the model does not know.
+        DogbreedError: There is no such folder, table or split, or there are classes that the model does not know.
     """
     own = trained.get("root")
     root = _root(root, own)
@@ -57,15 +74,16 @@ def find_files(
     if evaluated is None:
         there = ", ".join(named)
         raise DogbreedError(f"{folder} has no folder {split}/; it has {there}: choose one with split=.")
-    drop = trained.get("class_mismatch") == "drop"
-    files = {split: _labelled(evaluated, class_names, drop)}
-    if not files[split]:
+    _check_renamed(renamed, [one.name for one in evaluated], class_names, folder)
+    files, unknown = _labelled(evaluated, class_names, renamed)
+    skip_unknown = skip_unknown or (same and trained.get("class_mismatch") == "drop")
+    if unknown and not skip_unknown:
+        raise DogbreedError(_unknown(unknown, [one.name for one in evaluated], class_names, folder))
+    if not files:
         raise DogbreedError(f"{folder} holds no class folders with images; it should hold one folder per class.")
-    for other, rest in named.items():
-        with suppress(DogbreedError):  # it was not asked for
-            if other:
-                files[other] = _labelled(rest, class_names, drop)
-    return folder, files
+    others = {other: _labelled(rest, class_names, renamed) for other, rest in named.items() if other}
+    complete = {other: labelled for other, (labelled, left_out) in others.items() if skip_unknown or not left_out}
+    return Found(folder, {split: files, **complete}, unknown)
 
 
 def _root(root: str | Path | None, own: str | None) -> str | Path:
@@ -81,9 +99,7 @@ def _root(root: str | Path | None, own: str | None) -> str | Path:
 def _of_folders(root: Path) -> dict[str, list[_Class]]:
     """Return the classes by split; by "" where there are no splits."""
     return {
-        split: [
-            _Class(name, str(inside), list_images(inside)) for name, inside in sorted(class_folders(folder).items())
-        ]
+        split: [_Class(name, list_images(inside)) for name, inside in sorted(class_folders(folder).items())]
         for split, folder in (find_splits(root) or {"": root}).items()
     }
 
@@ -94,7 +110,7 @@ def _of_table(table: Path, root: Path) -> dict[str, list[_Class]]:
         classes.setdefault((file.split or "", file.label), []).append(file.path)
     named: dict[str, list[_Class]] = {}
     for (split, label), paths in sorted(classes.items()):
-        named.setdefault(split, []).append(_Class(label, f"{label} in {table}", sorted(paths)))
+        named.setdefault(split, []).append(_Class(label, sorted(paths)))
     return named
 
 
@@ -104,26 +120,73 @@ def _of_training(folder: Path, trained: Mapping[str, Any]) -> dict[str, list[_Cl
     images.setup()
     return {
         split: [
-            _Class(name, name, [files.paths[index] for index in (files.labels == label).nonzero()[0]])
+            _Class(name, [files.paths[index] for index in (files.labels == label).nonzero()[0]])
             for label, name in enumerate(images.classes)
         ]
         for split, files in images.samples.items()
     }
 
 
-def _labelled(classes: Sequence[_Class], class_names: Sequence[str], drop: bool) -> Files:
-    """Return the files with the model's label of each; those of unknown classes are dropped, or an error."""
+def _labelled(
+    classes: Sequence[_Class], class_names: Sequence[str], renamed: Mapping[str, str]
+) -> tuple[Files, list[str]]:
+    """Return the files with the model's label of each, and the names of the classes that it does not know."""
     label_of = {name: label for label, name in enumerate(class_names)}
     labelled: Files = []
-    for name, source, paths in classes:
-        plain = name if name in label_of else plain_name(name)
-        if plain in label_of:
-            labelled += [(path, label_of[plain]) for path in paths]
-        elif not drop:
-            near = difflib.get_close_matches(plain, class_names, 1)
-            hint = f"; is it {near[0]}?" if near else "."
-            raise DogbreedError(
-                f"{source} is a breed that the model does not know (it knows {len(class_names)}){hint} "
-                "Rename the folder, or move it away."
-            )
-    return labelled
+    unknown: list[str] = []
+    for name, paths in classes:
+        plain = plain_name(name)
+        known = next((n for n in (renamed.get(name, renamed.get(plain, name)), plain) if n in label_of), None)
+        if known is None:
+            unknown.append(plain)
+        else:
+            labelled += [(path, label_of[known]) for path in paths]
+    return labelled, unknown
+
+
+def _check_renamed(renamed: Mapping[str, str], names: Iterable[str], class_names: Sequence[str], folder: Path) -> None:
+    here = {each for name in names for each in (name, plain_name(name))}
+    for old, new in renamed.items():
+        if old not in here:
+            raise DogbreedError(f"data.names: {old} is no class in {folder}.")
+        if new not in class_names:
+            hint = f"; perhaps {near}" if (near := _same_but_for_writing(new, class_names)) else ""
+            raise DogbreedError(f"data.names: {new} is no class of the model, which knows {len(class_names)}{hint}.")
+
+
+def _unknown(unknown: Sequence[str], names: Iterable[str], class_names: Sequence[str], folder: Path) -> str:
+    """Return the sentence on classes that the model does not know, with the words that help."""
+    free = set(class_names) - {plain_name(name) for name in names}
+    meant = {name: near for name in unknown if (near := _same_but_for_writing(name, sorted(free)))}
+    hints = [f"{name} (perhaps {meant[name]})" if name in meant else name for name in unknown]
+    pairs = ", ".join(f"{name}: {new}" for name, new in (meant or {unknown[0]: "NAME"}).items())
+    return (
+        f"{folder} has {count(len(unknown), 'class')} that the model does not know (it knows {len(class_names)}): "
+        f"{', '.join(hints)}. Leave them out with data.on_unknown=skip, or give the names that it knows them by: "
+        f"{shlex.quote(f'data.names={{{pairs}}}')}."
+    )
+
+
+def _same_but_for_writing(name: str, class_names: Iterable[str]) -> str | None:
+    """Return the name that is the same but for case, blanks, marks and at most one wrong letter.
+
+    More alike names may mean two breeds: Boston terrier and Bedlington terrier.
+    """
+    letters = _letters(name)
+    near = [other for other in class_names if _one_letter_apart(letters, _letters(other))]
+    return near[0] if len(near) == 1 else None
+
+
+def _letters(name: str) -> str:
+    return re.sub(r"[\W_]", "", plain_name(name).casefold())
+
+
+def _one_letter_apart(one: str, other: str) -> bool:
+    """Tell whether two words are equal, or differ in one letter of eight or more."""
+    if one == other:
+        return bool(one)
+    short, long = sorted((one, other), key=len)
+    if len(long) < 8 or len(long) - len(short) > 1:
+        return False
+    first = next((i for i, (a, b) in enumerate(zip(short, long, strict=False)) if a != b), len(short))
+    return short[first + (len(short) == len(long)) :] == long[first + 1 :]

@@ -7,13 +7,16 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from PIL import Image
 from support import runs
 from support.exports import NAMES, export_tiny
 
-from dogbreed import evaluate
+from dogbreed import FeatureCache, Predictor, evaluate
 from dogbreed.core.metric_lines import METRIC_REGEXES
 from dogbreed.data.datamodule import DogImages
 from dogbreed.evaluate import HELP, known_settings, main
+from dogbreed.training.evaluation_files import _same_but_for_writing
 
 
 @pytest.fixture(scope="module")
@@ -102,12 +105,85 @@ def test_it_finds_what_was_trained_on(model, write_tree, tmp_path):
     assert "test/001.Amber_hound/again.jpg" in page
 
 
+def test_classes_under_other_names(model, dog_tree, tmp_path, capsys):
+    photos = tmp_path / "photos"
+    shutil.copytree(dog_tree / "test" / "004.Red_terrier", photos / "7.terrier, red")
+    shutil.copytree(dog_tree / "test" / "002.Blue_spitz", photos / "Blue_spitz")
+    shutil.copytree(dog_tree / "test" / "001.Amber_hound", photos / "Poodle")
+    arguments = [str(model), f"data.root={photos}", f"output_dir={tmp_path / 'out'}", "data.on_unknown=skip"]
+    assert main([*arguments, "data.names={'terrier, red':Red_terrier}"]) == 0
+    read = rows(tmp_path / "out" / "predictions.csv")
+    assert {(row["path"].split("/")[0], row["label"]) for row in read} == {
+        ("7.terrier, red", "Red_terrier"),
+        ("Blue_spitz", "Blue_spitz"),
+    }
+    assert "Left out, since the model does not know them: Poodle." in capsys.readouterr().out
+    assert runs.metrics(tmp_path / "out")["classes_unknown"] == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "known", "meant"),
+    [
+        ("Boston_terrier", ["Bedlington_terrier", "Border_terrier"], None),
+        ("Norwich_terrier", ["Norfolk_terrier"], None),
+        ("Irish_setter", ["Irish_terrier", "English_setter"], None),
+        ("german-shepherd dog", ["German_shepherd_dog", "Boxer"], "German_shepherd_dog"),
+        ("021.Boxer", ["Boxer"], "Boxer"),
+        ("Afgan_hound", ["Afghan_hound"], "Afghan_hound"),
+        ("Afghan_hounds", ["Afghan_hound", "Ibizan_hound"], "Afghan_hound"),
+        ("rose", ["nose"], None),
+        ("Brittany1", ["Brittany2", "Brittany3"], None),
+    ],
+)
+def test_names_that_are_merely_alike_are_not_suggested(name, known, meant):
+    assert _same_but_for_writing(name, known) == meant
+
+
+def test_features_come_from_the_cache(trained, tmp_path):
+    """Those of the run's own images are there; those of a new image are computed, and kept; figures are the same."""
+    folder, _ = trained
+    cache = folder.parent / "cache"
+    kept = evaluate(folder, output_dir=tmp_path / "kept", cache=FeatureCache("require", folder=cache), quiet=True)
+    assert kept.metrics["cache"] == "hit"
+    assert main([str(folder), f"output_dir={tmp_path / 'off'}", "cache.mode=off"]) == 0
+    off = runs.metrics(tmp_path / "off")
+    assert off["cache"] == "off"
+    assert kept.metrics["test_loss"] == pytest.approx(off["test_loss"], abs=1e-4)
+    root = Path(shutil.copytree(runs.photographs(), tmp_path / "dogs"))
+    other = next((root / "train").rglob("*.jpg"))
+    with Image.open(other) as image:
+        image.rotate(90).save(next((root / "test").rglob("*.jpg")))
+    for state in ("built", "hit"):
+        result = evaluate(
+            folder, root, output_dir=tmp_path / state, cache=FeatureCache(folder=cache, quiet=True), quiet=True
+        )
+        assert result.metrics["cache"] == state
+    plain = Predictor(folder)
+    assert torch.allclose(
+        result.predictions.logits,
+        plain.logits(torch.stack([plain.read(path) for path in result.predictions.paths])),
+        atol=1e-4,
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["{model}"], "Give the folder of photographs with data.root=FOLDER"),
         (["{model}", "data.root=nowhere"], "The data folder nowhere does not exist"),
-        (["{model}", "data.root={unknown}"], "is a breed that the model does not know (it knows 4); is it Blue_spitz?"),
+        (
+            ["{model}", "data.root={unknown}"],
+            "unknown has 3 classes that the model does not know (it knows 4): Blue_spits (perhaps Blue_spitz), Poodle, "
+            "Red_setter. Leave them out with data.on_unknown=skip, or give the names that it knows them by: "
+            "'data.names={Blue_spits: Blue_spitz}'.",
+        ),
+        (["{model}", "data.root={tree}", "data.on_unknown=cry"], "data.on_unknown=cry is unknown"),
+        (["{model}", "data.root={tree}", "data.names={Rex}"], "data.names={Rex} is no list of pairs"),
+        (["{model}", "data.root={tree}", "data.names={Rex: Blue_spitz}"], "data.names: Rex is no class in"),
+        (
+            ["{model}", "data.root={tree}", "data.names={Blue_spitz: Red-Terrier}"],
+            "data.names: Red-Terrier is no class of the model, which knows 4; perhaps Red_terrier.",
+        ),
         (["{model}", "data.root={empty}"], "holds no class folders with images"),
         (["{model}", "data.root={tree}", "split=exam"], "split=exam is unknown"),
         (["{model}", "data.root={tree}", "model.lr=1"], "model.lr is not a setting of an evaluation"),
@@ -121,7 +197,8 @@ def test_it_finds_what_was_trained_on(model, write_tree, tmp_path):
 )
 def test_bad_use_is_one_sentence(arguments, said, model, dog_tree, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "unknown" / "003.Blue_spits").mkdir(parents=True)
+    for name in ("003.Blue_spits", "Poodle", "Red_setter", "4.Amber_hound"):
+        (tmp_path / "unknown" / name).mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     places = {"model": model, "tree": dog_tree, "unknown": tmp_path / "unknown", "empty": tmp_path / "empty"}
     assert main([argument.format(**places) for argument in arguments]) == 2
