@@ -1,8 +1,8 @@
 """Measure an exported model on folders of photographs.
 
-Features of the frozen part come from the cache where they are kept. With `cache.mode=off`, every image goes the way that
-it goes in an endpoint: its bytes into `images.load`, the input into `Predictor.logits`. Either way the figures are those
-of what is served, whatever it was trained with.
+Features of the frozen part come from the cache. With `cache.mode=off`, every image goes the way that it goes in an
+endpoint: its bytes into `images.load`, the input into `Predictor.logits`. Either way the figures are those of what is
+served, whatever it was trained with.
 """
 
 import json
