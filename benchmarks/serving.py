@@ -29,8 +29,7 @@ from torchvision import transforms
 from benchmarks.bench import CLASSES, Bench, has_bfloat16
 from dogbreed import Predictor
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference import model_folder
-from dogbreed.models import backbones
+from dogbreed.models import backbones, model_folder
 
 CLIENTS, REQUESTS = 8, 12
 SIZES = {"usual": (640, 480), "telephone": (4032, 3024)}

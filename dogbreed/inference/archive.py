@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.inference.manifest import MANIFEST, WEIGHTS, find_model, read_manifest
+from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model, read_manifest
 
 HANDLERS = "inference.py"  # what the container looks for
 CODE = "code"

@@ -23,8 +23,8 @@ from dogbreed.core.text import size
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.data.images import load as read_image
 from dogbreed.data.layout import list_images
-from dogbreed.inference import model_folder
-from dogbreed.inference.manifest import MANIFEST, find_model, read_manifest
+from dogbreed.models import model_folder
+from dogbreed.models.manifest import MANIFEST, find_model, read_manifest
 
 TOLERANCE = 1e-4  # in logits, as for every other inference path
 OPSET = 18

@@ -16,8 +16,8 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
 from dogbreed.data.layout import list_images
-from dogbreed.inference.manifest import MANIFEST, find_model
 from dogbreed.inference.predictor import Prediction, Predictor, Source
+from dogbreed.models.manifest import MANIFEST, find_model
 
 STDIN = "-"
 SHOW_PROGRESS_ABOVE = 50

@@ -16,11 +16,10 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
-from dogbreed.inference import model_folder
-from dogbreed.inference.manifest import find_model
 from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response
-from dogbreed.models import winograd
+from dogbreed.models import model_folder, winograd
 from dogbreed.models.arithmetic import float32_as
+from dogbreed.models.manifest import find_model
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

@@ -26,9 +26,9 @@ from dogbreed.core.version import __version__
 from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import MANIFEST, WEIGHTS, find_model
 from dogbreed.inference.photographs import STDIN, find_photographs
 from dogbreed.inference.predictor import Predictor
+from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
 

@@ -26,10 +26,10 @@ from dogbreed.data.images import BadImage, Preprocessing
 from dogbreed.data.layout import SPLITS
 from dogbreed.inference import archive
 from dogbreed.inference.archive import CODE
-from dogbreed.inference.manifest import WEIGHTS, read_manifest
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import JSON
 from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.manifest import WEIGHTS, read_manifest
 from dogbreed.serving.certificate import Answer
 from dogbreed.training.build import prepare_process
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference import archive, model_folder
-from dogbreed.models import backbones
+from dogbreed.inference import archive
+from dogbreed.models import backbones, model_folder
 from dogbreed.models.checkpoints import network_state, read_checkpoint
 
 POLL_SECONDS = 0.5

@@ -26,11 +26,11 @@ from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.scan import scan
-from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
 from dogbreed.metrics.predictions import PREFIX, Predictions
+from dogbreed.models.manifest import find_model
 from dogbreed.report import training_report
 from dogbreed.report.inputs import ReportInputs
 from dogbreed.training.evaluation_files import Found, find_files

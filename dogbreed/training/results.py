@@ -21,10 +21,10 @@ from dogbreed.core.files import remove, write_csv, write_json
 from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
 from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
-from dogbreed.inference import model_folder
 from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
 from dogbreed.metrics.predictions import PREFIX, Predictions
+from dogbreed.models import model_folder
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import subtract_log_prior

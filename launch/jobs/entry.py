@@ -24,7 +24,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import EXPORT_LINE
 from dogbreed.inference.archive import write_code
-from dogbreed.inference.manifest import MANIFEST, WEIGHTS
+from dogbreed.models.manifest import MANIFEST, WEIGHTS
 
 SPLITS = ("train", "valid", "test")
 

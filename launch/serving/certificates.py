@@ -11,7 +11,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import MANIFEST, WEIGHTS
+from dogbreed.models.manifest import MANIFEST, WEIGHTS
 from dogbreed.serving.certificate import CERTIFICATE, read
 
 

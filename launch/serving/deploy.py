@@ -9,7 +9,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.manifest import read_manifest
+from dogbreed.models.manifest import read_manifest
 from dogbreed.serving.client import MAX_BYTES
 from launch.aws.account import Account, Target
 from launch.aws.errors import explained

@@ -18,7 +18,7 @@ from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
-from dogbreed.inference.manifest import WEIGHTS
+from dogbreed.models.manifest import WEIGHTS
 from launch.aws.account import Target
 from launch.aws.naming import parse_s3_uri, prefix, tags
 from launch.aws.validate import check_disks, check_request

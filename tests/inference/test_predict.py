@@ -16,8 +16,8 @@ from support.exports import NAMES, export_tiny
 from support.places import SHARED_DATA
 
 from dogbreed import Predictor
-from dogbreed.inference.manifest import find_model
 from dogbreed.inference.photographs import find_photographs
+from dogbreed.models.manifest import find_model
 from dogbreed.predict import main
 
 

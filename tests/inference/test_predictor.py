@@ -11,10 +11,9 @@ from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import BadImage, Preprocessing
-from dogbreed.inference import model_folder
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import ClassScore, Options, Request
-from dogbreed.models import backbones
+from dogbreed.models import backbones, model_folder
 
 NAMES = ["Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier"]
 SMALL = Preprocessing(size=64, resize_size=72)

@@ -14,8 +14,7 @@ from support.exports import NAMES, export_tiny
 import dogbreed
 from dogbreed import certify as command
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference import model_folder
-from dogbreed.models import backbones
+from dogbreed.models import backbones, model_folder
 from dogbreed.serving import certify, parity
 
 ROOT = Path(dogbreed.__file__).parents[1]

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference import model_folder
-from dogbreed.models import backbones
+from dogbreed.models import backbones, model_folder
 
 NAMES = ("Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier")  # as in conftest's folders
 

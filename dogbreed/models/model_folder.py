@@ -20,8 +20,8 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.version import __version__
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest
 from dogbreed.models import backbones
+from dogbreed.models.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,9 @@ from safetensors.torch import load_file, save_file
 import dogbreed
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
-from dogbreed.inference import model_folder
-from dogbreed.inference.manifest import MANIFEST, WEIGHTS
-from dogbreed.inference.model_folder import Exported
-from dogbreed.models import backbones
+from dogbreed.models import backbones, model_folder
+from dogbreed.models.manifest import MANIFEST, WEIGHTS
+from dogbreed.models.model_folder import Exported
 
 NAMES = ["Affenpinscher", "Löwchen", "Xoloitzcuintli"]
 
