@@ -96,8 +96,7 @@ class FeatureCache(Callback):
             return self._off(f"{own} is no DogBreedClassifier; give its network to one: network=..., head=NAME")
         if not isinstance(data, DogImages):
             return self._off("the data are no DogImages, which know the files; give datamodule=DogImages(FOLDER)")
-        if stage == "fit":
-            pl_module.check_data(data)
+        pl_module.check_data(data, stage)
         device = trainer.strategy.root_device
         self._arithmetic.enter_context(float32_as(self.precision, device))  # the features' and the network's
         rank, world = self._share(trainer)

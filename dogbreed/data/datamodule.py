@@ -287,6 +287,10 @@ class DogImages(LightningDataModule):
     def test_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("test")
 
+    def predict_dataloader(self) -> DataLoader[Any]:
+        """Return the images of test, or of valid where there is no test, in their order."""
+        return self._evaluation_loader("test" if "test" in self.samples else "valid")
+
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         return self._loader(split, EvaluationBatches(len(self.samples[split]), self.batch_size, *self._rank()))
 

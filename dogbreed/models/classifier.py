@@ -5,8 +5,9 @@ an interrupted run continues with the very numbers it would have used; and where
 beforehand, batches hold its features, and only the tail of the network runs.
 """
 
+import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,9 +26,16 @@ from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, lbfgs, own_networks
 from dogbreed.models.averaging import AveragedWeights
-from dogbreed.models.checkpoints import network_state, read_checkpoint
+from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
+from dogbreed.models.model_folder import Exported, save
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
+
+# What an export notes of how a model was trained.
+TRAINING_ARGUMENTS = (
+    *("backbone", "weights", "trainable", "lr", "backbone_lr", "weight_decay"),
+    *("label_smoothing", "optimizer", "schedule"),
+)
 
 
 class Outputs(NamedTuple):
@@ -142,21 +150,41 @@ class DogBreedClassifier(LightningModule):
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
-        cls, checkpoint_path: str | Path, map_location: Any = None, **changes: Any
+        cls,
+        checkpoint_path: str | Path,
+        map_location: Any = None,
+        *,
+        strict: bool = True,
+        weights_only: bool = True,
+        **changes: Any,
     ) -> "DogBreedClassifier":
         """Return the model of a checkpoint, without downloading or running anything.
 
         Args:
             checkpoint_path: A `.ckpt` of a run.
             map_location: Device for the model.
+            strict: Whether the checkpoint has to hold exactly the model's values. False takes those that fit and leaves
+                the others random, such as a head for another number of classes.
+            weights_only: As for Lightning; nothing is ever unpickled.
             changes: Constructor arguments that are to differ.
 
         Raises:
-            DogbreedError: Missing or damaged file.
+            DogbreedError: Missing or damaged file, or one of another network.
         """
         checkpoint = read_checkpoint(Path(checkpoint_path))
-        model = cls(**{**checkpoint["hyper_parameters"], **changes, "weights": None})
-        model.load_network(network_state(checkpoint))
+        if "num_classes" in changes:
+            changes = {"class_names": None, **changes}
+        model = cls(**{**checkpoint["hyper_parameters"], **changes, "weights": None if strict else "none"})
+        state = network_state(checkpoint)
+        if not strict:
+            own = model.network.state_dict()
+            state = {**own, **{name: v for name, v in state.items() if name in own and v.shape == own[name].shape}}
+        try:
+            model.load_network(state)
+        except RuntimeError as error:
+            raise DogbreedError(
+                f"{checkpoint_path} holds another network than these arguments make; strict=False takes what fits."
+            ) from error
         return model if map_location is None else model.to(map_location)
 
     def load_network(self, state: dict[str, Tensor]) -> None:
@@ -193,22 +221,22 @@ class DogBreedClassifier(LightningModule):
 
     def setup(self, stage: str) -> None:
         data = getattr(self.trainer, "datamodule", None)
-        if stage == "fit" and isinstance(data, DogImages):
-            self.check_data(data)
+        if isinstance(data, DogImages):
+            self.check_data(data, stage)
 
-    def check_data(self, data: DogImages) -> None:
-        """Refuse images of other classes, or made for another network.
+    def check_data(self, data: DogImages, stage: str = "fit") -> None:
+        """Refuse images of other classes to train on, and those made for another network to train or predict on.
 
         Raises:
             DogbreedError: Says how to build the model, or the data.
         """
         outputs, classes = self.hparams["num_classes"], len(data.classes)
-        if classes and outputs != classes:
+        if stage == "fit" and classes and outputs != classes:
             raise DogbreedError(
                 f"The model has {outputs} outputs, and {data.root} {classes} classes; build the model with "
                 "DogBreedClassifier(len(data.classes), class_names=data.classes, ...)."
             )
-        if data.preprocessing != self.preprocessing:
+        if stage in ("fit", "predict") and data.preprocessing != self.preprocessing:
             raise DogbreedError(
                 f"The images are made with {data.preprocessing}, and the model takes {self.preprocessing}; build the "
                 "data with DogImages.for_model(model, FOLDER)."
@@ -275,6 +303,13 @@ class DogBreedClassifier(LightningModule):
     def on_test_epoch_end(self) -> None:
         self._gather("test")
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return probabilities [N, classes], without a temperature, of a batch with or without labels."""
+        if isinstance(batch, list | tuple) and len(batch) == 1:
+            batch = batch[0]
+        logits = self(batch) if isinstance(batch, Tensor) else self.logits(self._whole(batch))
+        return logits.float().softmax(1)
+
     def _evaluate(self, batch: Batch | FeatureBatch) -> tuple[Tensor, Tensor]:
         logits = self.logits(batch).float()
         self._collected.append((logits.cpu(), batch.labels.cpu(), batch.indices.cpu()))
@@ -332,6 +367,70 @@ class DogBreedClassifier(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint.get("images_seen", 0)
         self.inverse_penalty = checkpoint.get("inverse_penalty")
+        if frozen := checkpoint.get("frozen"):  # read by a Trainer that knows nothing of what lies beside the file
+            checkpoint["state_dict"] = {**self._frozen_values(frozen, checkpoint), **checkpoint["state_dict"]}
+
+    def _frozen_values(self, names: Sequence[str], checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+        """Return the model's own frozen values, if they are those of the run that wrote a checkpoint."""
+        own = self.state_dict()
+        values = {name: own[name] for name in names if name in own and not own[name].is_meta}
+        known = {name: value.cpu().contiguous() for name, value in values.items()}
+        if len(known) != len(names) or digest_of(known) != checkpoint["frozen_digest"]:
+            raise DogbreedError(
+                "The model's frozen weights are not those of the checkpoint; build it with "
+                "DogBreedClassifier.load_from_checkpoint(PATH), which takes them from beside the file."
+            )
+        return values
+
+    def export(
+        self,
+        folder: str | Path,
+        data: DogImages | None = None,
+        *,
+        temperature: float = 1.0,
+        config: Mapping[str, Any] | None = None,
+        metrics: Mapping[str, Any] | None = None,
+    ) -> Path:
+        """Write the model as the folder that `Predictor`, the commands and endpoints take; return the folder.
+
+        Args:
+            folder: New, empty, or an older export, which is replaced.
+            data: What it was trained on: it has the classes' names, and evaluations find it again.
+            temperature: What logits are divided by before the softmax.
+            config: The training configuration to note; None notes the model's arguments and where the data lie.
+            metrics: What the training reached, to note.
+
+        Raises:
+            DogbreedError: The data have other classes, the network is one that no name brings back, or `folder` holds
+                something else or cannot be written.
+        """
+        own_networks.check_name(self.hparams["backbone"])
+        names = self.class_names
+        about: dict[str, Any] = {"model": {key: self.hparams[key] for key in TRAINING_ARGUMENTS}}
+        if data is not None:
+            data.setup()
+            self.check_data(data)
+            if names != data.classes and names != [str(label) for label in range(len(names))]:
+                raise DogbreedError(
+                    f"The model's classes have other names, or another order, than those of {data.root}."
+                )
+            names = data.classes
+            labels, shares = data.labels and str(data.labels), list(data.shares)
+            root, mismatch = str(data.root), data.class_mismatch
+            about["data"] = {"root": root, "labels": labels, "split": shares, "class_mismatch": mismatch}
+        network = self.network
+        if any(value.is_floating_point() and value.dtype != torch.float32 for value in network.state_dict().values()):
+            network = copy.deepcopy(network).float()
+        exported = Exported(
+            network=network,
+            backbone=self.hparams["backbone"],
+            class_names=names,
+            preprocessing=self.preprocessing,
+            temperature=temperature,
+            config=about if config is None else config,
+            metrics=metrics or {},
+        )
+        return save(Path(folder), exported)
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import json
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Result:
 
     metrics: dict[str, Any]
     output_dir: Path
-    predictions: Predictions
+    predictions: Predictions = field(repr=False)
 
 
 def evaluate(

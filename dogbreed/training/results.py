@@ -24,7 +24,6 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
 from dogbreed.metrics.predictions import PREFIX, Predictions
-from dogbreed.models import model_folder
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import subtract_log_prior
@@ -94,7 +93,8 @@ def finish(run: Run) -> dict[str, Any]:
     if test:
         write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(test, run.data.classes, run.data.root))
     say("\n".join([*leak, test_line(test or splits["valid"], metrics["test_loss" if test else "val_loss"])]))
-    _export(run, metrics)
+    model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
+    model.export(folder / "model", temperature=temperature, config=run.history.config, metrics=metrics)
     _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.
     made_here = (("profile", run.profiling), ("predictions.csv", test), (HEAD_STAGE, run.head))
@@ -194,20 +194,6 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
         "device": str(run.trainer.strategy.root_device),
         **({"lbfgs_c": run.model.inverse_penalty} if run.model.inverse_penalty else {}),
     }
-
-
-def _export(run: Run, metrics: dict[str, Any]) -> None:
-    model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
-    exported = model_folder.Exported(
-        network=model.network,
-        backbone=model.hparams["backbone"],
-        class_names=model.class_names,
-        preprocessing=model.preprocessing,
-        temperature=metrics["temperature"],
-        config=run.history.config,
-        metrics=metrics,
-    )
-    model_folder.save(run.history.folder / "model", exported)
 
 
 def _report_inputs(run: Run, metrics: dict[str, Any], predictions: Predictions) -> ReportInputs:

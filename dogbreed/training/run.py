@@ -73,6 +73,11 @@ class Result:
     output_dir: Path
     model: DogBreedClassifier
 
+    def __repr__(self) -> str:
+        figures = ("test_acc", "test_loss", "val_acc", "val_loss")
+        shown = [f"{name}={self.metrics[name]:.4f}" for name in figures if name in self.metrics]
+        return f"Result({', '.join([*shown, f'output_dir={str(self.output_dir)!r}'])})"
+
 
 def train(
     config: Config | Mapping[str, Any] | None = None,
