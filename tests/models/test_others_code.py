@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 import torch
 from lightning import LightningModule, Trainer
-from torch import nn
 from safetensors.torch import load_file
 from support import runs
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from dogbreed import DogBreedClassifier, DogImages, FeatureCache, Predictor, evaluate, train
@@ -18,9 +18,9 @@ from dogbreed.data.images import Preprocessing
 SMALL = Preprocessing(size=64)
 
 
-def trainer(folder: Path, *callbacks: Any) -> Trainer:
+def trainer(folder: Path, *callbacks: Any, epochs: int = 1) -> Trainer:
     quiet = {"enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(max_epochs=1, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=[*callbacks],
+    return Trainer(max_epochs=epochs, accelerator="cpu", logger=False, default_root_dir=folder, callbacks=[*callbacks],
                    use_distributed_sampler=False, **quiet)  # fmt: skip
 
 
@@ -129,8 +129,7 @@ def test_a_module_of_ones_own_goes_on_by_lightnings_means(dog_tree: Path, tmp_pa
     own = trainer(tmp_path)
     own.fit(model, datamodule=data)
     own.save_checkpoint(tmp_path / "own.ckpt")
-    more = Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
-                   enable_model_summary=False, enable_checkpointing=False, use_distributed_sampler=False)  # fmt: skip
+    more = trainer(tmp_path, epochs=2)
     more.fit(classifier(), datamodule=data, ckpt_path=tmp_path / "own.ckpt")
     assert more.current_epoch == 2
     again = DogBreedClassifier.load_from_checkpoint(tmp_path / "own.ckpt", weights_only=True)
@@ -152,23 +151,20 @@ def test_a_run_goes_on_in_a_trainer_of_ones_own(trained: Path, tmp_path: Path) -
     last = trained / "checkpoints" / "last.ckpt"
     model = DogBreedClassifier.load_from_checkpoint(last)
     data = DogImages.for_model(model, runs.photographs(), batch_size=8, num_workers=0, quiet=True)
-    arguments = {"max_epochs": 3, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
-                 "enable_model_summary": False, "enable_checkpointing": False, "use_distributed_sampler": False}  # fmt: skip
+    cache = FeatureCache(folder=trained.parent / "cache", quiet=True)
     with runs.one_thread():
-        Trainer(**arguments, callbacks=[FeatureCache(folder=trained.parent / "cache", quiet=True)]).fit(
-            model, datamodule=data, ckpt_path=last
-        )
+        trainer(tmp_path, cache, epochs=3).fit(model, datamodule=data, ckpt_path=last)
     resumed = DogBreedClassifier.load_from_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], value, atol=1e-6, rtol=0)
+    other = classifier(3, class_names=data.classes, seed=9)
     with pytest.raises(DogbreedError, match="The model's frozen weights are not those of the checkpoint"):
-        other = classifier(3, class_names=data.classes, seed=9)
-        Trainer(**arguments).fit(other, datamodule=data, ckpt_path=last)
+        trainer(tmp_path, epochs=3).fit(other, datamodule=data, ckpt_path=last)
 
 
 def test_checkpoints_that_do_not_fit(trained: Path) -> None:
     best = trained / "checkpoints" / "best.ckpt"
-    with pytest.raises(DogbreedError, match="best.ckpt holds another network .* strict=False takes what fits"):
+    with pytest.raises(DogbreedError, match=r"best.ckpt holds another network .* strict=False takes what fits"):
         DogBreedClassifier.load_from_checkpoint(best, num_classes=5)
     old = DogBreedClassifier.load_from_checkpoint(best).network.state_dict()
     model = DogBreedClassifier.load_from_checkpoint(best, strict=False, num_classes=5)
@@ -194,8 +190,8 @@ def test_export_after_a_training_of_ones_own(dog_tree: Path, tmp_path: Path) -> 
         model.export(tmp_path)
     with pytest.raises(DogbreedError, match="have other names, or another order, than those of"):
         classifier(class_names=["d", "c", "b", "a"]).export(tmp_path / "no", data)
+    mine = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     with pytest.raises(DogbreedError, match="is a network of your own code"):
-        mine = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
         DogBreedClassifier(4, network=mine, preprocessing=SMALL.to_dict()).export(tmp_path / "no")
     assert not (tmp_path / "no").exists()
     half = classifier().bfloat16()
