@@ -11,7 +11,7 @@ COMMANDS = {
     "tune": "search hyperparameters on this machine",
     "evaluate": "measure an exported model on folders of photographs",
     "compare": "put runs side by side, and test whether one is better",
-    "predict": "name the breed on photographs",
+    "predict": "name what is on photographs",
     "serve": "serve an exported model over HTTP, with a page to drop a photograph on",
     "export": "write an exported model as ONNX or for torch.export",
     "certify": "prove that what was trained is what is served",

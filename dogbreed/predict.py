@@ -1,4 +1,4 @@
-"""`python -m dogbreed.predict`: breeds of photographs, of folders of them, or of one that comes through a pipe."""
+"""`python -m dogbreed.predict`: classes of photographs, of folders of them, or of one that comes through a pipe."""
 
 import sys
 from collections.abc import Sequence
@@ -6,11 +6,12 @@ from pathlib import Path
 
 from dogbreed.core.cli import guard, parser
 
-_DESCRIPTION = "Name the breed on photographs, with a model that a run has exported."
+_DESCRIPTION = "Name what is on photographs, with a model that a run has exported."
 _EPILOG = """\
 examples:
   python -m dogbreed.predict outputs/2026-05-01/10-30-00/model rex.jpg
   python -m dogbreed.predict model/ holiday/ --json --top-k 3 > answers.jsonl
+  python -m dogbreed.predict model/ test/ --submission submission.csv
   curl -s https://example.org/dog.jpg | python -m dogbreed.predict model/ -
 
 exit codes:
@@ -28,7 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
     add("paths", metavar="PATH", nargs="+", help="a photograph, a folder (with its subfolders), or - for stdin")
     add("--json", action="store_true", help="one JSON object per line in place of the table")
-    add("--top-k", type=int, default=5, metavar="K", help="breeds in each answer (default 5)")
+    add("--csv", type=Path, metavar="FILE", help="write path, label, probability, top classes and errors to a CSV file")
+    add(
+        "--submission",
+        type=Path,
+        metavar="FILE",
+        help="write id (the file's stem) and a probability per class, for Kaggle",
+    )
+    add("--top-k", type=int, default=5, metavar="K", help="classes in each answer (default 5)")
     add("--batch-size", type=int, default=32, metavar="N", help="images in one pass (default 32)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     arguments = vars(frame.parse_args(argv))

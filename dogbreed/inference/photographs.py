@@ -1,4 +1,4 @@
-"""Photographs by name, in folders or through a pipe, and their breeds as a table or as JSON."""
+"""Photographs by name, in folders or through a pipe, and their classes as a table, as JSON or in files."""
 
 import json
 import os
@@ -13,9 +13,12 @@ from rich.console import Console
 from rich.text import Text
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import write_csv
 from dogbreed.core.progress import track
+from dogbreed.core.text import count
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
 from dogbreed.data.layout import list_images
+from dogbreed.data.vocabulary import noun_of
 from dogbreed.inference.predictor import Prediction, Predictor, Source
 from dogbreed.models.manifest import MANIFEST, find_model
 
@@ -24,22 +27,64 @@ SHOW_PROGRESS_ABOVE = 50
 MUTED = "bright_black"
 
 
-def answer(model: Path, paths: Sequence[str], *, as_json: bool, top_k: int, batch_size: int, device: str | None) -> int:
-    """Print the breeds on photographs; return 1 where some could not be used, else 0."""
+def answer(
+    model: Path,
+    paths: Sequence[str],
+    *,
+    as_json: bool,
+    csv: Path | None,
+    submission: Path | None,
+    top_k: int,
+    batch_size: int,
+    device: str | None,
+) -> int:
+    """Print the classes of photographs or write them to files; return 1 where some could not be used, else 0."""
+    _check_order(model, paths)
     names = find_photographs(paths)
+    if submission:
+        _check_ids(names)
     predictor = Predictor(find_model(model), device=find_device(device))
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
-    answers = predictor.try_predict(sources, top_k=top_k, batch_size=batch_size)
-    lines = _JsonLines() if as_json else _Table(names, predictor.class_names)
+    files: list[_Csv | _Submission] = [_Csv(csv, top_k)] if csv else []
+    if submission:
+        files.append(_Submission(submission, predictor.class_names))
+    scores = max(top_k, len(predictor.class_names)) if submission and top_k > 0 else top_k
+    answers = predictor.try_predict(sources, top_k=scores, batch_size=batch_size)
+    lines: list[_JsonLines | _Table] = [_JsonLines(top_k)] if as_json else []
+    if not as_json and not files:
+        lines.append(_Table(names, predictor.class_names))
     failed = 0
     # Lines that run over a terminal show how far it has come; a bar among them would only tear.
-    quiet = len(names) <= SHOW_PROGRESS_ABOVE or sys.stdout.isatty()
+    quiet = len(names) <= SHOW_PROGRESS_ABOVE or (bool(lines) and sys.stdout.isatty())
     with track(len(names), "Looking at photographs", quiet=quiet) as progress:
         for name, answer in zip(names, answers, strict=True):
             failed += isinstance(answer, BadImage)
-            lines.write(name, answer)
+            for output in (*lines, *files):
+                output.write(name, answer)
             progress.advance()
+    for file in files:
+        print(file.close(), file=sys.stderr if as_json else sys.stdout, flush=True)
     return 1 if failed else 0
+
+
+def _check_order(model: Path, paths: Sequence[str]) -> None:
+    """Refuse photographs in front of the model."""
+    if (find_model(model) / MANIFEST).is_file():
+        return
+    other = next((path for path in paths if path != STDIN and (find_model(path) / MANIFEST).is_file()), None)
+    if other is not None:
+        command = shlex.join(["python", "-m", "dogbreed.predict", other, str(model)])
+        raise DogbreedError(f"{other} is an exported model; the model comes first, then photographs: {command}")
+
+
+def _check_ids(names: Sequence[str]) -> None:
+    """Refuse two files of one id, which a submission cannot tell apart."""
+    first: dict[str, str] = {}
+    for name in names:
+        stem = Path(name).stem
+        if stem in first:
+            raise DogbreedError(f"{first[stem]} and {name} have the same id, {stem}; a submission has one row each.")
+        first[stem] = name
 
 
 def find_device(name: str | None) -> torch.device | None:
@@ -74,22 +119,62 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
             names.append(path)
             continue
         inside = [str(file) for file in list_images(Path(path)) if file.suffix.lower() in IMAGE_SUFFIXES]
-        if not inside and (find_model(path) / MANIFEST).is_file():
-            raise DogbreedError(
-                f"{path} is an exported model; the model comes first, then photographs: "
-                f"python -m dogbreed.predict {shlex.quote(path)} PHOTO"
-            )
         if not inside:
             raise DogbreedError(f"{path} holds no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}.")
         names += inside
     return names
 
 
+class _Csv:
+    """A table of the answers, one row per photograph."""
+
+    def __init__(self, file: Path, top_k: int) -> None:
+        self.file, self.top_k = file, top_k
+        self.rows: list[tuple[str, ...]] = []
+
+    def write(self, name: str, answer: Prediction | BadImage) -> None:
+        if isinstance(answer, BadImage):
+            self.rows.append((name, "", "", "", answer.reason))
+        else:
+            top = " ".join(f"{score.label}={score.probability:.4f}" for score in answer.top[: self.top_k])
+            self.rows.append((name, answer.label, f"{answer.probability:.6f}", top, ""))
+
+    def close(self) -> str:
+        write_csv(self.file, ("path", "label", "probability", "top", "error"), self.rows)
+        return f"Wrote {self.file}: {count(len(self.rows), 'image')}."
+
+
+class _Submission:
+    """A table as Kaggle takes it: the id of each photograph, then the probability of every class."""
+
+    def __init__(self, file: Path, class_names: Sequence[str]) -> None:
+        self.file, self.class_names = file, class_names
+        self.rows: list[tuple[str, ...]] = []
+        self.unusable = 0
+
+    def write(self, name: str, answer: Prediction | BadImage) -> None:
+        probabilities = [1 / len(self.class_names)] * len(self.class_names)
+        if isinstance(answer, BadImage):
+            self.unusable += 1
+        else:
+            for score in answer.top:
+                probabilities[score.index] = score.probability
+        self.rows.append((Path(name).stem, *(f"{probability:.8f}" for probability in probabilities)))
+
+    def close(self) -> str:
+        write_csv(self.file, ("id", *self.class_names), self.rows)
+        note = f" {self.unusable} could not be used and have equal probabilities." if self.unusable else ""
+        return f"Wrote {self.file}: {count(len(self.rows), 'image')}.{note}"
+
+
 class _JsonLines:
     """One object a line; a name that is not UTF-8 keeps its bytes as escapes, as Python itself writes them."""
 
+    def __init__(self, top_k: int) -> None:
+        self.top_k = top_k
+
     def write(self, name: str, answer: Prediction | BadImage) -> None:
-        result = {"error": str(answer)} if isinstance(answer, BadImage) else answer.to_dict()
+        result = {"error": str(answer)} if isinstance(answer, BadImage) else answer.to_dict(self.top_k)
         print(json.dumps({"path": name, **result}), flush=True)
 
 
@@ -105,8 +190,9 @@ class _Table:
         # Three fifths of a terminal belong to the answer.
         room = shutil.get_terminal_size().columns * 2 // 5
         self.file_width = min(widest, max(room, 20)) if sys.stdout.isatty() else widest
-        self.label_width = max(len("breed"), *(len(name) for name in class_names))
-        head = f"{'file':<{self.file_width}}  {'breed':<{self.label_width}}  probability  next"
+        noun = noun_of(class_names)
+        self.label_width = max(len(noun), *(len(name) for name in class_names))
+        head = f"{'file':<{self.file_width}}  {noun:<{self.label_width}}  probability  next"
         self._print(Text(head, style=MUTED))
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:

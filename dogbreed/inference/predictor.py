@@ -46,9 +46,9 @@ class Prediction:
     probability: float
     top: tuple[ClassScore, ...]
 
-    def to_dict(self) -> dict[str, object]:
-        """Return plain values for JSON."""
-        top = [score.to_dict() for score in self.top]
+    def to_dict(self, top_k: int | None = None) -> dict[str, object]:
+        """Return plain values for JSON, with the first `top_k` classes."""
+        top = [score.to_dict() for score in self.top[:top_k]]
         return {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
 
 

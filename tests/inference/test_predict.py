@@ -1,5 +1,6 @@
 """The command that names breeds: what it takes, what it prints, how it ends."""
 
+import csv
 import io
 import json
 import os
@@ -79,6 +80,47 @@ def test_a_bad_file_among_others(model, photos, capsys, tmp_path):
     assert re.search(r"broken.jpg +cannot be used: ", capsys.readouterr().out)
 
 
+def test_a_table_in_a_file_and_a_submission(model, photos, capsys, tmp_path):
+    """Every class has its column, in the data's order; a file that cannot be used has a row as well."""
+    (photos / "deep" / "broken.jpg").write_bytes(b"nothing")
+    table, submission = tmp_path / "out" / "table.csv", tmp_path / "submission.csv"
+    assert main([str(model), str(photos), "--csv", str(table), "--submission", str(submission), "--top-k", "2"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        f"Wrote {table}: 14 images.",
+        f"Wrote {submission}: 14 images. 1 could not be used and have equal probabilities.",
+    ]
+    with table.open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    predictor = Predictor(model)
+    names = find_photographs([str(photos)])
+    assert [row["path"] for row in rows] == names
+    with submission.open(newline="") as stream:
+        header, *submitted = list(csv.reader(stream))
+    assert header == ["id", *NAMES]
+    assert [row[0] for row in submitted] == [Path(name).stem for name in names]
+    for name, row, (_, *values) in zip(names, rows, submitted, strict=True):
+        if row["error"]:
+            assert (row["path"], row["error"]) == (str(photos / "deep" / "broken.jpg"), "not an image")
+            assert values == ["0.25000000"] * 4
+            continue
+        logits = predictor.logits(predictor.read(name)[None])
+        expected = (logits.double() / 0.7).softmax(1)[0].tolist()  # the temperature of the export
+        assert [float(value) for value in values] == pytest.approx(expected, abs=1e-5)
+        assert row["label"] == NAMES[expected.index(max(expected))]
+        assert float(row["probability"]) == pytest.approx(max(expected), abs=1e-5)
+        assert len(row["top"].split()) == 2
+    assert main([str(model), str(names[0]), "--json", "--submission", str(submission), "--top-k", "2"]) == 0
+    captured = capsys.readouterr()
+    assert len(json.loads(captured.out)["top"]) == 2
+    assert captured.err == f"Wrote {submission}: 1 image.\n"
+
+
+def test_a_flower_is_no_breed(photos, capsys, tmp_path):
+    flowers = export_tiny(tmp_path / "flowers", ["daisy", "dandelion", "rose", "tulip"])
+    assert main([str(flowers), str(first_photo(photos))]) == 0
+    assert capsys.readouterr().out.split()[:3] == ["file", "class", "probability"]
+
+
 def test_standard_input(model, photos, capsys, monkeypatch):
     content = first_photo(photos).read_bytes()
     monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=io.BytesIO(content)))
@@ -99,6 +141,12 @@ def test_standard_input(model, photos, capsys, monkeypatch):
         (["{model}", "{photos}", "--device", "abacus"], "The device abacus cannot be used"),
         (["{model}", "-", "-"], "Standard input can be read once"),
         (["{photos}/Z.JPG", "{model}"], "is an exported model; the model comes first, then photographs"),
+        (["{photos}/Z.JPG", "{model}/model.json"], "model.json is an exported model; the model comes first"),
+        (["{photos}", "{photos}/Z.JPG", "{model}"], "python -m dogbreed.predict {model} {photos}"),
+        (
+            ["{model}", "{photos}/Z.JPG", "{photos}", "--submission", "s.csv"],
+            "have the same id, Z; a submission has one row each",
+        ),
     ],
 )
 def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsys):
@@ -106,7 +154,7 @@ def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsy
     places = {"model": model, "photos": photos, "empty": tmp_path / "empty"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     captured = capsys.readouterr()
-    assert said in captured.err
+    assert said.format(**places) in captured.err
     assert captured.err.startswith("error: ")
     assert captured.err.count("\n") == 1
     assert captured.out == "", "no head of a table that never comes"
