@@ -1,4 +1,4 @@
-"""`python launch/sagemaker_invoke.py`: the bytes of images go to an endpoint, breeds come back."""
+"""`python launch/sagemaker_invoke.py`: the bytes of images go to an endpoint, classes come back."""
 
 import argparse
 import json
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     parser = argparse.ArgumentParser(
         prog="python launch/sagemaker_invoke.py",
-        description="Asks an endpoint, or a server at an address, for the breeds in images.",
+        description="Asks an endpoint, or a server at an address, for the classes of images.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
     parser.add_argument("paths", metavar="PATH", nargs="+", help="images, or folders of them")
     parser.add_argument("--json", action="store_true", help="one JSON object per line in place of the table")
-    parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"breeds per answer (default {TOP_K})")
+    parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"classes per answer (default {TOP_K})")
     parser.add_argument("--region", help="of the endpoint (default: the environment's)")
     parser.add_argument("--profile", help="named profile of the AWS configuration (default: the environment's)")
     parser.add_argument("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")

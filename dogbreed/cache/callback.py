@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from dogbreed.cache.extract import PRECISIONS, MissingViews, extract, missing_views, row_keys, store_key
 from dogbreed.cache.store import META, Store, cache_folder, evict, existing, locked
 from dogbreed.core import text
-from dogbreed.core.errors import DogbreedError
+from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models.arithmetic import effective, float32_as
@@ -184,9 +184,12 @@ class FeatureCache(Callback):
             with group.step():
                 if missing and group.rank == 0:
                     self._prepare(store, model, parts, missing, precision)
-            with group.step():
-                if share := missing[group.rank :: group.world]:
-                    extract(store, parts.prefix, share, data, device=device, precision=precision, quiet=self.quiet)
+            try:
+                with group.step():
+                    if share := missing[group.rank :: group.world]:
+                        extract(store, parts.prefix, share, data, device=device, precision=precision, quiet=self.quiet)
+            except KeyboardInterrupt:
+                raise _interrupted(store, missing) from None
         store.refresh()
         self.state = "built" if missing else "hit"
         with suppress(OSError):  # a cache that may only be read serves as well
@@ -236,3 +239,14 @@ class FeatureCache(Callback):
         store.clean()
         coming = store.row_bytes * sum(len(image.keys) for image in missing)
         evict(self.folder, self.max_gb, keep=store.folder, coming=coming)
+
+
+def _interrupted(store: Store, missing: list[MissingViews]) -> Interrupted:
+    """Return the sentence on features that were being computed when somebody pressed Ctrl-C."""
+    store.refresh()
+    keys = [key for image in missing for key in image.keys]
+    ready = sum(key in store for key in keys)
+    return Interrupted(
+        f"Stopped while features were computed: {ready:,} of {len(keys):,} are kept in {store.folder}, and the same "
+        "command goes on from there."
+    )

@@ -163,11 +163,15 @@ def extract(
         prepared(prefix, how, device, precision) as network,
     ):
         compute = _Pass(network, device, how.images, store.dtype)
-        for keys, inputs in _passes(missing, data, how.images):
-            rows.update(zip(keys, compute(inputs)[: len(keys)], strict=True))
-            progress.advance(len(keys))
-            if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
-                write()
+        try:
+            for keys, inputs in _passes(missing, data, how.images):
+                rows.update(zip(keys, compute(inputs)[: len(keys)], strict=True))
+                progress.advance(len(keys))
+                if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
+                    write()
+        except KeyboardInterrupt:  # what is computed by then is kept
+            write()
+            raise
         write()
     store.refresh()
 

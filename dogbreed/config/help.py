@@ -16,8 +16,8 @@ Settings are written key=value and come in groups (the files in conf/ say what e
   experiment  a set of settings: experiment=quickstart | modern | published | finetune
 
 What people change most, with the defaults:
-  data.root=data/dogImages     folder with train/ valid/ test/ and one folder per breed in each, or with breeds alone
-  data.labels=null             CSV file with columns path and label, in place of the breeds' folders
+  data.root=data/dogImages     folder with train/ valid/ test/ and one folder per class in each, or with classes alone
+  data.labels=null             CSV file with columns path and label, in place of the classes' folders
   data.split=0.8,0.1,0.1       shares of train, valid and test where the photographs are not split
   data.batch_size=512          --batch-size 512
   trainer.max_epochs=5         --epochs 5

@@ -153,7 +153,7 @@ def _agree(model: Answering, photographs: Tensor, answer: Callable[[Tensor], Ten
     """Return the largest difference, over batches of several sizes.
 
     Raises:
-        DogbreedError: It is above the tolerance, or a breed differs.
+        DogbreedError: It is above the tolerance, or a class differs.
     """
     largest, differ = 0.0, 0
     with torch.no_grad():
@@ -164,7 +164,7 @@ def _agree(model: Answering, photographs: Tensor, answer: Callable[[Tensor], Ten
                 differ += int((converted.argmax(1) != expected.argmax(1)).sum())
     if not largest <= TOLERANCE or differ:
         raise DogbreedError(
-            f"{file} was not kept: its logits differ by up to {largest:.2g}, and {differ} breeds of "
+            f"{file} was not kept: its logits differ by up to {largest:.2g}, and {differ} classes of "
             f"{2 * len(photographs)} (allowed: {TOLERANCE:g}, and none)."
         )
     return largest

@@ -1,4 +1,4 @@
-"""`Predictor`: from photographs to breeds with an exported model, the same way in a script, a server or an endpoint."""
+"""`Predictor`: from photographs to classes with an exported model, alike in a script, a server or an endpoint."""
 
 import copy
 import io
@@ -35,10 +35,10 @@ class Prediction:
     """The answer for one photograph.
 
     Attributes:
-        label: The most probable breed.
+        label: The most probable class.
         index: Its index among the class names.
         probability: Calibrated with the exported temperature, from 0 to 1.
-        top: The most probable breeds, best first: each a `label`, an `index` and a `probability`.
+        top: The most probable classes, best first: each a `label`, an `index` and a `probability`.
     """
 
     label: str
@@ -102,7 +102,7 @@ class Predictor:
         Args:
             sources: One photograph or an iterable of them. A photograph is a path, the bytes of a file, a PIL image, or
                 an array of uint8 [height, width, 3], [height, width, 4] with opacity, or [height, width] of grey.
-            top_k: Breeds in `Prediction.top`; no more than there are classes.
+            top_k: Classes in `Prediction.top`; no more than there are classes.
             batch_size: Images in one pass.
 
         Returns:
@@ -168,7 +168,7 @@ class Predictor:
         return logits
 
     def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
-        """Return the `top_k` most probable breeds of each row of logits [N, classes]."""
+        """Return the `top_k` most probable classes of each row of logits [N, classes]."""
         probabilities = (logits.double() / self.model.temperature).softmax(1)
         top = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
         predictions = []
@@ -193,7 +193,7 @@ class Predictor:
         Args:
             inputs: From `try_read`.
             logits: Rows of the network's output, one per input that could be read.
-            top_k: Breeds in each response.
+            top_k: Classes in each response.
         """
         predictions = self.predictions(torch.stack(logits), top_k) if logits else []
         ready = (Response(p.top, row.tolist()) for p, row in zip(predictions, logits, strict=True))

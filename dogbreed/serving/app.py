@@ -3,7 +3,7 @@
 GET  /ping                             200 while requests would be answered, else 503
 POST /invocations                      as SageMaker's endpoints: `dogbreed.inference.schema`
 POST /endpoints/NAME/invocations       the same where boto3's sagemaker-runtime client sends it
-POST /explain                          breeds of one image, and where the network looked
+POST /explain                          classes of one image, and where the network looked
 GET  /model /metrics /                 what is served, Prometheus' metrics, the page
 """
 
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from dogbreed.data.vocabulary import noun_of
 from dogbreed.inference.schema import RequestError
 from dogbreed.serving.batcher import Closed
 from dogbreed.serving.service import Service
@@ -103,6 +104,7 @@ class _Routes:
         served = self.service.predictor.model
         facts = {name: getattr(served, name) for name in ("backbone", "class_names", "temperature")}
         facts |= {"preprocessing": served.preprocessing.to_dict(), "test_acc": served.metrics.get("test_acc")}
+        facts["noun"] = noun_of(served.class_names)
         return JSONResponse(facts | {"max_body_bytes": self.service.limits.body_bytes})
 
     async def page(self, request: Request) -> Response:

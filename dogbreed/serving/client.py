@@ -58,7 +58,7 @@ class Endpoint:
 
         Args:
             photograph: The file's bytes, or its path.
-            top_k: Breeds in the response.
+            top_k: Classes in the response.
             logits: Whether to return the logits of all classes too.
 
         Raises:

@@ -104,7 +104,7 @@ class Service:
         return schema.write(content, responses, kind), kind
 
     async def explain(self, request: Request) -> dict[str, Any]:
-        """Return the breeds of one image, each with where the network looked.
+        """Return the classes of one image, each with where the network looked.
 
         Returns:
             `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a

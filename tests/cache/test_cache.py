@@ -616,6 +616,33 @@ def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
 # Processes that share the work
 
 
+def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
+    """It comes with the tenth image; the run's folder is not made, and the same command goes on."""
+    real, images = extract.decode, iter(range(1, 10_000))
+
+    def decode(*arguments, **more):
+        if next(images) == 10:
+            raise KeyboardInterrupt
+        return real(*arguments, **more)
+
+    arguments = runs.overrides(tmp_path / "run", "loggers={csv: {}}")
+    with monkeypatch.context() as patch:
+        patch.setattr(extract, "decode", decode)
+        ran = runs.run(*arguments)
+    assert ran.code == 130
+    said = re.search(
+        rf"Stopped while features were computed: (\d+) of 54 are kept in {tmp_path}/cache/features/\w+, and the same "
+        r"command goes on from there\.\n$",
+        ran.err,
+    )
+    assert said, ran.err
+    assert 0 < int(said[1]) <= 18, "two views of each of nine images"
+    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
+    ran = runs.run(*arguments)
+    assert ran.code == 0, ran.err
+    assert f"({54 - int(said[1])} with mirrored copies)" in ran.out
+
+
 def test_where_one_process_fails_none_goes_on():
     said = []
 

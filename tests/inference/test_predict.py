@@ -58,10 +58,10 @@ def test_json_lines_agree_with_the_predictor(model, photos, capsys):
 def test_the_table_is_plain_and_aligned_outside_a_terminal(model, photos, capsys):
     assert main([str(model), str(photos)]) == 0
     head, *rows = capsys.readouterr().out.splitlines()
-    assert head.split() == ["file", "breed", "probability", "next"]
+    assert head.split() == ["file", "class", "probability", "next"]
     assert len(rows) == 13
     assert "\x1b" not in head + "".join(rows)
-    column = head.index("breed")
+    column = head.index("class")
     assert all(row[column - 2 : column] == "  " and row[column:].startswith(NAMES) for row in rows)
     assert all("%" in row for row in rows)
 
@@ -115,10 +115,10 @@ def test_a_table_in_a_file_and_a_submission(model, photos, capsys, tmp_path):
     assert captured.err == f"Wrote {submission}: 1 image.\n"
 
 
-def test_a_flower_is_no_breed(photos, capsys, tmp_path):
-    flowers = export_tiny(tmp_path / "flowers", ["daisy", "dandelion", "rose", "tulip"])
-    assert main([str(flowers), str(first_photo(photos))]) == 0
-    assert capsys.readouterr().out.split()[:3] == ["file", "class", "probability"]
+def test_where_they_are_dogs_a_class_is_a_breed(photos, capsys, tmp_path):
+    dogs = export_tiny(tmp_path / "dogs", ["Afghan_hound", "Beagle", "Boxer", "Mutt"])
+    assert main([str(dogs), str(first_photo(photos))]) == 0
+    assert capsys.readouterr().out.split()[:3] == ["file", "breed", "probability"]
 
 
 def test_standard_input(model, photos, capsys, monkeypatch):

@@ -165,7 +165,8 @@ def test_explain_gives_a_map_for_each_breed(server, photos, expected):
 
 def test_ping_model_and_page(server):
     assert server.get("/ping").json() == {"status": "healthy"}
-    assert server.get("/model").json()["class_names"] == list(NAMES)
+    content = server.get("/model").json()
+    assert (content["class_names"], content["noun"]) == (list(NAMES), "class")
     page = server.get("/")
     assert page.headers["content-type"].startswith("text/html")
     assert "default-src 'none'" in page.headers["content-security-policy"]

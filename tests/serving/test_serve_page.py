@@ -25,6 +25,14 @@ def page(server, browser):
     assert browser.outside == [], "nothing is asked of anybody else"
 
 
+def test_it_asks_for_a_breed_where_they_are_dogs(browser, tmp_path):
+    with serving(export_tiny(tmp_path / "dogs", ["Afghan_hound", "Beagle", "Boxer"])) as running:
+        browser.open(running.address)
+        wait(browser, "document.getElementById('model').textContent.includes('3 breeds')")
+        assert browser.driver.title == "Which breed is this dog?"
+        assert browser.driver.find_element("tag name", "h1").text == "Which breed is this dog?"
+
+
 @pytest.fixture(scope="module")
 def photo(dog_tree: Path) -> Path:
     return min(dog_tree.glob("test/*/*.jpg"))
@@ -38,9 +46,9 @@ def wait(page, script: str):
 
 
 def answer(page) -> list[str]:
-    """Breeds as they are shown."""
-    wait(page, "!document.getElementById('breeds').hidden")
-    return page.driver.execute_script("return [...document.querySelectorAll('.breed .name')].map(e => e.textContent)")
+    """Classes as they are shown."""
+    wait(page, "!document.getElementById('choices').hidden")
+    return page.driver.execute_script("return [...document.querySelectorAll('.choice .name')].map(e => e.textContent)")
 
 
 def heat(page) -> int:
@@ -55,6 +63,8 @@ def test_choosing_a_file(page, photo):
     page.driver.find_element("id", "file").send_keys(str(photo))
     names = answer(page)
     assert sorted(names) == sorted(name.replace("_", " ") for name in NAMES)
+    assert page.driver.title == "What is on this photograph?"
+    assert page.driver.find_element("id", "model").text.startswith("squeezenet1_1 · 4 classes")
     assert page.driver.find_element("id", "status").text.startswith(names[0])
     wait(page, "document.getElementById('shown').naturalWidth")
     assert heat(page) > 1000
@@ -97,7 +107,7 @@ def test_a_bad_file_is_a_sentence(page, photo, tmp_path, content, said):
     page.driver.find_element("id", "file").send_keys(str(bad))
     wait(page, "!document.getElementById('error').hidden")
     assert said in page.driver.find_element("id", "error").text
-    assert not page.driver.find_element("id", "breeds").is_displayed()
+    assert not page.driver.find_element("id", "choices").is_displayed()
     page.driver.find_element("id", "file").send_keys(str(photo))
     assert len(answer(page)) == 4
     assert not page.driver.find_element("id", "error").is_displayed()
@@ -126,9 +136,9 @@ def test_the_keyboard_alone(page, photo):
     page.driver.find_element("id", "file").send_keys(str(photo))
     answer(page)
     page.driver.find_element("id", "choose").send_keys(Keys.TAB)
-    assert page.driver.switch_to.active_element.get_attribute("name") == "breed"
+    assert page.driver.switch_to.active_element.get_attribute("name") == "choice"
     page.driver.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert page.driver.execute_script("return document.querySelector('input[name=breed]:checked').value") == "1"
+    assert page.driver.execute_script("return document.querySelector('input[name=choice]:checked').value") == "1"
     page.driver.switch_to.active_element.send_keys(Keys.TAB, Keys.SPACE)
     assert "off" in page.driver.find_element("id", "heat").get_attribute("class")
 

@@ -6,11 +6,15 @@ const TYPES = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"
 let asking = null; // the request under way; a new photograph ends it
 let answer = null;
 let address = null;
+let noun = "class"; // what the model tells apart; breeds where they are dogs
+const plural = () => (noun === "class" ? "classes" : `${noun}s`);
 
 // What the network is
 
 const known = fetch("/model").then((response) => response.json()).then((content) => {
-  const parts = [content.backbone, content.class_names.length === 1 ? "1 breed" : `${content.class_names.length} breeds`];
+  noun = content.noun;
+  if (noun === "breed") document.title = $("question").textContent = "Which breed is this dog?";
+  const parts = [content.backbone, content.class_names.length === 1 ? `1 ${noun}` : `${content.class_names.length} ${plural()}`];
   if (content.test_acc) parts.push(`${(100 * content.test_acc).toFixed(1)} % test accuracy`);
   $("model").textContent = parts.join(" · ");
   return content;
@@ -53,7 +57,7 @@ async function ask(file) {
   asking?.abort();
   const mine = asking = new AbortController();
   answer = null;
-  for (const id of ["error", "breeds", "switch", "note"]) $(id).hidden = true;
+  for (const id of ["error", "choices", "switch", "note"]) $(id).hidden = true;
   clear();
   show(file);
   say("Looking", true);
@@ -128,10 +132,10 @@ function present(content) {
   name.textContent = shown(best.label);
   $("status").append(name, `${percent(best.probability)} sure`);
   $("rows").replaceChildren(...content.predictions.map(row));
-  $("breeds").hidden = false;
+  $("choices").hidden = false;
   const pictured = !$("frame").hidden;
   const mapped = pictured && Boolean(best.heat_map);
-  $("legend").textContent = mapped ? "Choose a breed to see what argued for it" : "The likeliest breeds";
+  $("legend").textContent = mapped ? `Choose a ${noun} to see what argued for it` : `The likeliest ${plural()}`;
   $("switch").hidden = !mapped;
   $("note").hidden = mapped && content.seen === 1;
   $("note").textContent = mapped
@@ -143,8 +147,8 @@ function present(content) {
 
 function row(guess, place) {
   const label = document.createElement("label");
-  label.className = "breed";
-  const radio = Object.assign(document.createElement("input"), { type: "radio", name: "breed", value: place, checked: place === 0 });
+  label.className = "choice";
+  const radio = Object.assign(document.createElement("input"), { type: "radio", name: "choice", value: place, checked: place === 0 });
   radio.addEventListener("change", paint);
   const part = (kind, text) => Object.assign(document.createElement("span"), { className: kind, textContent: text });
   const bar = Object.assign(document.createElement("span"), { className: "bar" });
@@ -168,7 +172,7 @@ function clear() {
 function paint() {
   clear();
   const image = $("shown");
-  const chosen = document.querySelector("input[name=breed]:checked");
+  const chosen = document.querySelector("input[name=choice]:checked");
   const map = answer && chosen && answer.predictions[chosen.value].heat_map;
   if (!map || !image.naturalWidth) return;
   const canvas = $("heat");
