@@ -76,7 +76,7 @@ def main_with_names(
     words = with_profile(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
-        if {"-h", "--help"} & set(words):
+        if {"-h", "--help", "--version"} & set(words):
             return main(prog, help, words, {})
         from launch.serving.request import split_arguments
 

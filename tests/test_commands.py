@@ -12,6 +12,7 @@ from dogbreed.core.version import __version__
 
 HEAVY = {"torch", "torchvision", "lightning", "torchmetrics", "matplotlib", "numpy", "PIL", "optuna", "rich", "uvicorn"}
 HYDRA = {"hydra", "omegaconf"}
+SCRIPTS = sorted(file.stem for file in (ROOT / "launch").glob("sagemaker_*.py")) + ["policies"]
 MODULES = {name: f"dogbreed.{name}" for name in COMMANDS} | {"cache": "dogbreed.cache.__main__"}
 # What a person gets wrong, and what the sentence names.
 MISTAKES = {
@@ -58,9 +59,9 @@ def test_help_loads_nothing(command):
     assert not loaded & (HEAVY | HYDRA)
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("command", [*COMMANDS, *SCRIPTS])
 def test_the_version_is_everywhere(command):
-    code, text, _ = call(MODULES[command], ["--version"])
+    code, text, _ = call(MODULES.get(command, f"launch.{command}"), ["--version"])
     assert code == 0
     assert text.startswith(f"dogbreed {__version__}\n")
 
