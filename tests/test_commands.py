@@ -12,7 +12,7 @@ from dogbreed.core.version import __version__
 
 HEAVY = {"torch", "torchvision", "lightning", "torchmetrics", "matplotlib", "numpy", "PIL", "optuna", "rich", "uvicorn"}
 HYDRA = {"hydra", "omegaconf"}
-SCRIPTS = sorted(file.stem for file in (ROOT / "launch").glob("sagemaker_*.py")) + ["policies"]
+SCRIPTS = [*sorted(file.stem for file in (ROOT / "launch").glob("sagemaker_*.py")), "policies"]
 MODULES = {name: f"dogbreed.{name}" for name in COMMANDS} | {"cache": "dogbreed.cache.__main__"}
 # What a person gets wrong, and what the sentence names.
 MISTAKES = {
