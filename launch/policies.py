@@ -9,6 +9,7 @@ if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
 from dogbreed.core.cli import guard
+from dogbreed.core.version import __version__
 
 HELP = """usage: python launch/policies.py COMMAND [key=value ...]
 
@@ -36,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     def task() -> None:
         if not words or {"-h", "--help"} & set(words):
             print(HELP, end="")
+            return
+        if "--version" in words:
+            print(f"dogbreed {__version__}")
             return
         from dogbreed.config.compose import compose
         from dogbreed.config.overrides import to_overrides

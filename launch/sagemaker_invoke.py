@@ -11,7 +11,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).resolve().parents[1])  # the checkout, so that launch/ and dogbreed/ are found
 
-from dogbreed.core.cli import guard
+from dogbreed.core.cli import guard, parser
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.schema import TOP_K, Response
 from dogbreed.serving.client import PredictionError
@@ -34,24 +34,18 @@ exit codes:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
-    parser = argparse.ArgumentParser(
-        prog="python launch/sagemaker_invoke.py",
-        description="Asks an endpoint, or a server at an address, for the classes of images.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    parser.add_argument("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
-    parser.add_argument("paths", metavar="PATH", nargs="+", help="images, or folders of them")
-    parser.add_argument("--json", action="store_true", help="one JSON object per line in place of the table")
-    parser.add_argument("--top-k", type=int, default=TOP_K, metavar="K", help=f"classes per answer (default {TOP_K})")
-    parser.add_argument("--region", help="of the endpoint (default: the environment's)")
-    parser.add_argument("--profile", help="named profile of the AWS configuration (default: the environment's)")
-    parser.add_argument("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
-    parser.add_argument(
-        "--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its images are put, s3://..."
-    )
-    args = parser.parse_args(argv)
+    description = "Ask an endpoint, or a server at an address, for the classes of images."
+    frame = parser("python launch/sagemaker_invoke.py", description, _EPILOG)
+    add = frame.add_argument
+    add("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
+    add("paths", metavar="PATH", nargs="+", help="images, or folders of them")
+    add("--json", action="store_true", help="one JSON object per line in place of the table")
+    add("--top-k", type=int, default=TOP_K, metavar="K", help=f"classes per answer (default {TOP_K})")
+    add("--region", help="of the endpoint (default: the environment's)")
+    add("--profile", help="named profile of the AWS configuration (default: the environment's)")
+    add("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
+    add("--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its images are put, s3://...")
+    args = frame.parse_args(argv)
     return guard(lambda: _run(args))
 
 
