@@ -202,12 +202,12 @@ def _usable(
 def _summary(run: ReportInputs, caveats: Sequence[str], folder: Path, unknown: Sequence[str]) -> str:
     metrics, prefix = run.metrics, PREFIX[run.metrics["split"]]
     low, high = metrics[f"{prefix}_ece_ci95"]
-    unknown = f"; whether it is calibrated cannot be told on {count(metrics['images'], 'image')}" if low == 0 else ""
+    uncertain = f"; whether it is calibrated cannot be told on {count(metrics['images'], 'image')}" if low == 0 else ""
     lines = [
         f"{accuracy_line(metrics, prefix, metrics['images'], len(run.class_names))}.",
         *caveats,
         f"Calibration error {metrics[f'{prefix}_ece']:.3f} (95 % CI {low:.3f}-{high:.3f}) with temperature "
-        f"{metrics['temperature']:.3f}, {metrics[f'{prefix}_ece_uncalibrated']:.3f} without{unknown}.",
+        f"{metrics['temperature']:.3f}, {metrics[f'{prefix}_ece_uncalibrated']:.3f} without{uncertain}.",
     ]
     if run.skipped:
         lines.append(f"Skipped {len(run.skipped)} files, such as {run.skipped[0].path} ({run.skipped[0].reason}).")

@@ -157,7 +157,8 @@ def test_a_run_goes_on_in_a_trainer_of_ones_own(trained: Path, tmp_path: Path) -
     resumed = DogBreedClassifier.load_from_checkpoint(tmp_path / "resumed" / "checkpoints" / "last.ckpt")
     for name, value in resumed.network.state_dict().items():
         torch.testing.assert_close(model.network.state_dict()[name], value, atol=1e-6, rtol=0)
-    other = classifier(3, class_names=data.classes, seed=9)
+    preprocessing = model.preprocessing.to_dict()
+    other = classifier(3, class_names=data.classes, preprocessing=preprocessing, seed=9)
     with pytest.raises(DogbreedError, match="The model's frozen weights are not those of the checkpoint"):
         trainer(tmp_path, epochs=3).fit(other, datamodule=data, ckpt_path=last)
 

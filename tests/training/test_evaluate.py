@@ -77,7 +77,7 @@ def test_breeds_are_matched_by_name(model, dog_tree, tmp_path, capsys):
     shutil.copytree(dog_tree / "test" / "002.Blue_spitz", photos / "17.Blue_spitz")
     assert main([str(model), f"data.root={photos}", f"output_dir={tmp_path / 'out'}"]) == 0
     assert {row["label"] for row in rows(tmp_path / "out" / "predictions.csv")} == {"Red_terrier", "Blue_spitz"}
-    assert "No images of 2 of the model's breeds: Amber_hound, Green-eyed_setter." in capsys.readouterr().out
+    assert "No images of 2 of the model's classes: Amber_hound, Green-eyed_setter." in capsys.readouterr().out
     assert runs.metrics(tmp_path / "out")["classes_without_images"] == 2
 
 
@@ -178,10 +178,10 @@ def test_features_come_from_the_cache(trained, tmp_path):
             "'data.names={Blue_spits: Blue_spitz}'.",
         ),
         (["{model}", "data.root={tree}", "data.on_unknown=cry"], "data.on_unknown=cry is unknown"),
-        (["{model}", "data.root={tree}", "data.names={Rex}"], "data.names={Rex} is no list of pairs"),
-        (["{model}", "data.root={tree}", "data.names={Rex: Blue_spitz}"], "data.names: Rex is no class in"),
+        (["{model}", "data.root={tree}", "data.names={{Rex}}"], "data.names={Rex} is no list of pairs"),
+        (["{model}", "data.root={tree}", "data.names={{Rex: Blue_spitz}}"], "data.names: Rex is no class in"),
         (
-            ["{model}", "data.root={tree}", "data.names={Blue_spitz: Red-Terrier}"],
+            ["{model}", "data.root={tree}", "data.names={{Blue_spitz: Red-Terrier}}"],
             "data.names: Red-Terrier is no class of the model, which knows 4; perhaps Red_terrier.",
         ),
         (["{model}", "data.root={empty}"], "holds no class folders with images"),
