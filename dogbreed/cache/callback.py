@@ -147,6 +147,8 @@ class FeatureCache(Callback):
         precision = effective(self.precision, device)
         try:
             self._attach(model, data, device, group or Group(), precision)
+        except Interrupted:
+            raise
         except (NoPrefix, DogbreedError) as error:
             self._off(str(error).rstrip("."), error)
         finally:
