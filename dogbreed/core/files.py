@@ -77,14 +77,24 @@ def new_folder(parent: Path) -> Path:
 
 
 @contextmanager
-def discarded_if_empty(folder: Path) -> Iterator[None]:
-    """Remove a folder, and those above it that were made with it, where what follows fails before it writes there."""
+def discarded_if_empty(folder: Path, *, made: bool, mark: str | None = None) -> Iterator[None]:
+    """Remove a folder, and those above it that were made with it, where what follows fails before it writes there.
+
+    Args:
+        folder: The folder.
+        made: Whether it was made just before; otherwise only what is not there yet is removed.
+        mark: File without which everything else in it, such as a logger's first file, counts as nothing.
+    """
+    own = [path for path in (folder, *folder.parents[:2]) if made or not path.exists()]
     try:
         yield
     except BaseException:
+        if mark and folder in own and not (folder / mark).exists():
+            shutil.rmtree(folder, ignore_errors=True)
         with suppress(OSError):  # the first that is not empty ends it
-            for path in (folder, *folder.parents[:2]):
-                path.rmdir()
+            for path in own:
+                if path.exists():
+                    path.rmdir()
         raise
 
 

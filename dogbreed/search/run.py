@@ -11,7 +11,7 @@ import io
 import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, redirect_stdout, suppress
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import torch
@@ -72,7 +72,7 @@ def tune(config: Config | Mapping[str, Any] | None = None, overrides: Sequence[s
     config = read_config(config, overrides)
     prepare_process()
     search = Search(config)
-    with nullcontext() if config.output_dir else discarded_if_empty(search.folder):
+    with discarded_if_empty(search.folder, made=not config.output_dir):
         _search(search)
     return search
 

@@ -12,7 +12,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,8 @@ def train(
     found = find_checkpoint(config)
     folder = Path(agree(lambda: run_folder(config, found)))
     checkpoint_path = None if found and is_of_head_stage(found) else found
-    with nullcontext() if config.output_dir else discarded_if_empty(folder):
+    made = not config.output_dir and checkpoint_path is None
+    with discarded_if_empty(folder, made=made, mark="config.yaml"):
         run = _prepare(config, folder, checkpoint_path, callbacks, started)
         say("\n".join([f"dogbreed {__version__}", *_facts(run)]))
         with _interruptible(run, checkpoint_path, folder):

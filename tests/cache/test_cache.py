@@ -625,7 +625,7 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    arguments = runs.overrides(tmp_path / "run", "loggers={csv: {}}")
+    arguments = runs.overrides(tmp_path / "run", "loggers={csv: {}, tensorboard: {}}")
     with monkeypatch.context() as patch:
         patch.setattr(extract, "decode", decode)
         ran = runs.run(*arguments)
