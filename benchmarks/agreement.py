@@ -14,7 +14,7 @@ from dogbreed.cache.callback import FeatureCache
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.search.stacked_heads import Head, HeadTrainer
+from dogbreed.training.stacked_heads import Head, HeadTrainer
 
 
 def agreement(bench: Bench) -> None:

@@ -36,7 +36,7 @@ from dogbreed.data.images import WHOLE, View
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import CutNetwork, cut
-from dogbreed.search.stacked_heads import Head, HeadTrainer
+from dogbreed.training.stacked_heads import Head, HeadTrainer
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
 ROUND = 10  # trials that the search proposes at a time

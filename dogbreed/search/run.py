@@ -21,7 +21,6 @@ from dogbreed.core.errors import Interrupted
 from dogbreed.core.files import discarded_if_empty
 from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.space import Space, with_values
-from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
 from dogbreed.search.study import Search
 from dogbreed.training.build import (
     build_cache,
@@ -33,6 +32,7 @@ from dogbreed.training.build import (
     say,
 )
 from dogbreed.training.run import train
+from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable
 
 # What may differ between heads that train side by side; the batch size makes groups of them.
 STACKED = ("model.lr", "model.weight_decay", "model.label_smoothing")

@@ -17,9 +17,9 @@ from dogbreed.core.extras import install
 from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.search.plot import Point, plot_trials
 from dogbreed.search.space import check_search, current_values, set_dotted
-from dogbreed.search.stacked_heads import Head
 from dogbreed.training.build import run_folder
 from dogbreed.training.preflight import check_settings
+from dogbreed.training.stacked_heads import Head
 
 MIN_EPOCHS_BEFORE_PRUNING = 2
 MIN_TRIALS_TO_COMPARE = 5

@@ -17,9 +17,9 @@ import yaml
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.search.run import tune
-from dogbreed.search.stacked_heads import Head, HeadTrainer
 from dogbreed.search.study import Search
 from dogbreed.training.run import train
+from dogbreed.training.stacked_heads import Head, HeadTrainer
 from dogbreed.tune import main
 
 pytest.importorskip("optuna", reason="the search needs Optuna: pip install 'dogbreed[search]'")

@@ -14,10 +14,10 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import cut
-from dogbreed.search import stacked_heads
-from dogbreed.search.stacked_heads import Head, HeadTrainer, NotStackable
+from dogbreed.training import stacked_heads
 from dogbreed.training.build import build_cache, build_data, build_model
 from dogbreed.training.run import train
+from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable
 
 # A hidden layer and a dropout lie between MobileNetV3's features and its last layer.
 SMALL = (
