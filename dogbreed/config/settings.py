@@ -35,6 +35,7 @@ class Data:
     labels: PathText | None = None
     split: Any = field(default_factory=lambda: [0.8, 0.1, 0.1])
     class_mismatch: Literal["error", "drop"] = "error"
+    folds: int | None = None
 
 
 @dataclass(frozen=True)

@@ -39,3 +39,15 @@ def accuracy_line(metrics: Mapping[str, Any], split: str, images: int, classes: 
     counts = f"{round(accuracy * images):,}/{images:,}"
     line = f"{name} accuracy {100 * accuracy:.1f} % ({counts}, 95 % CI {100 * low:.1f}-{100 * high:.1f})"
     return f"{line}, top-5 {100 * metrics[f'{split}_top5']:.1f} %" if classes >= TOP5_FROM else line
+
+
+def folds_line(metrics: Mapping[str, Any]) -> str:
+    """Return "Cross-validation over train + valid: 71.6 % ± 0.5 (mean and standard error of 5 folds: 70.6, 72.2, ...)".
+
+    Args:
+        metrics: As in `metrics.json`, with folds.
+    """
+    mean, error, folds = 100 * metrics["folds_mean"], 100 * metrics["folds_se"], metrics["folds"]
+    each = ", ".join(f"{100 * accuracy:.1f}" for accuracy in folds)
+    line = f"Cross-validation over train + valid: {mean:.1f} % ± {error:.1f}"
+    return f"{line} (mean and standard error of {len(folds)} folds: {each})"

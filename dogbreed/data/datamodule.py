@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Self
 
@@ -18,6 +19,7 @@ from dogbreed.data.datasets import (
     FeatureReader,
     ImageDataset,
     ImageLoader,
+    Indices,
     Skipped,
     SplitFiles,
     only_batch,
@@ -31,7 +33,7 @@ from dogbreed.data.listing import Entry, Listing, list_data
 from dogbreed.data.locate import find_folder, find_root
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
 from dogbreed.data.scan import ScannedFile, scan
-from dogbreed.data.splits import parse_shares, split_by_content
+from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 from dogbreed.data.synthetic import make_sample
 
 CHOICES = {
@@ -213,11 +215,15 @@ class DogImages(LightningDataModule):
         if not images:
             raise DogbreedError(f"{self.root} holds no readable image.")
         digests = [file.digest for _, file in images]
-        groups = group_same(digests, read_pictures([entry.path for entry, _ in images], quiet=self.quiet))
+        groups = self._groups(digests, [entry.path for entry, _ in images])
         splits = split_by_content(digests, [entry.label for entry, _ in images], groups, self.shares)
         for (path, label, _), split in zip((entry for entry, _ in images), splits, strict=True):
             self.own_split.append((self.shown_path(path), listing.names[label], split))
         return [(entry._replace(split=split), file) for (entry, file), split in zip(images, splits, strict=True)]
+
+    def _groups(self, digests: Sequence[str], paths: Sequence[Path]) -> list[int]:
+        """Return equal numbers for the same pictures."""
+        return group_same(digests, read_pictures(paths, quiet=self.quiet))
 
     def _split_note(self, images: Sequence[tuple[Entry, ScannedFile]]) -> str:
         numbers = [sum(entry.split == split for entry, _ in images) for split in SPLITS]
@@ -269,6 +275,17 @@ class DogImages(LightningDataModule):
         }
         both._readers = {}
         return both
+
+    def with_folds(self, folds: int) -> tuple[Self, Indices]:
+        """Return a copy that trains on the images of train and valid and validates on the same, and the fold of each.
+
+        Folds follow from the images' content: `folds_by_content`.
+        """
+        both = self.with_valid_in_train()
+        files = both.samples["train"]
+        both.samples["valid"] = replace(files, views=[[WHOLE] * len(files)])
+        groups = self._groups(files.digests, files.paths)
+        return both, np.array(folds_by_content(files.digests, files.labels.tolist(), groups, folds))
 
     def use_features(self, readers: Mapping[str, FeatureReader]) -> None:
         """Deliver features in place of images for the splits that have a reader."""

@@ -55,6 +55,11 @@ class SplitFiles:
     def __len__(self) -> int:
         return len(self.paths)
 
+    def take(self, rows: Indices) -> "SplitFiles":
+        """Return the images at these positions, as a split of their own."""
+        paths, digests, *views = ([items[row] for row in rows] for items in (self.paths, self.digests, *self.views))
+        return SplitFiles(paths, self.labels[rows], digests, views)
+
 
 @dataclass(frozen=True)
 class Skipped:

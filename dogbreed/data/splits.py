@@ -1,4 +1,7 @@
-"""A split of images that nobody has split, by the content of each: it stays where it is when others are added."""
+"""A split of images that nobody has split, by the content of each: it stays where it is when others are added.
+
+Folds of a cross-validation follow the same rule.
+"""
 
 import math
 from collections import Counter
@@ -78,3 +81,30 @@ def _spare(groups: Sequence[int], labels: Sequence[int], split_of: dict[int, int
             "picture; or give the splits yourself, as folders train/, valid/ and test/ or in data.labels=FILE.csv."
         )
     return max(spare, key=first.__getitem__)
+
+
+def folds_by_content(digests: Sequence[str], labels: Sequence[int], groups: Sequence[int], folds: int) -> list[int]:
+    """Return the fold of each image, from 0, which its digest decides.
+
+    Each fold has an equal share of every class on average. An image changes folds for two reasons alone: so that a
+    class does not lie in one fold as a whole, or that no fold is empty.
+
+    Args:
+        digests: Of each image's bytes, in hexadecimal.
+        labels: Class of each image.
+        groups: Images of equal number are the same picture and stay together.
+        folds: How many.
+    """
+    first: dict[int, float] = {}  # from 0 to 1, of other digits than those that decide on train, valid and test
+    for group, digest in zip(groups, digests, strict=True):
+        first[group] = min(int(digest[13:26], 16) / 16**13, first.get(group, 1.0))
+    fold_of = {group: int(number * folds) for group, number in first.items()}
+    for label in sorted(set(labels)):
+        members = {group for group, other in zip(groups, labels, strict=True) if other == label}
+        if len(members) > 1 and len({fold_of[group] for group in members}) == 1:
+            moved = min(members, key=first.__getitem__)
+            fold_of[moved] = (fold_of[moved] + 1) % folds
+    for fold in set(range(folds)) - set(fold_of.values()):
+        largest = Counter(fold_of.values()).most_common(1)[0][0]
+        fold_of[min((group for group in fold_of if fold_of[group] == largest), key=first.__getitem__)] = fold
+    return [fold_of[group] for group in groups]

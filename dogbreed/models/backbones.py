@@ -202,6 +202,15 @@ def _reset_head(network: nn.Module) -> None:
     head.reset_parameters()
 
 
+def fresh_head(head: nn.Module, seed: int) -> Any:
+    """Return a new last layer of the same shape, on the CPU; a seed gives it the values that a run's begins with."""
+    linear = isinstance(head, nn.Linear)
+    names = ("in_features", "out_features") if linear else ("in_channels", "out_channels", "kernel_size")
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)
+        return type(head)(**{name: getattr(head, name) for name in names}, bias=head.bias is not None)
+
+
 def last_stage(network: nn.Module, backbone: str) -> list[str]:
     """Return the dotted names of the modules of the last stage before the head (`trainable=block`)."""
     if timm_networks.is_timm(backbone):

@@ -39,6 +39,11 @@ def subtract_log_prior(network: nn.Module, counts: Tensor) -> None:
     """
     head = network.get_submodule(head_name(network))
     assert isinstance(head, nn.Linear)
-    shares = counts.clamp(min=1).double()
     with torch.no_grad():
-        head.bias.sub_((shares / shares.sum()).log().to(head.bias))
+        head.bias.sub_(log_prior(counts).to(head.bias))
+
+
+def log_prior(counts: Tensor) -> Tensor:
+    """Return the log share of each class [classes] from its number of training images [classes]."""
+    shares = counts.clamp(min=1).double()
+    return (shares / shares.sum()).log()

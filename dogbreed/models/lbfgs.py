@@ -78,15 +78,39 @@ class LogisticRegression(Callback):
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         head = model.network.get_submodule(head_name(model.network))
-        inputs, labels = _head_inputs(model, head, data, "train")
-        with torch.no_grad():  # the solution is one, but a start from nowhere in particular is the same for all seeds
-            head.weight.zero_()
-            head.bias.zero_()
-        if model.inverse_penalty is None:
-            valid = _head_inputs(model, head, data, "valid")
-            model.inverse_penalty = _choose(head, (inputs, labels), valid, model.criterion, model.eval_criterion)
-        else:  # chosen before: the head is trained again, on valid too
-            fit_head(head, inputs, labels, model.criterion, model.inverse_penalty)
+        train, c = _head_inputs(model, head, data, "train"), model.inverse_penalty
+        valid = _head_inputs(model, head, data, "valid") if c is None else train  # a refit has no valid
+        model.inverse_penalty = solve(head, train, valid, model.criterion, model.eval_criterion, c)
+
+
+def solve(
+    head: nn.Linear,
+    train: tuple[Tensor, Tensor],
+    valid: tuple[Tensor, Tensor],
+    criterion: nn.CrossEntropyLoss,
+    eval_criterion: nn.CrossEntropyLoss,
+    c: float | None,
+) -> float:
+    """Solve a head, wherever it is.
+
+    Args:
+        head: Gets the solution.
+        train: Its inputs [N, inputs] and labels [N].
+        valid: The same for the choice of C.
+        criterion: Of `fit_head`.
+        eval_criterion: What C is chosen by.
+        c: Inverse strength of the penalty; None chooses it.
+
+    Returns:
+        The strength that was used.
+    """
+    with torch.no_grad():  # the solution is one, but a start from nowhere in particular is the same for all seeds
+        head.weight.zero_()
+        head.bias.zero_()
+    if c is None:
+        return _choose(head, train, valid, criterion, eval_criterion)
+    fit_head(head, *train, criterion, c)
+    return c
 
 
 def _choose(

@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from dogbreed.config import reproduce
 from dogbreed.config.compose import to_yaml
-from dogbreed.core.metric_lines import TOP5_FROM
+from dogbreed.core.metric_lines import TOP5_FROM, folds_line
 from dogbreed.core.text import count, duration
 from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
@@ -101,6 +101,8 @@ def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
         sentence += " The test split was not evaluated; this is not a final figure."
     if "gain_acc" in run.metrics:
         sentence += f" {head_sentence(run.metrics)}"
+    if "folds" in run.metrics:
+        sentence += f" {folds_line(run.metrics)}."
     training = run.photos.get("train")
     known = predictions.labels if training is None else torch.as_tensor(training.labels)
     chance = classification.chance(predictions.labels, known, predictions.num_classes)

@@ -32,26 +32,11 @@ from dogbreed.training.build import (
     say,
 )
 from dogbreed.training.run import train
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable
+from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
 
 # What may differ between heads that train side by side; the batch size makes groups of them.
 STACKED = ("model.lr", "model.weight_decay", "model.label_smoothing")
 BATCH_SIZE = "data.batch_size"
-# Settings under which a head trained in a stack would not be the same run; stacked trials need their defaults.
-PLAIN_TRAINER: Mapping[str, Sequence[Any]] = {
-    "accumulate_grad_batches": (1,),
-    "gradient_clip_val": (None, 0),
-    "precision": (None, 32, "32", "32-true"),
-    "limit_train_batches": (None, 1.0),
-    "limit_val_batches": (None, 1.0),
-    "overfit_batches": (0, 0.0),
-    "max_steps": (-1,),
-    "max_time": (None,),
-    "check_val_every_n_epoch": (1,),
-    "fast_dev_run": (False,),
-    "devices": ("auto", 1, "1"),
-    "num_nodes": (1,),
-}
 
 TrainRound = Callable[[Sequence[Any]], None]
 
@@ -113,22 +98,11 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
     other = [key for key in space if key not in (*STACKED, BATCH_SIZE)]
     if other:
         return f"{other[0]} differs between trials"
-    if config.model.trainable != "head":
-        return f"model.trainable={config.model.trainable}, so more than the last layer differs"
-    if config.model.class_weights != "none":
-        return f"model.class_weights={config.model.class_weights}, and heads side by side weigh all classes alike"
-    if config.model.ema_decay is not None:
-        return "model.ema_decay is set"
     if config.model.optimizer == "lbfgs":
         return "model.optimizer=lbfgs takes no steps"
-    if config.cache.mode == "off":
-        return "cache.mode=off"
     if config.early_stopping is not None:
         return "early_stopping is set"
-    for key, plain in PLAIN_TRAINER.items():
-        if config.trainer.get(key) not in plain:
-            return f"trainer.{key}={config.trainer[key]}"
-    return None
+    return why_not_stacked(config)
 
 
 def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
@@ -204,6 +178,7 @@ def _one_by_one(search: Search) -> TrainRound:
                 "progress": "none",
                 "loggers": {},
                 "refit": False,
+                "data.folds": None,
             }
             config = with_values(search.config, {**trial.params, **quietly})
             with redirect_stdout(io.StringIO()), suppress(NonFiniteLoss):

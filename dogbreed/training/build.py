@@ -104,7 +104,7 @@ def preprocessing_of(config: Config) -> Preprocessing:
 
 def build_data(config: Config, quiet: bool) -> DogImages:
     """Return the data group as DogImages, with the preprocessing that the network's weights expect."""
-    arguments = {key: value for key, value in vars(config.data).items() if key not in ("resize", "size")}
+    arguments = {key: value for key, value in vars(config.data).items() if key not in ("resize", "size", "folds")}
     return DogImages(
         **arguments,
         preprocessing=preprocessing_of(config),

@@ -2,13 +2,12 @@
 
 from typing import Any
 
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
-from dogbreed.models.backbones import head_name
+from dogbreed.models.backbones import fresh_head, head_name
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.training.build import build_cache, build_trainer, class_counts, weigh_classes
 
@@ -60,10 +59,7 @@ def refit(config: Config, model: DogBreedClassifier, data: DogImages, epochs: in
     """
     both = data.with_valid_in_train()
     head: Any = model.network.get_submodule(head_name(model.network))
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(model.hparams["seed"])
-        fresh = type(head)(**_shape(head))
-    head.load_state_dict(fresh.state_dict())
+    head.load_state_dict(fresh_head(head, model.hparams["seed"]).state_dict())
     weigh_classes(config, model, class_counts(both))
     seen, progress = model.images_seen, [_StopAfter(epochs)]
     trainer = build_trainer(
@@ -82,9 +78,3 @@ def refit(config: Config, model: DogBreedClassifier, data: DogImages, epochs: in
     trainer.fit(model, datamodule=both)
     model.images_seen = seen
     return len(both.samples["train"])
-
-
-def _shape(head: Any) -> dict[str, Any]:
-    if isinstance(head, torch.nn.Linear):
-        return {"in_features": head.in_features, "out_features": head.out_features, "bias": head.bias is not None}
-    return {"in_channels": head.in_channels, "out_channels": head.out_channels, "kernel_size": head.kernel_size}

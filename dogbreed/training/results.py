@@ -18,7 +18,7 @@ from dogbreed.config.resumed import HEAD_STAGE
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import remove, write_csv, write_json
-from dogbreed.core.metric_lines import TEST_LINE, accuracy_line
+from dogbreed.core.metric_lines import TEST_LINE, accuracy_line, folds_line
 from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
 from dogbreed.metrics.calibration import choose_temperature
@@ -34,6 +34,7 @@ from dogbreed.report import profile_report, training_report
 from dogbreed.report.inputs import ReportInputs, head_sentence
 from dogbreed.report.rendering import percent
 from dogbreed.training.build import class_counts, say
+from dogbreed.training.folds import cross_validate
 from dogbreed.training.head_stage import HeadResult
 from dogbreed.training.refit import refit
 
@@ -82,7 +83,7 @@ def finish(run: Run) -> dict[str, Any]:
         return {}
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
     splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
-    metrics = {**_metrics(run, best, splits), **refitted}
+    metrics = {**_metrics(run, best, splits), **refitted, **_cross_validate(run, int(best["epoch"]))}
     if run.head:
         metrics |= run.head.figures(splits.get("test") or splits["valid"])
     folder, test = run.history.folder, splits.get("test")
@@ -163,6 +164,13 @@ def _refit(run: Run, epochs: int) -> dict[str, int]:
     return {"refit_epochs": epochs, "refit_images": images}
 
 
+def _cross_validate(run: Run, epochs: int) -> dict[str, Any]:
+    """Return what `data.folds` adds to the metrics."""
+    if not run.config.data.folds:
+        return {}
+    return cross_validate(run.config, run.model, run.data, epochs, run.trainer.strategy.root_device, quiet=False)
+
+
 def _evaluate(run: Run, split: str) -> Predictions:
     """Return what the model predicts for valid or test."""
     run.model.predictions = None  # those of one split may not pass for the other's
@@ -239,6 +247,7 @@ def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, cav
         f"{accuracy_line(metrics, PREFIX[predictions.split], len(predictions), classes)},",
         f"with {weights}, in {metrics['seconds']:.0f} s on {metrics['device']}{features}.",
         *([head_sentence(metrics)] if "gain_acc" in metrics else []),
+        *([f"{folds_line(metrics)}."] if "folds" in metrics else []),
         *caveats,
     ]
     if predictions.split == "valid":

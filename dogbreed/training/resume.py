@@ -21,6 +21,7 @@ MAY_DIFFER = (
     "refit",
     "test",
     "early_stopping",
+    "data.folds",
     "data.num_workers",
     "data.root",
     "data.download",

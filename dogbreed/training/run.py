@@ -51,6 +51,7 @@ from dogbreed.training.build import (
     run_folder,
     say,
 )
+from dogbreed.training.folds import check_folds, check_images, check_stackable
 from dogbreed.training.head_stage import HeadResult, bring_along, check_stages, config_of, start_values
 from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
@@ -92,6 +93,7 @@ def train(
     check_settings(config)
     check_refit(config)
     check_stages(config)
+    check_folds(config)
     check_folder(config)
     found = find_checkpoint(config)
     folder = Path(agree(lambda: run_folder(config, found)))
@@ -168,7 +170,10 @@ def _prepare(
     model = build_model(config, data, checkpoint)
 
     callbacks = [*([profiling] if profiling else []), *callbacks, history, live_rules]
-    if main_process:  # behind the cache's setup, which may still refuse
+    # Behind the cache's setup, which may still refuse.
+    if folds := config.data.folds:
+        callbacks.append(LambdaCallback(on_fit_start=lambda *_: check_stackable(folds, model)))
+    if main_process:
         callbacks.append(LambdaCallback(on_fit_start=lambda trainer, _: _start_folder(trainer, history, data, before)))
     trainer = build_trainer(
         {
@@ -185,6 +190,8 @@ def _prepare(
         }
     )
     check_run(config, data, model, trainer.world_size)
+    if folds:
+        check_images(folds, data, trainer.world_size)
     return Run(config, data, model, trainer, cache, history, live_rules, profiling, started)
 
 

@@ -3,9 +3,12 @@
 The last layer's input is computed once per batch for all heads, dropout masks included, and the heads are one matrix
 product forth and one back. Each has its own learning rate, weight decay and label smoothing. A head ends where it would
 have ended alone: the batches, views and masks are those that `DogBreedClassifier` would have had with the same seed.
+
+Heads may also have images and a seed of their own, such as those of a cross-validation. Those that agree in both are
+one matrix product; the features are the same for all.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor, fx, nn
 
+from dogbreed.config.settings import Config
 from dogbreed.data.datamodule import DogImages
-from dogbreed.data.datasets import FeatureReader
+from dogbreed.data.datasets import Indices
 from dogbreed.data.samplers import TrainBatches
-from dogbreed.models import backbones
+from dogbreed.models import backbones, lbfgs
 from dogbreed.models.classifier import DogBreedClassifier, seed_generators, step_seed
 from dogbreed.models.cut import to_memory_order
 from dogbreed.models.optim import make_optimizer, make_scheduler
@@ -24,6 +28,21 @@ from dogbreed.models.optim import make_optimizer, make_scheduler
 MEMORY_BYTES = 2 << 30  # what one stack's weights, gradients and two moments may take
 JOINED = 512  # images of several steps that pass the stem at once: 32 would mostly wait for its weights
 
+# Settings under which a head trained in a stack would not be the same run; it needs their defaults.
+PLAIN_TRAINER: Mapping[str, Sequence[Any]] = {
+    "accumulate_grad_batches": (1,),
+    "gradient_clip_val": (None, 0),
+    "precision": (None, 32, "32", "32-true"),
+    "limit_train_batches": (None, 1.0),
+    "limit_val_batches": (None, 1.0),
+    "overfit_batches": (0, 0.0),
+    "max_steps": (-1,),
+    "max_time": (None,),
+    "check_val_every_n_epoch": (1,),
+    "fast_dev_run": (False,),
+    "devices": ("auto", 1, "1"),
+    "num_nodes": (1,),
+}
 # What gives an image the same result whichever images are beside it; dropout is drawn step by step.
 ROW_WISE = (nn.Linear, nn.Dropout, nn.Flatten, nn.Identity, nn.ReLU, nn.ReLU6, nn.Hardswish, nn.SiLU, nn.GELU, nn.Tanh)
 
@@ -36,14 +55,25 @@ class Head:
         lr: Learning rate.
         weight_decay: As in `DogBreedClassifier`.
         label_smoothing: As in `DogBreedClassifier`.
+        rows: Positions in train of the images that it is trained on, ascending; None takes all. With `augment=crop`
+            the crops stay those of the whole split.
+        valid_rows: Positions in valid of the images that it is evaluated on; None takes all.
+        seed: Of its initial values, its batches and its dropout masks; None starts from the model's head with the
+            model's seed.
+        epochs: After which it ends, as it is then; the learning rate's schedule stays that of all. None trains to the
+            last epoch and keeps the values of the lowest val_loss.
         history: One dict per epoch: `train_loss`, `val_loss`, `val_acc`.
-        weight: [classes, inputs] and `bias` [classes] at the lowest val_loss.
+        weight: [classes, inputs] and `bias` [classes].
         stopped: Whether it was stopped before the last epoch.
     """
 
     lr: float
     weight_decay: float = 0.0
     label_smoothing: float = 0.0
+    rows: Indices | None = None
+    valid_rows: Indices | None = None
+    seed: int | None = None
+    epochs: int | None = None
     history: list[dict[str, float]] = field(default_factory=list)
     weight: Tensor | None = None
     bias: Tensor | None = None
@@ -57,6 +87,22 @@ class Head:
 
 class NotStackable(Exception):
     """The model's last layer cannot be trained apart from what comes before it; the message says why."""
+
+
+def why_not_stacked(config: Config) -> str | None:
+    """Return which setting keeps heads from being trained side by side; None where none does."""
+    if config.model.trainable != "head":
+        return f"model.trainable={config.model.trainable}, so more than the last layer differs"
+    if config.model.class_weights != "none":
+        return f"model.class_weights={config.model.class_weights}, and heads side by side weigh all classes alike"
+    if config.model.ema_decay is not None:
+        return "model.ema_decay is set"
+    if config.cache.mode == "off":
+        return "cache.mode=off"
+    for key, plain in PLAIN_TRAINER.items():
+        if config.trainer.get(key) not in plain:
+            return f"trainer.{key}={config.trainer[key]}"
+    return None
 
 
 class Stem:
@@ -166,7 +212,8 @@ class HeadTrainer:
     """Train heads of one model on one set of features.
 
     Args:
-        model: Uses features; its head's values are where every head starts. Its optimizer and schedule are used.
+        model: Uses features; its head's values are where every head without a seed starts. Its optimizer and schedule
+            are used.
         data: Delivers features for train and valid.
 
     Raises:
@@ -176,14 +223,30 @@ class HeadTrainer:
     def __init__(self, model: DogBreedClassifier, data: DogImages) -> None:
         self.stem = Stem(model)
         self.data = data
-        samples, reader = data.samples["valid"], data.reader("valid")
-        model.eval()
-        parts = []  # dropout is off in evaluation, so the last layer's inputs are computed once
-        for start in range(0, len(samples), 512):
-            indices = np.arange(start, min(start + 512, len(samples)))
-            parts.append(self.stem(reader(indices, np.zeros_like(indices)).to(model.device)))
-        self._valid_inputs = torch.cat(parts)
-        self._valid_labels = torch.from_numpy(samples.labels).to(model.device)
+        self._labels = {split: torch.from_numpy(files.labels) for split, files in data.samples.items()}
+        images = np.arange(len(data.samples["valid"]))
+        self._valid = self._inputs("valid", images, np.zeros_like(images))
+
+    def _inputs(self, split: str, images: Indices, views: Indices) -> tuple[Tensor, Tensor]:
+        """Return the last layer's input [N, inputs] in evaluation, which is without dropout, and the labels [N]."""
+        device, reader = self.stem.model.device, self.data.reader(split)
+        self.stem.model.eval()
+        rows = [slice(start, start + 512) for start in range(0, len(images), 512)]
+        inputs = torch.cat([self.stem(reader(images[part], views[part]).to(device)) for part in rows])
+        return inputs, self._labels[split][torch.from_numpy(images)].to(device)
+
+    def _valid_of(self, head: Head) -> tuple[Tensor, Tensor]:
+        inputs, labels = self._valid
+        if head.valid_rows is None:
+            return inputs, labels
+        rows = torch.from_numpy(head.valid_rows).to(inputs.device)
+        return inputs[rows], labels[rows]
+
+    def valid_logits(self, head: Head) -> Tensor:
+        """Return the logits [N, classes] of a trained head for the images that it is evaluated on."""
+        assert head.weight is not None
+        assert head.bias is not None
+        return torch.addmm(head.bias, self._valid_of(head)[0], head.weight.T)
 
     def train(
         self,
@@ -206,8 +269,14 @@ class HeadTrainer:
         """
         one = 4 * 4 * self.stem.head.weight.numel()
         size = max(1, MEMORY_BYTES // one)
-        for start in range(0, len(heads), size):
-            self._train_stack(heads[start : start + size], batch_size, epochs, should_stop, on_epoch)
+        alone = self.stem.model.hparams["optimizer"] == "lbfgs"
+        groups: dict[Any, list[Head]] = {}
+        for head in heads:
+            rows = [None if own is None else own.tobytes() for own in (head.rows, head.valid_rows)]
+            groups.setdefault((*rows, head.seed, id(head) if alone else None), []).append(head)
+        for group in groups.values():
+            for start in range(0, len(group), size):
+                self._train_stack(group[start : start + size], batch_size, epochs, should_stop, on_epoch)
 
     def _train_stack(
         self,
@@ -217,22 +286,29 @@ class HeadTrainer:
         should_stop: ShouldStop | None,
         on_epoch: Callable[[int], None] | None,
     ) -> None:
-        samples = self.data.samples["train"]
-        batches = TrainBatches(samples, batch_size, self.data.seed)
-        labels = torch.from_numpy(samples.labels)
-        hparams = self.stem.model.hparams
-        stack = _Stack(self.stem.head, heads, hparams["optimizer"], hparams["schedule"], epochs * len(batches))
+        """Train heads that have the same images and the same seed."""
+        steps = _Steps(self.stem, self.data, heads[0], batch_size)
+        valid, hparams = self._valid_of(heads[0]), self.stem.model.hparams
+        stack = _Stack(
+            self._start(heads[0], steps.rows),
+            heads,
+            hparams["optimizer"],
+            hparams["schedule"],
+            epochs * len(steps.batches),
+        )
         for epoch in range(epochs):
             self.stem.model.train()
-            batches.set_epoch(epoch)
             sums = stack.weight.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
-            for inputs, targets in _stem_batches(self.stem, self.data.reader("train"), labels, batches, epoch):
+            for inputs, targets in steps.of_epoch(epoch):
                 sums += stack.step(inputs, targets).to(stack.wide) * len(targets)
-            self._note(stack, (sums / len(samples)).cpu())
+            _note(stack, (sums / len(steps.rows)).cpu(), valid)
             if on_epoch:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
-            stop = [not np.isfinite(list(head.history[-1].values())).all() for head in stack.heads]
+            stop = [
+                head.epochs == epoch + 1 or not np.isfinite(list(head.history[-1].values())).all()
+                for head in stack.heads
+            ]
             if should_stop and epoch + 1 < epochs:
                 stop = [one or other for one, other in zip(stop, should_stop(epoch + 1, stack.heads), strict=True)]
             if any(stop):
@@ -240,33 +316,62 @@ class HeadTrainer:
             if not stack.heads:
                 return
 
-    def _note(self, stack: "_Stack", train_losses: Tensor) -> None:
-        """Evaluate every head and keep the values of those that have become better."""
-        losses, accuracies = stack.evaluate(self._valid_inputs, self._valid_labels)
-        for index, head in enumerate(stack.heads):
-            row = {
-                "train_loss": float(train_losses[index]),
-                "val_loss": float(losses[index]),
-                "val_acc": float(accuracies[index]),
-            }
-            if not head.history or row["val_loss"] < head.best["val_loss"]:
-                head.weight, head.bias = stack.weight[index].clone(), stack.bias[index].clone()
-            head.history.append(row)
+    def _start(self, head: Head, rows: Indices) -> nn.Linear:
+        """Return where a head starts: for `lbfgs` at the solution, which its steps leave as it is."""
+        model, start = self.stem.model, self.stem.head
+        solved = model.hparams["optimizer"] == "lbfgs"
+        if solved or head.seed is not None:
+            start = backbones.fresh_head(start, head.seed or 0).to(model.device)
+        if solved:
+            count = len(self.data.samples["train"].views)
+            train = self._inputs("train", rows.repeat(count), np.tile(np.arange(count), len(rows)))
+            criterion = nn.CrossEntropyLoss(label_smoothing=head.label_smoothing)
+            lbfgs.solve(start, train, self._valid_of(head), criterion, model.eval_criterion, model.inverse_penalty)
+        return start
 
 
-def _stem_batches(
-    stem: Stem, reader: FeatureReader, labels: Tensor, batches: TrainBatches, epoch: int
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yields the last layer's input and the labels for an epoch, with the random numbers of a run on its own."""
-    device, seed = stem.model.device, stem.model.hparams["seed"]
-    steps = [np.asarray(positions, dtype=np.int64).T for positions in batches]
-    together = max(1, JOINED // batches.batch_size)
-    for first in range(0, len(steps), together):
-        group = steps[first : first + together]
-        features = [reader(indices, views).to(device, non_blocking=device.type == "cuda") for indices, views in group]
-        seeds = [step_seed(seed, epoch, first + index, 0) for index in range(len(group))]
-        for (indices, _), inputs in zip(group, stem.steps(features, seeds), strict=True):
-            yield inputs, labels[torch.from_numpy(indices.copy())].to(device)
+def _note(stack: "_Stack", train_losses: Tensor, valid: tuple[Tensor, Tensor]) -> None:
+    """Evaluate every head and keep the values of those that have become better, or end at an epoch."""
+    losses, accuracies = stack.evaluate(*valid)
+    for index, head in enumerate(stack.heads):
+        row = {
+            "train_loss": float(train_losses[index]),
+            "val_loss": float(losses[index]),
+            "val_acc": float(accuracies[index]),
+        }
+        if head.epochs is not None or not head.history or row["val_loss"] < head.best["val_loss"]:
+            head.weight, head.bias = stack.weight[index].clone(), stack.bias[index].clone()
+        head.history.append(row)
+
+
+class _Steps:
+    """The last layer's input and the labels of each step, with the random numbers of a run on its own.
+
+    Args:
+        stem: Of the model.
+        data: Delivers features for train.
+        head: Whose images and seed are used.
+        batch_size: Images per step.
+    """
+
+    def __init__(self, stem: Stem, data: DogImages, head: Head, batch_size: int) -> None:
+        files = data.samples["train"]
+        self.rows = np.arange(len(files)) if head.rows is None else head.rows
+        order_seed, self._seed = (data.seed, stem.model.hparams["seed"]) if head.seed is None else (head.seed,) * 2
+        self.batches = TrainBatches(files.take(self.rows), batch_size, order_seed)
+        self._stem, self._reader, self._labels = stem, data.reader("train"), torch.from_numpy(files.labels)
+
+    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+        self.batches.set_epoch(epoch)
+        device = self._stem.model.device
+        steps = [np.asarray(positions, dtype=np.int64).T for positions in self.batches]
+        together = max(1, JOINED // self.batches.batch_size)
+        for first in range(0, len(steps), together):
+            group = [(self.rows[positions], views) for positions, views in steps[first : first + together]]
+            features = [self._reader(*step).to(device, non_blocking=device.type == "cuda") for step in group]
+            seeds = [step_seed(self._seed, epoch, first + index, 0) for index in range(len(group))]
+            for (images, _), inputs in zip(group, self._stem.steps(features, seeds), strict=True):
+                yield inputs, self._labels[torch.from_numpy(images)].to(device)
 
 
 class _Stack:

@@ -1,18 +1,21 @@
 """Folders without splits, tables of labels, and classes that are not everywhere."""
 
 import csv
+import hashlib
 import shutil
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.layout import SPLITS
-from dogbreed.data.splits import parse_shares, split_by_content
+from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 
 CLASSES = ("001.Beagle", "002.Collie", "010.Poodle")
 
@@ -137,6 +140,38 @@ def test_an_empty_split_gets_an_image_and_too_few_are_refused():
 def test_shares_that_are_none(split):
     with pytest.raises(DogbreedError, match=r"data\.split=.*: give the shares of train, valid and test"):
         parse_shares(split)
+
+
+def digests_of(count: int) -> list[str]:
+    return [hashlib.blake2b(str(number).encode(), digest_size=16).hexdigest() for number in range(count)]
+
+
+def test_folds_have_equal_shares_of_every_class_and_of_every_split():
+    digests, labels = digests_of(6000), [number % 3 for number in range(6000)]
+    folds = folds_by_content(digests, labels, range(6000), 5)
+    assert folds[:3000] == folds_by_content(digests[:3000], labels[:3000], range(3000), 5), "others were added"
+    for label in range(3):  # 400 +- 18
+        assert Counter(folds[label::3]).keys() == set(range(5))
+        assert all(abs(count - 400) < 5 * 18 for count in Counter(folds[label::3]).values())
+    splits = split_by_content(digests, labels, range(6000), (0.8, 0.1, 0.1))
+    of_test = Counter(fold for fold, split in zip(folds, splits, strict=True) if split == "test")
+    assert all(abs(of_test[fold] - 120) < 5 * 10 for fold in range(5)), "the two do not depend on each other"
+
+
+@given(st.lists(st.integers(0, 3), min_size=6, max_size=30), st.integers(2, 6), st.data())
+def test_no_fold_is_empty_none_holds_a_class_and_twins_stay_together(labels, folds, data):
+    count = len(labels)
+    groups = [data.draw(st.integers(0, number)) if number % 4 == 3 else number for number in range(count)]
+    groups = [groups[group] if groups[group] < group else group for group in groups]
+    own = folds_by_content(digests_of(count), labels, groups, folds)
+    pictures = len(set(groups))
+    assert set(own) == set(range(folds)) if pictures >= 2 * folds else set(own) <= set(range(folds))
+    assert len(set(zip(groups, own, strict=True))) == pictures
+    for label in set(labels):
+        of_label = {group for group, other in zip(groups, labels, strict=True) if other == label}
+        mixed = any(group in of_label and other != label for group, other in zip(groups, labels, strict=True))
+        if len(of_label) > 1 and not mixed:
+            assert len({fold for fold, other in zip(own, labels, strict=True) if other == label}) > 1
 
 
 def test_a_folder_around_the_classes_and_one_around_the_splits(copy, tmp_path, dog_tree):

@@ -1,5 +1,6 @@
 """Heads trained side by side end where each would have ended alone."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,66 @@ def test_a_head_in_the_stack_is_the_head_trained_alone(
         ours = test_logits(model, data, head.weight, head.bias)
         torch.testing.assert_close(ours, theirs, atol=2e-4, rtol=1e-4)
         assert torch.equal(ours.argmax(1), theirs.argmax(1))
+
+
+@pytest.fixture(scope="module")
+def part(dog_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Some images of train and valid, and weights for a head of another size: a seed changes the head alone."""
+    root = shutil.copytree(dog_tree, tmp_path_factory.mktemp("part") / "dogImages")
+    for split, kept in (("train", [1, 2, 5]), ("valid", [0, 2])):
+        for number, folder in enumerate(sorted((root / split).iterdir())):
+            for index, file in enumerate(sorted(folder.iterdir())):
+                if index not in kept[number % 2 :]:
+                    file.unlink()
+    network = backbones.create("mobilenet_v3_small", 7, weights="none", seed=9)
+    torch.save(network.state_dict(), root.parent / "weights.pth")
+    return root
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("optimizer", "schedule", "epochs"),
+    [("adam", "constant", 3), ("adamw", "cosine", 3), ("sgd", "onecycle", 3), ("lbfgs", "constant", 1)],
+)
+def test_a_head_on_some_rows_is_the_run_on_those_images_alone(
+    settings: list[str], part: Path, optimizer: str, schedule: str, epochs: int
+) -> None:
+    settings += [
+        f"model.optimizer={optimizer}",
+        f"model.schedule={schedule}",
+        f"model.weights={part.parent / 'weights.pth'}",
+        f"trainer.max_epochs={epochs}",
+        "data.batch_size=4",
+        "model.lr=0.01",
+    ]
+    model, data, _ = on_features(settings)
+    rows, valid_rows = (
+        np.array(
+            [at for at, file in enumerate(data.samples[split].paths) if (part / file.relative_to(data.root)).exists()]
+        )
+        for split in ("train", "valid")
+    )
+    assert (len(rows), len(valid_rows)) == (10, 6)
+    some, seeded, plain = Head(lr=0.01, rows=rows, valid_rows=valid_rows, seed=3), Head(lr=0.01, seed=5), Head(lr=0.01)
+    HeadTrainer(model, data).train([plain, some, seeded], batch_size=4, epochs=epochs)
+    for head, own in ((some, [f"data.root={part}", "seed=3"]), (seeded, ["seed=5"]), (plain, [])):
+        alone = train(overrides=[*settings, *own])
+        assert head.best["val_loss"] == pytest.approx(alone.metrics["val_loss"], abs=1e-4)
+        assert head.best["train_loss"] == pytest.approx(alone.metrics["train_loss"], abs=1e-4)
+        assert head.best["val_acc"] == pytest.approx(alone.metrics["val_acc"], abs=1e-9)
+
+
+def test_a_head_ends_at_its_epoch_with_the_values_it_has_then(settings: list[str]) -> None:
+    model, data, _ = on_features([*settings, "model.schedule=cosine"])
+    trainer = HeadTrainer(model, data)
+    rows = np.array([0, 3, 4])
+    short, whole = Head(lr=1.0, epochs=2, valid_rows=rows), Head(lr=1.0, valid_rows=rows)
+    trainer.train([short, whole], batch_size=6, epochs=4)
+    assert short.history == whole.history[:2]
+    assert short.best != short.history[1], "too fast: the first epoch was better"
+    logits, labels = trainer.valid_logits(short), torch.from_numpy(data.samples["valid"].labels[rows])
+    loss = nn.functional.cross_entropy(logits, labels).item()
+    assert loss == pytest.approx(short.history[1]["val_loss"], rel=1e-5)
 
 
 def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
