@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 
 def count(number: int, noun: str) -> str:
-    """Return a number with its noun: 1 image, 1,000 images, 2 classes."""
-    plural = "" if number == 1 else "es" if noun.endswith(("s", "h", "x")) else "s"
+    """Return a number with its noun: 1 image, 1,000 images, 2 classes, 3 epochs."""
+    plural = "" if number == 1 else "es" if noun.endswith(("s", "tch", "x")) else "s"
     return f"{number:,} {noun}{plural}"
 
 

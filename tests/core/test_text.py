@@ -8,6 +8,7 @@ def test_count():
     assert count(0, "image") == "0 images"
     assert count(1000, "class") == "1,000 classes"
     assert count(2, "batch") == "2 batches"
+    assert count(2, "epoch") == "2 epochs"
 
 
 @pytest.mark.parametrize(
