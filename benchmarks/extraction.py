@@ -20,7 +20,7 @@ MATRIX = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 def machine(bench: Bench) -> None:
-    """The rates of matrix products and of memory, to hold the others against."""
+    """Measure the rates of matrix products and of memory, to hold the others against."""
     for precision, dtype in MATRIX.items():
         # Without units for bfloat16 a product of this size would take a minute.
         slow = precision == "bfloat16" and not has_bfloat16(bench.device)
@@ -51,7 +51,7 @@ def decoding(bench: Bench) -> None:
 
 
 def extraction(bench: Bench) -> None:
-    """The frozen part alone, decoding left out: torchvision's network called plainly, and this project's way."""
+    """Measure the frozen part alone, without decoding: torchvision's network called plainly, and this project's way."""
     plain = torchvision.models.vgg16(weights=None).to(bench.device).eval()
     count = 32
     inputs = torch.rand(count, 3, 224, 224, device=bench.device)

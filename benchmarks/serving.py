@@ -149,7 +149,7 @@ def _jpeg(image: Image.Image, size: tuple[int, int]) -> bytes:
 
 @contextmanager
 def _server(folder: Path, *flags: str) -> Any:
-    """A port, its process, and the seconds from nothing to the first good answer of /ping."""
+    """Yield a port, its process, and the seconds from nothing to the first good answer of /ping."""
     started = time.perf_counter()
     command = [sys.executable, "-m", "dogbreed.serve", str(folder), "--port", "0", "--device", "cpu", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -15,7 +15,7 @@ BEGIN, END = "<!-- modules: written by docs/modules.py -->\n", "<!-- end of modu
 
 
 def first_line(file: Path) -> str:
-    """The first paragraph's first sentence of a module's docstring."""
+    """Return the first paragraph's first sentence of a module's docstring."""
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     paragraph = " ".join(text.split("\n\n")[0].split())
     return paragraph.split(". ")[0].rstrip(".").replace("|", "\\|")
@@ -32,7 +32,7 @@ def modules() -> dict[str, list[Path]]:
 
 
 def table() -> str:
-    """The map in Markdown."""
+    """Return the map in Markdown."""
     parts = []
     for folder, files in sorted(modules().items()):
         rows = "\n".join(f"| `{file.relative_to(ROOT / folder)}` | {first_line(file)} |" for file in files)
@@ -41,7 +41,7 @@ def table() -> str:
 
 
 def renewed(page: str) -> str:
-    """The page with the map of today's tree."""
+    """Return the page with the map of today's tree."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"

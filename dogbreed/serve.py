@@ -104,7 +104,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _log_to_stderr() -> None:
-    """The access log: one line per request, in UTC, with nothing of what was sent."""
+    """Write the access log: one line per request, in UTC, with nothing of what was sent."""
     handler = logging.StreamHandler()
     form = logging.Formatter("%(asctime)s.%(msecs)03dZ %(levelname)s %(message)s", "%Y-%m-%dT%H:%M:%S")
     form.converter = time.gmtime

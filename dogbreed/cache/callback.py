@@ -1,5 +1,6 @@
 """`FeatureCache`: how a run uses features that are computed once."""
 
+import math
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -47,6 +48,13 @@ class Group:
             raise problem or DogbreedError("another process could not compute its part of the features")
 
 
+def _epochs(trainer: Trainer, model: DogBreedClassifier, stage: str) -> int | None:
+    """Return how many epochs the views are needed for; None is all that there are."""
+    if stage != "fit":
+        return 0  # no training images
+    return None if model.hparams["optimizer"] == "lbfgs" else trainer.max_epochs  # lbfgs solves over all views
+
+
 class FeatureCache(Callback):
     """Compute the frozen prefix once per image, and let the run go on with its features.
 
@@ -85,7 +93,7 @@ class FeatureCache(Callback):
         self.folder = cache_folder(folder) / "features"
         self.state = "off"
         self.reason = "cache.mode=off" if mode == "off" else ""
-        self._ready = False
+        self._epochs = -1.0  # for so many the views are there
         self._arithmetic = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -100,7 +108,8 @@ class FeatureCache(Callback):
         device = trainer.strategy.root_device
         self._arithmetic.enter_context(float32_as(self.precision, device))  # the features' and the network's
         rank, world = self._share(trainer)
-        self.attach(pl_module, data, device, Group(rank, world, trainer.strategy.reduce_boolean_decision))
+        group = Group(rank, world, trainer.strategy.reduce_boolean_decision)
+        self.attach(pl_module, data, device, group, epochs=_epochs(trainer, pl_module, stage))
         return None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -125,7 +134,13 @@ class FeatureCache(Callback):
         return (trainer.global_rank, trainer.world_size) if shared else (trainer.local_rank, trainer.num_devices)
 
     def attach(
-        self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group | None = None
+        self,
+        model: DogBreedClassifier,
+        data: DogImages,
+        device: torch.device,
+        group: Group | None = None,
+        *,
+        epochs: int | None = None,
     ) -> None:
         """Let data deliver features and the model take them, computing first what is missing; once.
 
@@ -134,19 +149,23 @@ class FeatureCache(Callback):
             data: Set up.
             device: Where the prefix runs.
             group: The processes that share the work; None is this one alone.
+            epochs: How many will be trained, so that only the views that they show are computed; None and -1 are
+                without end, so that all are.
 
         Raises:
             DogbreedError: In `require` mode, where the cache cannot be used; in any, where the device only emulates
                 bfloat16.
             OutOfMemoryError: The device's memory does not hold a pass of one image.
         """
-        if self._ready or self.mode == "off":
+        epochs = None if epochs == -1 else epochs
+        enough = math.inf if epochs is None else epochs
+        if enough <= self._epochs or self.mode == "off":
             return
-        self._ready = True
+        self._epochs = enough
         was_training = model.training
         precision = effective(self.precision, device)
         try:
-            self._attach(model, data, device, group or Group(), precision)
+            self._attach(model, data, device, group or Group(), precision, epochs)
         except Interrupted:
             raise
         except (NoPrefix, DogbreedError) as error:
@@ -165,7 +184,13 @@ class FeatureCache(Callback):
             print(f"Cache off: {reason}.", flush=True)
 
     def _attach(
-        self, model: DogBreedClassifier, data: DogImages, device: torch.device, group: Group, precision: str
+        self,
+        model: DogBreedClassifier,
+        data: DogImages,
+        device: torch.device,
+        group: Group,
+        precision: str,
+        epochs: int | None,
     ) -> None:
         with group.step(), float32_as(precision, device):
             parts = cut(model.to(device).eval().network, data.preprocessing.size)
@@ -173,7 +198,8 @@ class FeatureCache(Callback):
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
         with group.step():  # all have to see the same before they share the work
             damaged = store.refresh()
-            missing = missing_views(store, data.samples)
+            used = data.used_views(epochs)
+            missing = missing_views(store, data.samples, used)
         with ExitStack() as held:
             with group.step():
                 # One whose features another has on a disk of its own has nothing to do, and waits with the rest.
@@ -182,7 +208,7 @@ class FeatureCache(Callback):
                     held.enter_context(locked(store.folder, leader=group.rank == 0))
             store.refresh()  # another run may have built it while this one waited for the lock
             if group.world == 1:  # of several, all have to share the work that all have seen
-                missing = missing_views(store, data.samples)
+                missing = missing_views(store, data.samples, used)
             with group.step():
                 if missing and group.rank == 0:
                     self._prepare(store, model, parts, missing, precision)

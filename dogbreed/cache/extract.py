@@ -8,9 +8,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import PIL
 import torch
 import torchvision
+from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
@@ -66,14 +68,21 @@ class MissingViews(NamedTuple):
     keys: list[bytes]
 
 
-def missing_views(store: Store, splits: Mapping[str, SplitFiles]) -> list[MissingViews]:
-    """Return what has to be computed, one entry per image; equal images are computed once."""
+def missing_views(
+    store: Store, splits: Mapping[str, SplitFiles], used: Mapping[str, NDArray[np.bool_]]
+) -> list[MissingViews]:
+    """Return what has to be computed, one entry per image; equal images are computed once.
+
+    Args:
+        store: Holds what was computed before.
+        splits: The images.
+        used: Which of their views are needed, [views, images] per split.
+    """
     missing: dict[str, MissingViews] = {}
-    for samples in splits.values():
-        for views in samples.views:
-            for path, digest, view in zip(samples.paths, samples.digests, views, strict=True):
-                key = row_key(digest, view)
-                if key not in store:
+    for split, samples in splits.items():
+        for views, needed in zip(samples.views, used[split].tolist(), strict=True):
+            for path, digest, view, is_needed in zip(samples.paths, samples.digests, views, needed, strict=True):
+                if is_needed and (key := row_key(digest, view)) not in store:
                     entry = missing.setdefault(digest, MissingViews(path, [], []))
                     if key not in entry.keys:
                         entry.views.append(view)

@@ -129,11 +129,15 @@ class Store:
                 file.unlink(missing_ok=True)
 
     def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
-        """Return the rows by (view, image): `keys[view][image]`. All of them have to be in the store."""
-        names = sorted({self._rows[key][0] for view in keys for key in view})
+        """Return the rows by (view, image): `keys[view][image]`; those that are not in the store cannot be read."""
+        rows = [[self._rows.get(key) for key in view] for view in keys]
+        names = sorted({row[0] for view in rows for row in view if row})
         number = {name: position for position, name in enumerate(names)}
-        positions = [[(number[name], row) for name, row in map(self._rows.__getitem__, view)] for view in keys]
+        positions = [[(number[row[0]], row[1]) if row else (ABSENT, 0) for row in view] for view in rows]
         return Table([self._blocks[name] for name in names], np.array(positions, dtype=np.int64), self.shape)
+
+
+ABSENT = -1  # the block of a row that is not in the store
 
 
 class Table:
@@ -147,6 +151,10 @@ class Table:
     def __call__(self, indices: Indices, views: Indices) -> Tensor:
         """Return features [N, *shape] in float32 of images `indices` [N], each seen as `views` [N] says."""
         block, row = self.positions[views, indices].T
+        if (block == ABSENT).any():
+            raise DogbreedError(
+                "Features of these views were not computed: the cache knew of fewer epochs than are trained."
+            )
         result = torch.empty(len(indices), *self.shape)
         for number in np.unique(block):
             here = np.flatnonzero(block == number)

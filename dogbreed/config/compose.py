@@ -66,7 +66,7 @@ def conf_dir() -> Path:
 
 
 def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
-    """Compose the configuration as the command line would, and leaves Hydra's global state as it was.
+    """Compose the configuration as the command line would, and leave Hydra's global state as it was.
 
     Args:
         overrides: In Hydra's form, `key=value`; flags such as `--lr 0.1` are for `hyperparameters.to_overrides`.

@@ -50,7 +50,7 @@ _WIRE_VALUE = re.compile(r"[A-Za-z0-9_.+-]+")
 
 
 def to_overrides(argv: Sequence[str]) -> list[str]:
-    """Translates a command line into the one that Hydra reads.
+    """Translate a command line into the one that Hydra reads.
 
     `--batch-size 64`, `--batch-size=64` and `--data__batch_size 64` become `data.batch_size=64`; `key=value` stays
     as it is, and so do Hydra's own flags, which come first in the result (Hydra's parser wants them together). A
@@ -67,7 +67,7 @@ def to_overrides(argv: Sequence[str]) -> list[str]:
 
 
 def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
-    """As `to_overrides`, with Hydra's flags (and their values) apart from the overrides."""
+    """Do as `to_overrides` does, with Hydra's flags (and their values) apart from the overrides."""
     flags: list[str] = []
     overrides: list[str] = []
     rest = list(argv)
@@ -87,7 +87,7 @@ def split_argv(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 
 
 def to_wire(overrides: Mapping[str, Scalar]) -> dict[str, str]:
-    """Writes settings as hyperparameters that SageMaker can carry.
+    """Write settings as hyperparameters that SageMaker can carry.
 
     Args:
         overrides: Values by dotted key, as in the configuration.
@@ -101,18 +101,13 @@ def to_wire(overrides: Mapping[str, Scalar]) -> dict[str, str]:
     return {_wire_name(key): _wire_value(key, value) for key, value in overrides.items()}
 
 
-def from_wire(hyperparameters: Mapping[str, str]) -> dict[str, str]:
-    """Gives hyperparameters back their dotted keys; the values stay text."""
-    return {dotted(name): value for name, value in hyperparameters.items()}
-
-
 def dotted(name: str) -> str:
-    """The key of the configuration that a wire name or a flag (without its dashes) stands for."""
+    """Return the key of the configuration that a wire name or a flag (without its dashes) stands for."""
     return SHORT.get(name.replace("_", "-"), name.replace("__", ".").replace("-", "_"))
 
 
 def quote(text: str) -> str:
-    """Writes a scalar so that Hydra's grammar reads it as one value: numbers, booleans and null as such, else text.
+    """Write a scalar so that Hydra's grammar reads it as one value: numbers, booleans and null as such, else text.
 
     An interpolation, `${...}`, stays one.
     """
@@ -142,7 +137,7 @@ def _in_quotes(text: str) -> str:
 
 
 def literal(value: Any) -> str:
-    """A value of the configuration in Hydra's grammar, whatever its kind."""
+    """Return a value of the configuration in Hydra's grammar, whatever its kind."""
     if value is None:
         return "null"
     if isinstance(value, bool):

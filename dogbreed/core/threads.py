@@ -14,13 +14,13 @@ _here = local()
 
 
 def set_num_threads(count: int) -> None:
-    """Lets torch use so many threads in what this thread does."""
+    """Set how many threads torch uses in what this thread does."""
     torch.get_num_threads()  # torch takes over what other threads have set when a thread first asks, but not later
     torch.set_num_threads(count)
 
 
 def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
-    """The work of all parts, in as many threads as torch would use; each has one thread of torch.
+    """Do the work of all parts, in as many threads as torch would use; each has one thread of torch.
 
     Work of many small steps gains: were each step shared out by torch, its threads would wait for each other after
     every one. Nothing in it is differentiated.
@@ -46,7 +46,7 @@ def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
 
 @cache
 def _workers(count: int) -> ThreadPoolExecutor:
-    """Threads within which torch has one thread each."""
+    """Return threads within which torch has one thread each."""
     started = Barrier(count + 1)
 
     def start() -> None:
@@ -62,5 +62,5 @@ def _workers(count: int) -> ThreadPoolExecutor:
     return workers
 
 
-if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, and would wait for them for ever
+if hasattr(os, "register_at_fork"):  # a child has none of its parent's threads, and would wait for them forever
     os.register_at_fork(after_in_child=_workers.cache_clear)

@@ -9,6 +9,7 @@ from typing import Any, Literal, Self
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Sampler
 
 from dogbreed.core.errors import DogbreedError
@@ -31,7 +32,7 @@ from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.listing import Entry, Listing, list_data
 from dogbreed.data.locate import find_folder, find_root
-from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed
+from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed, used_views
 from dogbreed.data.scan import ScannedFile, scan
 from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 from dogbreed.data.synthetic import make_sample
@@ -286,6 +287,17 @@ class DogImages(LightningDataModule):
         both.samples["valid"] = replace(files, views=[[WHOLE] * len(files)])
         groups = self._groups(files.digests, files.paths)
         return both, np.array(folds_by_content(files.digests, files.labels.tolist(), groups, folds))
+
+    def used_views(self, epochs: int | None) -> dict[str, NDArray[np.bool_]]:
+        """Return for each split which views of its images are looked at, [views, images].
+
+        Args:
+            epochs: Number of epochs; None is without end.
+        """
+        return {
+            split: used_views(self.seed, epochs if split == "train" else None, len(files.views), len(files))
+            for split, files in self.samples.items()
+        }
 
     def use_features(self, readers: Mapping[str, FeatureReader]) -> None:
         """Deliver features in place of images for the splits that have a reader."""

@@ -162,7 +162,7 @@ def _is_offline(reason: object) -> bool:
 
 
 def _tag_file(part: Path) -> Path:
-    """Where the address, what names this version of the file (ETag or date) and its size are kept."""
+    """Return where the address, what names this version of the file (ETag or date) and its size are kept."""
     return part.with_name(part.name + ".tag")
 
 

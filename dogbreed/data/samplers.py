@@ -10,10 +10,11 @@ from collections.abc import Iterator
 from itertools import islice
 
 import numpy as np
+from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datasets import SplitFiles
+from dogbreed.data.datasets import Indices, SplitFiles
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
@@ -35,9 +36,24 @@ class EpochOrder(Sampler[tuple[int, int]]):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = keyed(self.seed, "order", self.epoch).permutation(self.count)
-        views = keyed(self.seed, "view", self.epoch).integers(self.views, size=self.count)
+        views = views_of_epoch(self.seed, self.epoch, self.views, self.count)
         mine = np.resize(order, len(self) * self.world)[self.rank :: self.world]
         yield from zip(mine.tolist(), views[mine].tolist(), strict=True)
+
+
+def views_of_epoch(seed: int, epoch: int, views: int, count: int) -> Indices:
+    """Return which of its views each of `count` images is seen in, [images]."""
+    return keyed(seed, "view", epoch).integers(views, size=count)
+
+
+def used_views(seed: int, epochs: int | None, views: int, count: int) -> NDArray[np.bool_]:
+    """Return which views of each image the first epochs show, [views, images]; None is epochs without end."""
+    used = np.full((views, count), epochs is None)
+    for epoch in range(epochs or 0):
+        used[views_of_epoch(seed, epoch, views, count), np.arange(count)] = True
+        if used.all():
+            break
+    return used
 
 
 class TrainBatches(Sampler[list[tuple[int, int]]]):

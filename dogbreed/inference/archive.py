@@ -53,7 +53,7 @@ class Archive:
         return sorted([*self.files, *self.texts])
 
     def size(self, name: str) -> int:
-        """Bytes before packing."""
+        """Return the bytes before packing."""
         return self.files[name].stat().st_size if name in self.files else len(self.texts[name].encode())
 
     @cached_property

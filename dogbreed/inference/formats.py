@@ -44,7 +44,7 @@ class Answering(nn.Module):
         self.network, self.temperature = network, temperature
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """[N, 3, S, S] to logits and probabilities [N, classes]."""
+        """Map [N, 3, S, S] to logits and probabilities [N, classes]."""
         logits: Tensor = self.network(images)
         return logits, (logits / self.temperature).softmax(1)
 

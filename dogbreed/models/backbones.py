@@ -255,7 +255,7 @@ def to_channels_last(network: nn.Module) -> nn.Module:
 
 
 def set_mode(network: nn.Module, training: bool) -> None:
-    """`network.train(training)`, with what is frozen really frozen.
+    """Do as `network.train(training)` does, with what is frozen really frozen.
 
     Frozen batch norm keeps its running statistics (`train()` alone would go on updating them), and stochastic depth
     is off in blocks of which nothing trains: it regularises weights, and there are none to regularise. Dropout stays

@@ -102,7 +102,7 @@ def _has_map(kept: list[Tensor], network: nn.Module) -> bool:
 
 
 def _maps(features: Tensor, slopes: Tensor) -> Tensor:
-    """Equations 1 and 2, each map scaled to its largest value."""
+    """Compute equations 1 and 2, each map scaled to its largest value."""
     weights = slopes.mean((2, 3), keepdim=True)
     maps = (weights * features.detach()).sum(1).relu().float().cpu()
     return maps / maps.amax((1, 2), keepdim=True).clamp(min=1e-12)

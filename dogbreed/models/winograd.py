@@ -261,7 +261,7 @@ def _halves(pool: nn.MaxPool2d) -> bool:
 
 
 def _linear(linear: nn.Linear) -> nn.Module:
-    """The layer in bfloat16, packed for oneDNN where this torch can do so and this processor has the instructions."""
+    """Return the layer in bfloat16, packed for oneDNN where this torch and this processor can do so."""
     try:
         return PackedLinear(linear)
     except (AttributeError, RuntimeError):  # no such operator; no avx512bw, avx512vl and avx512dq

@@ -133,7 +133,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
             return
         self._look(trainer, epoch_ended=True)
         if self.settings["on_trigger"] == "stop":
-            # All devices stop, or none: one that went on alone would wait for the others for ever.
+            # All devices stop, or none: one that went on alone would wait for the others forever.
             stop = trainer.strategy.reduce_boolean_decision(bool(self._wants_stop), all=False)
             if stop and not trainer.should_stop:
                 trainer.should_stop = True

@@ -50,7 +50,7 @@ class Finding:
     applies: bool = True
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values for JSON, which has no number for what is not finite."""
+        """Return plain values for JSON, which has no number for what is not finite."""
         figures = {name: float(value) if math.isfinite(value) else None for name, value in self.figures.items()}
         return {**asdict(self), "figures": figures, "parameters": dict(self.parameters)}
 

@@ -132,7 +132,7 @@ def read(folder: Path) -> Recorded:
 
 
 def check_folder(folder: Path) -> None:
-    """Check that smdebug wrote a folder; its trial would wait for ever where it did not.
+    """Check that smdebug wrote a folder; its trial would wait forever where it did not.
 
     Raises:
         DogbreedError: Says what is there instead.

@@ -100,7 +100,7 @@ def without_failing(write: Callable[[], None], what: str) -> None:
 
 
 def facts(values: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Names and values for a list of facts; names begin with a capital, what is None is left out."""
+    """Return names and values for a list of facts; names begin with a capital, what is None is left out."""
     return [(name[:1].upper() + name[1:], value) for name, value in values.items() if value is not None]
 
 

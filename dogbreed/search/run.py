@@ -113,7 +113,7 @@ def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
     data.setup()
     model = build_model(config, data, None)
     cache = build_cache(config, quiet=False)
-    cache.attach(model, data, device)
+    cache.attach(model, data, device, epochs=config.trainer["max_epochs"])
     if cache.state == "off":
         return None, cache.reason
     try:

@@ -152,7 +152,7 @@ def _model_error(error: RequestError) -> Response:
 
 
 def _expects_continue(scope: dict[str, Any]) -> bool:
-    """Whether the client sends its body only after a 100 (`Expect: 100-continue`)."""
+    """Return whether the client sends its body only after a 100 (`Expect: 100-continue`)."""
     return any(name == b"expect" for name, _ in scope["headers"])
 
 

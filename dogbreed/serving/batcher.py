@@ -118,7 +118,7 @@ class Batcher:
                 self._busy_since = time.monotonic()
                 self._answer(group)
                 self._busy_since = None
-        finally:  # also where the thread dies of a fault, so that nobody waits for ever
+        finally:  # also where the thread dies of a fault, so that nobody waits forever
             with self._changed:
                 self._closed = True
                 remaining = list(self._waiting)
