@@ -254,7 +254,7 @@ def test_a_build_that_goes_on_comes_to_the_same_rows(tmp_path: Path) -> None:
     for cuts in ((1.0,), (0.3, 1.0)):
         store = Store(tmp_path / str(len(cuts)), parts.shape, torch.float32)
         for share in cuts:
-            missing = missing_views(store, data.samples)
+            missing = missing_views(store, data.samples, data.used_views(None))
             share_of = missing[: round(share * len(missing))]
             extract(store, parts.prefix, share_of, data, device=DEVICE, precision="float32", quiet=True)
         rows.append({key: store._blocks[block][row].clone() for key, (block, row) in store._rows.items()})
