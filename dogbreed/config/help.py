@@ -13,6 +13,7 @@ Settings are written key=value and come in groups (the files in conf/ say what e
   debugger    losses and gradients saved with smdebug, as in SageMaker (debugger.enabled=true)
   search      how many trials, and over which ranges (for dogbreed.tune and SageMaker's tuner)
   sagemaker   instances, role, bucket, limits (for launch/)
+  schedule    schedule=finetune: the head first, then more of the network from that head (head_stage: the first stage)
   experiment  a set of settings: experiment=quickstart | modern | published | finetune
 
 What people change most, with the defaults:

@@ -54,6 +54,8 @@ class Model:
     # Not in the configurations of older runs.
     layer_decay: float = 1.0
     ema_decay: float | None = None
+    mixup: float = 0.0
+    cutmix: float = 0.0
 
 
 @dataclass(frozen=True)

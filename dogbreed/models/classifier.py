@@ -24,7 +24,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import backbones, lbfgs, own_networks
+from dogbreed.models import backbones, lbfgs, mixing, own_networks
 from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
@@ -64,6 +64,8 @@ class DogBreedClassifier(LightningModule):
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
         layer_decay: The last layer of the backbone trains at `backbone_lr`, and each one before at so much less.
         ema_decay: Share of the averaged weights that a step leaves: they are validated and kept; None: no averages.
+        mixup: Above 0, pairs of images are blended, with shares from Beta(mixup, mixup), and so are their labels.
+        cutmix: The same with a rectangle of the other image; with both, each step takes one of them.
         weight_decay: L2 penalty (adam, sgd) or decoupled decay (adamw).
         label_smoothing: In the training loss; evaluation is always without.
         optimizer: `adam`, `adamw`, `sgd` (Nesterov momentum 0.9), or `lbfgs` (logistic regression on cached features,
@@ -94,6 +96,8 @@ class DogBreedClassifier(LightningModule):
         backbone_lr: float | None = None,
         layer_decay: float = 1.0,
         ema_decay: float | None = None,
+        mixup: float = 0.0,
+        cutmix: float = 0.0,
         weight_decay: float = 0.0,
         label_smoothing: float = 0.0,
         optimizer: str = "adam",
@@ -131,6 +135,7 @@ class DogBreedClassifier(LightningModule):
         # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.eval_criterion = nn.CrossEntropyLoss()
+        self.mixing = mixing.build(num_classes, mixup, cutmix, trainable)
         self._add_metrics(num_classes)
         self.images_seen = 0
         if optimizer == "lbfgs":
@@ -257,8 +262,9 @@ class DogBreedClassifier(LightningModule):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         batch = self._whole(batch)
-        logits = self.logits(batch)
-        loss: Tensor = self.criterion(logits, batch.labels)
+        inputs, targets = (batch.inputs, batch.labels) if self.mixing is None else self.mixing(*batch[:2])
+        logits = self.logits(batch._replace(inputs=inputs))
+        loss: Tensor = self.criterion(logits, targets)
         # Waiting for the loss would stall a GPU at each step; there the check runs on every 16th and on epoch end.
         if (loss.device.type == "cpu" or batch_idx % 16 == 0) and not math.isfinite(loss.item()):
             raise self._diverged("train_loss", batch_idx)

@@ -66,6 +66,8 @@ def config_of(config: Config, folder: Path) -> Config:
             label_smoothing=0.0,
             layer_decay=1.0,
             ema_decay=None,
+            mixup=0.0,
+            cutmix=0.0,
         ),
         trainer={**config.trainer, "max_epochs": stage.epochs, "max_steps": -1, "accumulate_grad_batches": 1},
     )

@@ -46,6 +46,8 @@ WORDS = {
     "model.trainable": ("head", "block", "all"),
     "model.optimizer": ("adam", "adamw", "sgd", "lbfgs"),
     "model.schedule": ("constant", "cosine", "onecycle"),
+    "head_stage.optimizer": ("adam", "adamw", "sgd", "lbfgs"),
+    "head_stage.augment": ("none", "flip", "crop"),
     "cache.mode": ("auto", "off", "require"),
     "cache.precision": ("float32", "bfloat16", "float16", "tf32"),
 }
