@@ -57,7 +57,8 @@ class SplitFiles:
 
     def take(self, rows: Indices) -> "SplitFiles":
         """Return the images at these positions, as a split of their own."""
-        paths, digests, *views = ([items[row] for row in rows] for items in (self.paths, self.digests, *self.views))
+        paths, digests = [self.paths[row] for row in rows], [self.digests[row] for row in rows]
+        views = [[view[row] for row in rows] for view in self.views]
         return SplitFiles(paths, self.labels[rows], digests, views)
 
 

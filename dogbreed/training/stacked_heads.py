@@ -357,8 +357,9 @@ class _Steps:
     def __init__(self, stem: Stem, data: DogImages, head: Head, batch_size: int) -> None:
         files = data.samples["train"]
         self.rows = np.arange(len(files)) if head.rows is None else head.rows
-        order_seed, self._seed = (data.seed, stem.model.hparams["seed"]) if head.seed is None else (head.seed,) * 2
-        self.batches = TrainBatches(files.take(self.rows), batch_size, order_seed)
+        own = head.seed
+        self._seed: int = stem.model.hparams["seed"] if own is None else own
+        self.batches = TrainBatches(files.take(self.rows), batch_size, data.seed if own is None else own)
         self._stem, self._reader, self._labels = stem, data.reader("train"), torch.from_numpy(files.labels)
 
     def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
