@@ -192,6 +192,8 @@ class FeatureCache(Callback):
         precision: str,
         epochs: int | None,
     ) -> None:
+        if data.transforms:
+            raise DogbreedError("data.transforms change the training images anew in each epoch")
         with group.step(), float32_as(precision, device):
             parts = cut(model.to(device).eval().network, data.preprocessing.size)
         key = store_key(parts.prefix, data.preprocessing, precision, device)

@@ -36,6 +36,7 @@ class Data:
     split: Any = field(default_factory=lambda: [0.8, 0.1, 0.1])
     class_mismatch: Literal["error", "drop"] = "error"
     folds: int | None = None
+    transforms: Any = None
 
 
 @dataclass(frozen=True)

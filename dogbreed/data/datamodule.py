@@ -23,6 +23,7 @@ from dogbreed.data.datasets import (
     Indices,
     Skipped,
     SplitFiles,
+    Transform,
     only_batch,
     stack_images,
 )
@@ -65,6 +66,8 @@ class DogImages(LightningDataModule):
         sample: Arguments for `dogbreed.data.synthetic.make_sample`.
         preprocessing: From image to input; None takes ImageNet's at 224 pixels.
         views: Crops per image for `augment=crop`.
+        transforms: Change the training images anew in each epoch, as torchvision's v2.RandAugment does: callables from
+            uint8 [3, H, W] to the same, which draw from torch. There are no features of such images to keep.
         max_pixels: Larger images are refused before they are decoded.
         scan_memory: File that remembers which images are readable; None scans each time.
         seed: Of order and views.
@@ -99,6 +102,7 @@ class DogImages(LightningDataModule):
         sample: Mapping[str, int] | None = None,
         preprocessing: Preprocessing | None = None,
         views: int = 4,
+        transforms: Sequence[Transform] = (),
         max_pixels: int = 100_000_000,
         scan_memory: Path | None = None,
         seed: int = 0,
@@ -121,6 +125,7 @@ class DogImages(LightningDataModule):
         self.sample = dict(sample or {})
         self.preprocessing = preprocessing or Preprocessing(resize=resize)
         self.num_views = views
+        self.transforms = list(transforms)
         self.max_pixels = max_pixels
         self.scan_memory = scan_memory
         self.seed, self.quiet = seed, quiet
@@ -308,7 +313,8 @@ class DogImages(LightningDataModule):
         return self._readers[split]
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return self._loader("train", TrainBatches(self.samples["train"], self.batch_size, self.seed, *self._rank()))
+        files, anew = self.samples["train"], bool(self.transforms)
+        return self._loader("train", TrainBatches(files, self.batch_size, self.seed, *self._rank(), anew))
 
     def val_dataloader(self) -> DataLoader[Any]:
         return self._evaluation_loader("valid")
@@ -328,13 +334,14 @@ class DogImages(LightningDataModule):
 
     def _loader(self, split: str, batches: Sampler[Any]) -> DataLoader[Any]:
         files, reader = self.samples[split], self._readers.get(split)
+        transforms = self.transforms if split == "train" else []
         # A generator of its own: the default one is drawn from when an iterator starts, and would shift dropout.
         generator = torch.Generator().manual_seed(self.seed)
         if reader is not None:
             features = FeatureDataset(files, reader)
             return DataLoader(features, batch_sampler=batches, collate_fn=only_batch, generator=generator)
         return ImageLoader(
-            ImageDataset(files, self.preprocessing, self.max_pixels),
+            ImageDataset(files, self.preprocessing, self.max_pixels, transforms, self.seed),
             batch_sampler=batches,
             collate_fn=stack_images,
             num_workers=self.num_workers,

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from dogbreed.data.images import BadImage, Preprocessing, View, load
 
 SECONDS_TO_ANSWER = 600  # a worker that has brought nothing for so long hangs
 Indices = NDArray[np.int64]
+Transform = Callable[[Tensor], Tensor]  # of a decoded image, uint8 [3, H, W]
 FeatureReader = Callable[[Indices, Indices], Tensor]  # (positions, views) of a split to features [N, ...]
 
 
@@ -71,21 +73,60 @@ class Skipped:
 
 
 class ImageDataset(Dataset[tuple[Tensor, int, int] | BadImage]):
-    """Images as network inputs, addressed by (position, view); an image that has become unreadable is its BadImage."""
+    """Images as network inputs, addressed by (position, view); an image that has become unreadable is its BadImage.
 
-    def __init__(self, files: SplitFiles, preprocessing: Preprocessing, max_pixels: int) -> None:
+    Args:
+        files: Of a split.
+        preprocessing: From image to input.
+        max_pixels: Larger images are refused.
+        transforms: Change a decoded image; what they draw from torch depends on seed, epoch and position alone. The
+            number of a view is then `view + len(files.views) * epoch`.
+        seed: Of what they draw.
+    """
+
+    def __init__(
+        self,
+        files: SplitFiles,
+        preprocessing: Preprocessing,
+        max_pixels: int,
+        transforms: Sequence[Transform] = (),
+        seed: int = 0,
+    ) -> None:
         self.files = files
         self.preprocessing = preprocessing
         self.max_pixels = max_pixels
+        self.transforms = list(transforms)
+        self.seed = seed
 
     def __getitem__(self, key: tuple[int, int]) -> tuple[Tensor, int, int] | BadImage:
         index, view = key
         files = self.files
+        epoch, view = divmod(view, len(files.views))
+        change = partial(self._change, epoch, index) if self.transforms else None
         try:
-            image = load(files.paths[index], self.preprocessing, files.views[view][index], max_pixels=self.max_pixels)
+            image = load(
+                files.paths[index],
+                self.preprocessing,
+                files.views[view][index],
+                max_pixels=self.max_pixels,
+                change=change,
+            )
         except BadImage as error:
             return error
         return image, int(files.labels[index]), index
+
+    def _change(self, epoch: int, index: int, image: Tensor) -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(keyed_seed(self.seed, "transforms", epoch, index))
+            for transform in self.transforms:
+                image = transform(image)
+        return image
+
+
+def keyed_seed(seed: int, purpose: str, *numbers: int) -> int:
+    """Return a seed for torch that depends on nothing but its arguments."""
+    sequence = np.random.SeedSequence([seed, *purpose.encode(), *numbers])
+    return int(sequence.generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class ImageLoader(DataLoader[Any]):

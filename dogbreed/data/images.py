@@ -8,7 +8,7 @@ import io
 import math
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
@@ -284,8 +284,9 @@ def load(
     *,
     truncated: Truncated = "error",
     max_pixels: int = MAX_PIXELS,
+    change: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return a file, given by its bytes or path, as a network's input: `decode`, then `to_input`.
+    """Return a file, given by its bytes or path, as a network's input: `decode`, `change` if any, then `to_input`.
 
     Returns:
         Normalised float32 of shape [3, size, size], contiguous.
@@ -295,7 +296,8 @@ def load(
     """
     share = max(min(view.box[2:]), 1e-6) if view.box else 1.0
     target = math.ceil(preprocessing.side / share)
-    return to_input(decode(source, target=target, truncated=truncated, max_pixels=max_pixels), preprocessing, view)
+    image = decode(source, target=target, truncated=truncated, max_pixels=max_pixels)
+    return to_input(image if change is None else change(image), preprocessing, view)
 
 
 def _read(

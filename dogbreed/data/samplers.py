@@ -21,9 +21,11 @@ class EpochOrder(Sampler[tuple[int, int]]):
     """(position, view) of every image in the epoch's order; of several devices each takes every world-th image.
 
     As in torch's DistributedSampler the first images fill up the last round, so that all devices take equal steps.
+    Where images are seen `anew` in each epoch, view v is numbered v + views * epoch.
     """
 
-    def __init__(self, files: SplitFiles, seed: int, rank: int, world: int) -> None:
+    def __init__(self, files: SplitFiles, seed: int, rank: int, world: int, anew: bool = False) -> None:
+        self.anew = anew
         self.count, self.views = len(files), len(files.views)
         self.seed, self.rank, self.world = seed, rank, world
         self.epoch = 0
@@ -37,6 +39,8 @@ class EpochOrder(Sampler[tuple[int, int]]):
     def __iter__(self) -> Iterator[tuple[int, int]]:
         order = keyed(self.seed, "order", self.epoch).permutation(self.count)
         views = views_of_epoch(self.seed, self.epoch, self.views, self.count)
+        if self.anew:
+            views = views + self.views * self.epoch
         mine = np.resize(order, len(self) * self.world)[self.rank :: self.world]
         yield from zip(mine.tolist(), views[mine].tolist(), strict=True)
 
@@ -59,8 +63,10 @@ def used_views(seed: int, epochs: int | None, views: int, count: int) -> NDArray
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (position, view) in the epoch's order. Lightning calls `set_epoch` of the sampler within."""
 
-    def __init__(self, files: SplitFiles, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
-        self.sampler = EpochOrder(files, seed, rank, world)
+    def __init__(
+        self, files: SplitFiles, batch_size: int, seed: int, rank: int = 0, world: int = 1, anew: bool = False
+    ) -> None:
+        self.sampler = EpochOrder(files, seed, rank, world, anew)
         self.batch_size = batch_size
 
     def set_epoch(self, epoch: int) -> None:

@@ -24,6 +24,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
 from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import Transform
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state
@@ -106,7 +107,7 @@ def build_data(config: Config, quiet: bool) -> DogImages:
     """Return the data group as DogImages, with the preprocessing that the network's weights expect."""
     arguments = {key: value for key, value in vars(config.data).items() if key not in ("resize", "size", "folds")}
     return DogImages(
-        **arguments,
+        **{**arguments, "transforms": build_transforms(config.data.transforms)},
         preprocessing=preprocessing_of(config),
         views=config.cache.views,
         scan_memory=cache_folder(config.cache.dir) / "scan.json",
@@ -170,28 +171,54 @@ def build_own_callbacks(callbacks: Any) -> list[Callback]:
     Raises:
         DogbreedError: Not such a list, no such class, no callback, or it does not take its arguments.
     """
-    if not isinstance(callbacks, list | None):
-        raise DogbreedError("callbacks is a list, such as [package.Class].")
-    return [_own_callback({"class_path": item} if isinstance(item, str) else item) for item in callbacks or []]
+    return _instances("callbacks", callbacks, Callback, "class derived from lightning.pytorch.Callback")
 
 
-def _own_callback(item: Any) -> Callback:
+def build_transforms(transforms: Any) -> list[Transform]:
+    """Return what changes training images anew in each epoch, named as `build_own_callbacks` takes it.
+
+    Raises:
+        DogbreedError: As there, or one of them does not make an image of an image.
+    """
+    built = _instances("data.transforms", transforms, object, "class")
+    for one in built:
+        try:
+            with torch.random.fork_rng(devices=[]):
+                made = one(torch.zeros(3, 32, 32, dtype=torch.uint8))
+        except Exception as error:  # whatever it is, it would come later too
+            raise DogbreedError(f"data.transforms: {_path(one)} fails on an image: {error}") from error
+        if not (isinstance(made, Tensor) and made.ndim == 3 and len(made) == 3 and made.dtype == torch.uint8):
+            raise DogbreedError(f"data.transforms: {_path(one)} does not make an image (uint8 [3, H, W]) of an image.")
+    return built
+
+
+def _instances(key: str, items: Any, base: type, sort: str) -> list[Any]:
+    if not isinstance(items, list | None):
+        raise DogbreedError(f"{key} is a list, such as [package.Class].")
+    return [_instance(key, {"class_path": item} if isinstance(item, str) else item, base, sort) for item in items or []]
+
+
+def _instance(key: str, item: Any, base: type, sort: str) -> Any:
     if not isinstance(item, Mapping) or not {"class_path"} <= item.keys() <= {"class_path", "init_args"}:
-        raise DogbreedError(f"callbacks takes package.Class, or class_path with init_args, not {item!r}.")
+        raise DogbreedError(f"{key} takes package.Class, or class_path with init_args, not {item!r}.")
     path, arguments = str(item["class_path"]), item.get("init_args") or {}
     module, _, name = path.rpartition(".")
     if not all(part.isidentifier() for part in path.split(".")) or not module:
-        raise DogbreedError(f"callbacks: {path} is not the dotted path of a class, such as package.module.Class.")
+        raise DogbreedError(f"{key}: {path} is not the dotted path of a class, such as package.module.Class.")
     try:
         kind = getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
-        raise DogbreedError(f"callbacks: {path} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
-    if not (isinstance(kind, type) and issubclass(kind, Callback)):
-        raise DogbreedError(f"callbacks: {path} is no class derived from lightning.pytorch.Callback.")
+        raise DogbreedError(f"{key}: {path} cannot be imported ({error}); is its folder on PYTHONPATH?") from error
+    if not (isinstance(kind, type) and issubclass(kind, base)):
+        raise DogbreedError(f"{key}: {path} is no {sort}.")
     try:
         return kind(**arguments)
     except TypeError as error:
-        raise DogbreedError(f"callbacks: {path} does not take these arguments: {error}.") from error
+        raise DogbreedError(f"{key}: {path} does not take these arguments: {error}.") from error
+
+
+def _path(made: Any) -> str:
+    return f"{type(made).__module__}.{type(made).__qualname__}"
 
 
 def build_cache(config: Config, quiet: bool) -> FeatureCache:

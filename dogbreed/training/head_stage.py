@@ -54,7 +54,7 @@ def config_of(config: Config, folder: Path) -> Config:
         callbacks=None,
         loggers={},
         rules={**config.rules, "enabled": False},
-        data=replace(config.data, batch_size=stage.batch_size, augment=stage.augment),
+        data=replace(config.data, batch_size=stage.batch_size, augment=stage.augment, transforms=None),
         model=replace(
             config.model,
             trainable="head",

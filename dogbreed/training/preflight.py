@@ -25,7 +25,7 @@ from dogbreed.core.text import size as format_bytes
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.training.build import build_loggers, build_trainer, preprocessing_of, refused
+from dogbreed.training.build import build_loggers, build_trainer, build_transforms, preprocessing_of, refused
 
 _LACKS = {
     "max_epochs": "train",
@@ -80,6 +80,11 @@ def check_settings(config: Config) -> None:
     if data.size is not None and data.size > LARGEST:
         raise DogbreedError(f"data.size={data.size} is out of range; it is {LARGEST} pixels at most.")
     preprocessing_of(config)
+    if build_transforms(data.transforms) and model.trainable == "head":
+        raise DogbreedError(
+            "data.transforms need model.trainable=block or all: behind a frozen network RandAugment loses (68.3 % "
+            "instead of 69.7 % on 120 breeds), and what helps a little are crops that are computed once, data.augment=crop."
+        )
     if data.size is not None:
         own_networks.allow(model.backbone)
         check_size(backbones.skeleton(model.backbone, 2, data.size).eval(), model.backbone, data.size)
