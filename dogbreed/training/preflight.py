@@ -83,7 +83,7 @@ def check_settings(config: Config) -> None:
     if build_transforms(data.transforms) and model.trainable == "head":
         raise DogbreedError(
             "data.transforms need model.trainable=block or all: behind a frozen network RandAugment loses (68.3 % "
-            "instead of 69.7 % on 120 breeds), and what helps a little are crops that are computed once, data.augment=crop."
+            "instead of 69.7 % on 120 breeds); what helps a little are crops that are computed once, data.augment=crop."
         )
     if data.size is not None:
         own_networks.allow(model.backbone)
