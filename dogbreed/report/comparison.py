@@ -173,9 +173,11 @@ class Comparison:
         for test in self.tests:
             best, total = self.tested[0], len(self.tested[0].answers)
             corrected = f", {test.corrected:.2g} corrected for {len(self.tests)} tests" if len(self.tests) > 1 else ""
-            conclusion = (
-                "more than chance explains" if test.corrected < ALPHA else "chance alone can explain the difference"
-            )
+            conclusion = "chance alone can explain the difference"
+            if test.corrected < ALPHA:
+                conclusion = "more than chance explains"
+            elif best.correct == test.run.correct:
+                conclusion = "no difference"
             sentences.append(
                 f"{best.name} against {test.run.name}: {best.correct:,} and {test.run.correct:,} of "
                 f"{count(total, 'image')} correct, {test.only_best:,} by {best.name} alone and {test.only_run:,} by "
@@ -253,6 +255,8 @@ def compare(paths: Sequence[str | Path]) -> Comparison:
     if len(folders) < 2:
         raise DogbreedError("A comparison takes two different runs or more: python -m dogbreed.compare RUN RUN")
     common = Path(os.path.commonpath([folder.parent for folder in folders]))
+    if any(folder.name.isdigit() for folder in folders):  # those of a sweep: its name tells more than a number
+        common = common.parent
     return Comparison([_read(folder, folder.relative_to(common).as_posix()) for folder in folders])
 
 

@@ -70,15 +70,15 @@ def test_each_of_several_against_the_best(tmp_path, capsys):
     write_run(tmp_path / "sweep" / "9", {0}, old=True)
     assert main([str(tmp_path / "sweep"), "--json"]) == 0
     content = json.loads(capsys.readouterr().out)
-    assert [run["name"] for run in content["runs"]] == ["2", "9", "10"], "by number"
-    assert content["best"] == "2"
+    assert [run["name"] for run in content["runs"]] == ["sweep/2", "sweep/9", "sweep/10"], "by number"
+    assert content["best"] == "sweep/2"
     expected = [mcnemar(1, 0), mcnemar(12, 0)]
     assert [test["p_value"] for test in content["tests"]] == expected
     assert [test["corrected"] for test in content["tests"]] == holm(expected)
-    assert content["disagreements"][0]["answers"]["9"]["probability"] is None, "older runs do not say"
+    assert content["disagreements"][0]["answers"]["sweep/9"]["probability"] is None, "older runs do not say"
     more_than_chance = [line for line in compare([tmp_path / "sweep"]).lines() if "more than chance" in line]
     assert len(more_than_chance) == 1
-    assert more_than_chance[0].startswith("2 against 10: ")
+    assert more_than_chance[0].startswith("sweep/2 against sweep/10: ")
     assert not (tmp_path / "comparison").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_sweep_ends_with_its_table(tmp_path):
     assert ran.code == 0, ran.err
     table = ran.out[ran.out.rindex("model.lr") :]
     assert re.match(r"model\.lr +0\.001 +0\.1\n", table)
-    assert re.search(r"(0 against 1|1 against 0): \d and \d of 9 images correct", table)
+    assert re.search(r"(sweep/0 against sweep/1|sweep/1 against sweep/0): \d and \d of 9 images correct", table)
     assert f"python -m dogbreed.compare {folder}/0 {folder}/1" in table
     for run in ("0", "1"):
         rows = runs.predictions(folder / run)
