@@ -132,9 +132,9 @@ def tree(dog_tree, tmp_path) -> Path:
 # The key
 
 
-def store_key(device: str = "cpu") -> str:
+def store_key(device: str = "cpu", precision: str = "float32", preprocessing: Preprocessing = SMALL) -> str:
     model = classifier()
-    return extract.store_key(cut(model.network, 64).prefix, SMALL, "float32", torch.device(device))
+    return extract.store_key(cut(model.network, 64).prefix, preprocessing, precision, torch.device(device))
 
 
 @pytest.mark.parametrize("package", [torch, torchvision, PIL], ids=lambda package: package.__name__)
@@ -162,6 +162,14 @@ def test_the_key_changes_with_the_kind_of_device(monkeypatch):
     monkeypatch.setattr(extract, "plan", lambda prefix, device: extract.Plan(4, "direct"))
     assert len({store_key("cpu"), store_key("cuda"), store_key("mps")}) == 3
     assert store_key("cuda:0") == store_key("cuda:1")
+
+
+def test_the_key_changes_with_precision_and_preprocessing():
+    """`tf32` is kept as float32 is, so that the key alone tells them apart."""
+    precisions = {store_key(precision=precision) for precision in extract.PRECISIONS}
+    assert len(precisions) == len(extract.PRECISIONS)
+    changes = ({"resize": "crop"}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}, {"interpolation": "bicubic"})
+    assert len({store_key(preprocessing=replace(SMALL, **change)) for change in ({}, *changes)}) == 5
 
 
 # Too little memory, and numbers that are too large
