@@ -29,7 +29,7 @@ from torch import nn
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
 from benchmarks.extraction import MATRIX, opened, published_transform
 from dogbreed.cache.extract import extract, missing_views
-from dogbreed.cache.store import Store, row_key
+from dogbreed.cache.store import KEY, Store, row_key
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
 from dogbreed.data.images import WHOLE, View
@@ -250,6 +250,6 @@ def on_features(bench: Bench) -> tuple[DogBreedClassifier, DogImages]:
                 part = row[start : start + 500]
                 store.add(part, torch.rand(len(part), *parts.shape, generator=generator).relu_())
         store.refresh()
-        readers[name] = store.table(keys)
+        readers[name] = store.table(np.array(keys, dtype=KEY))
     data.use_features(readers)
     return model, data

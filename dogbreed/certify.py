@@ -1,11 +1,11 @@
 """`python -m dogbreed.certify`: prove that what was trained is what is served."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 from dogbreed.core.errors import DogbreedError
 
 _DESCRIPTION = "Prove that what was trained is what is served, for an exported model and some photographs."
@@ -26,9 +26,11 @@ exit codes:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.certify", _DESCRIPTION, _EPILOG)
-    frame.add_argument("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    frame.add_argument("photos", metavar="PHOTO", nargs="*", help="photographs, or folders of them")
-    frame.add_argument("--output", metavar="FILE", type=Path, help="default: certificate.json in the model's folder")
+    frame.add_argument("model", metavar="MODEL_DIR", type=path, help="an exported model, or the folder of its run")
+    frame.add_argument(
+        "photos", metavar="PHOTO", nargs="*", type=os.path.expanduser, help="photographs, or folders of them"
+    )
+    frame.add_argument("--output", metavar="FILE", type=path, help="default: certificate.json in the model's folder")
     arguments = frame.parse_args(argv)
     return guard(lambda: _certify(arguments))
 

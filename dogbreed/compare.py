@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 
 _DESCRIPTION = (
     "Compare finished runs: the settings that differ, the figures, and whether chance explains the difference."
@@ -31,7 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     frame = parser("python -m dogbreed.compare", _DESCRIPTION, _EPILOG)
     add = frame.add_argument
     add("runs", metavar="RUN", nargs="+", help="folder of a run or an evaluation, or of several of them")
-    add("--output", metavar="DIR", type=Path, help="folder to write to (default: comparison/<date>/<time>)")
+    add("--output", metavar="DIR", type=path, help="folder to write to (default: comparison/<date>/<time>)")
     add("--json", action="store_true", help="print the JSON; without --output, write nothing")
     arguments = frame.parse_args(argv)
     return guard(lambda: _compare(arguments))

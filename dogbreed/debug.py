@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 from dogbreed.core.extras import install
 
 _DESCRIPTION = "Read the tensors that a run saved with smdebug (debugger.enabled=true, or a SageMaker job)."
@@ -21,8 +21,8 @@ Needs smdebug: {install}
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.debug", _DESCRIPTION, _EPILOG.format(install=install("debugger")))
-    frame.add_argument("tensors", metavar="TENSOR_DIR", type=Path, help="by default RUN/tensors")
-    frame.add_argument("--output", metavar="FILE", type=Path, help="the picture; default: losses.png beside TENSOR_DIR")
+    frame.add_argument("tensors", metavar="TENSOR_DIR", type=path, help="by default RUN/tensors")
+    frame.add_argument("--output", metavar="FILE", type=path, help="the picture; default: losses.png beside TENSOR_DIR")
     arguments = frame.parse_args(argv)
     return guard(lambda: _debug(arguments.tensors, arguments.output))
 

@@ -2,9 +2,8 @@
 
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 from dogbreed.core.extras import install
 
 _DESCRIPTION = "Write an exported model as ONNX or for torch.export, and keep the file only if it answers the same."
@@ -22,10 +21,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.export", _DESCRIPTION, _EPILOG)
     add = frame.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    add("paths", metavar="PHOTO", nargs="+", type=Path, help="photographs or folders to check it on")
-    add("--onnx", metavar="FILE", type=Path, help=f"write ONNX ({install('onnx')})".replace("%", "%%"))
-    add("--torch-export", metavar="FILE.pt2", type=Path, help="write for torch.export.load")
+    add("model", metavar="MODEL_DIR", type=path, help="an exported model, or the folder of its run")
+    add("paths", metavar="PHOTO", nargs="+", type=path, help="photographs or folders to check it on")
+    add("--onnx", metavar="FILE", type=path, help=f"write ONNX ({install('onnx')})".replace("%", "%%"))
+    add("--torch-export", metavar="FILE.pt2", type=path, help="write for torch.export.load")
     arguments = frame.parse_args(argv)
     if arguments.onnx is None and arguments.torch_export is None:
         frame.error("nothing to write: give --onnx FILE, --torch-export FILE.pt2, or both")

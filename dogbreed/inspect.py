@@ -1,11 +1,12 @@
 """`python -m dogbreed.inspect`: what a folder of images holds, and what is wrong with it."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 
 _DESCRIPTION = "Look at every image of a data set before training: as a page to read and as JSON for programs."
 _EPILOG = """\
@@ -28,9 +29,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.inspect", _DESCRIPTION, _EPILOG)
     add = frame.add_argument
-    add("data", metavar="DATA", help="a folder, zip or tar file of images, as data.root")
-    add("--labels", metavar="FILE", help="CSV file with the columns path and label, in place of class folders")
-    add("--output", metavar="DIR", type=Path, help="folder to write to (default: inspection/<date>/<time>)")
+    add("data", metavar="DATA", type=os.path.expanduser, help="a folder, zip or tar file of images, as data.root")
+    add(
+        "--labels",
+        metavar="FILE",
+        type=os.path.expanduser,
+        help="CSV file with the columns path and label, in place of class folders",
+    )
+    add("--output", metavar="DIR", type=path, help="folder to write to (default: inspection/<date>/<time>)")
     add("--json", action="store_true", help="print the JSON; without --output, write nothing")
     arguments = frame.parse_args(argv)
     return guard(lambda: _inspect(arguments))
@@ -44,7 +50,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from dogbreed.data.inspection import inspect, summary
     from dogbreed.report import inspection_page
 
-    inspection = inspect(arguments.data, arguments.labels, memory=cache_folder(None) / "scan.json")
+    inspection = inspect(arguments.data, arguments.labels, memory=cache_folder(None) / "scan.sqlite")
     content = inspection.to_json()
     if arguments.json:
         print(json.dumps(content, indent=2))

@@ -1,10 +1,10 @@
 """`python -m dogbreed.predict`: classes of photographs, of folders of them, or of one that comes through a pipe."""
 
+import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 
 _DESCRIPTION = "Name what is on photographs, with a model that a run has exported."
 _EPILOG = """\
@@ -26,13 +26,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.predict", _DESCRIPTION, _EPILOG)
     add = frame.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
-    add("paths", metavar="PATH", nargs="+", help="a photograph, a folder (with its subfolders), or - for stdin")
+    add("model", metavar="MODEL_DIR", type=path, help="an exported model, or the folder of its run")
+    add(
+        "paths",
+        metavar="PATH",
+        nargs="+",
+        type=os.path.expanduser,
+        help="a photograph, a folder (with its subfolders), or - for stdin",
+    )
     add("--json", action="store_true", help="one JSON object per line in place of the table")
-    add("--csv", type=Path, metavar="FILE", help="write path, label, probability, top classes and errors to a CSV file")
+    add("--csv", type=path, metavar="FILE", help="write path, label, probability, top classes and errors to a CSV file")
     add(
         "--submission",
-        type=Path,
+        type=path,
         metavar="FILE",
         help="write id (the file's stem) and a probability per class, for Kaggle",
     )

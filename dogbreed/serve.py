@@ -5,9 +5,8 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
-from dogbreed.core.cli import guard, parser
+from dogbreed.core.cli import guard, parser, path
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count
 
@@ -37,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     frame = parser("python -m dogbreed.serve", _DESCRIPTION, _EPILOG)
     add = frame.add_argument
-    add("model", metavar="MODEL_DIR", type=Path, help="an exported model, or the folder of its run")
+    add("model", metavar="MODEL_DIR", type=path, help="an exported model, or the folder of its run")
     add("--host", default="127.0.0.1", help="address to listen on (default 127.0.0.1; 0.0.0.0 for all)")
     add("--port", type=int, default=8080, help="port to listen on (default 8080; 0 takes a free one)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     frame = parser("python launch/sagemaker_invoke.py", description, _EPILOG)
     add = frame.add_argument
     add("endpoint", metavar="ENDPOINT", help="name of an endpoint, or the address of a server")
-    add("paths", metavar="PATH", nargs="+", help="images, or folders of them")
+    add("paths", metavar="PATH", nargs="+", type=os.path.expanduser, help="images, or folders of them")
     add("--json", action="store_true", help="one JSON object per line in place of the table")
     add("--top-k", type=int, default=TOP_K, metavar="K", help=f"classes per answer (default {TOP_K})")
     add("--region", help="of the endpoint (default: the environment's)")

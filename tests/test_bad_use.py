@@ -297,9 +297,13 @@ def test_resume_from_a_checkpoint_alone(bad: Callable[..., str], done: Path, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("epochs", "pause"), [(100_000, 0.0), (3, 0.2)], ids=["training", "evaluating at the end"])
-def test_stopped_by_hand(epochs: int, pause: float, tmp_path: Path) -> None:
-    """Ctrl-C some time after the third epoch's line: says how to go on, and that way works."""
+@pytest.mark.parametrize(
+    ("epochs", "pause", "number"),
+    [(100_000, 0.0, signal.SIGINT), (100_000, 0.0, signal.SIGTERM), (3, 0.2, signal.SIGINT)],
+    ids=["training", "training, by another program", "evaluating at the end"],
+)
+def test_stopped_by_hand(epochs: int, pause: float, number: signal.Signals, tmp_path: Path) -> None:
+    """Ctrl-C or SIGTERM some time after the third epoch's line: says how to go on, and that way works."""
     folder = tmp_path / "run"
     process = runs.start(runs.overrides(folder, f"trainer.max_epochs={epochs}"), tmp_path)
     assert process.stdout is not None
@@ -308,11 +312,12 @@ def test_stopped_by_hand(epochs: int, pause: float, tmp_path: Path) -> None:
         said += line
         if line.startswith("epoch=3 "):
             time.sleep(pause)
-            process.send_signal(signal.SIGINT)
+            process.send_signal(number)
             break
     rest, _ = process.communicate(timeout=60)
     said += rest
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
     assert "Traceback" not in said
     found = re.search(r"Stopped after (\d+) epochs; go on with (resume=\S+) and the same settings", said)
     assert found, said

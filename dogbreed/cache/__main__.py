@@ -1,5 +1,6 @@
 """`python -m dogbreed.cache`: list, verify and delete the feature stores."""
 
+import os
 import sys
 from collections.abc import Sequence
 
@@ -16,7 +17,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return the exit code."""
     frame = parser("python -m dogbreed.cache", "The features kept on disk.", _EPILOG)
-    frame.add_argument("--dir", help="cache folder (default: the user's, or $DOGBREED_CACHE)")
+    frame.add_argument("--dir", type=os.path.expanduser, help="cache folder (default: the user's, or $DOGBREED_CACHE)")
     actions = frame.add_subparsers(dest="action")
     actions.add_parser("list", help="what is there (default)")
     actions.add_parser("verify", help="check every row")

@@ -8,11 +8,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dogbreed.cache.extract import PRECISIONS, MissingViews, extract, missing_views, row_keys, store_key
-from dogbreed.cache.store import META, Store, cache_folder, evict, existing, locked
+from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key
+from dogbreed.cache.store import KEY, META, Store, cache_folder, evict, existing, locked
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json
@@ -227,9 +228,9 @@ class FeatureCache(Callback):
         data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
         model.use_features(parts)
 
-    def _announce(self, store: Store, missing: list[MissingViews], damaged: int, device: torch.device) -> None:
+    def _announce(self, store: Store, missing: Missing, damaged: int, device: torch.device) -> None:
         """Say what is about to be done, and refuse what is too large, before anything is computed."""
-        count = sum(len(image.keys) for image in missing)
+        count = missing.views
         size = count * store.row_bytes
         if size > self.max_gb * 1e9:
             raise DogbreedError(
@@ -242,7 +243,7 @@ class FeatureCache(Callback):
             )
         if self.quiet:
             return
-        cropped = any(view.box for image in missing for view in image.views)
+        cropped = any(view.box for view in missing[0].views)
         notes = [f"{count:,} with {'crops' if cropped else 'mirrored copies'}"] if count != len(missing) else []
         notes += [f"{damaged} damaged on disk"] if damaged else []
         print(
@@ -254,7 +255,7 @@ class FeatureCache(Callback):
             print("Computed in float32 itself; cache.precision=tf32 is faster and changes logits by about 0.01.")
 
     def _prepare(
-        self, store: Store, model: DogBreedClassifier, parts: CutNetwork, missing: list[MissingViews], precision: str
+        self, store: Store, model: DogBreedClassifier, parts: CutNetwork, missing: Missing, precision: str
     ) -> None:
         """Describe the store in its folder, clear away what killed runs left, and make room."""
         store.folder.mkdir(parents=True, exist_ok=True)
@@ -267,15 +268,15 @@ class FeatureCache(Callback):
         }
         write_json(store.folder / META, description)
         store.clean()
-        coming = store.row_bytes * sum(len(image.keys) for image in missing)
+        coming = store.row_bytes * missing.views
         evict(self.folder, self.max_gb, keep=store.folder, coming=coming)
 
 
-def _interrupted(store: Store, missing: list[MissingViews]) -> Interrupted:
+def _interrupted(store: Store, missing: Missing) -> Interrupted:
     """Return the sentence on features that were being computed when somebody pressed Ctrl-C."""
     store.refresh()
     keys = [key for image in missing for key in image.keys]
-    ready = sum(key in store for key in keys)
+    ready = int(store.holds(np.array(keys, KEY)).sum())
     return Interrupted(
         f"Stopped while features were computed: {ready:,} of {len(keys):,} are kept in {store.folder}, and the same "
         "command goes on from there."

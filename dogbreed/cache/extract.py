@@ -3,10 +3,10 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import PIL
@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
-from dogbreed.cache.store import Store, row_key
+from dogbreed.cache.store import KEY, Keys, Store, row_key
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
+from dogbreed.data.columns import comparable
 from dogbreed.data.datamodule import DogImages
-from dogbreed.data.datasets import ImageLoader, SplitFiles
+from dogbreed.data.datasets import ImageLoader, Indices, SplitFiles
 from dogbreed.data.images import REVISION, Preprocessing, View, decode, load, to_input
 from dogbreed.models import winograd
 from dogbreed.models.arithmetic import float32_as
@@ -55,9 +56,13 @@ def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: s
     return hashlib.blake2b(json.dumps(ingredients, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
-def row_keys(samples: SplitFiles) -> list[list[bytes]]:
-    """Return the row keys of a split by view and image."""
-    return [[row_key(digest, view) for digest, view in zip(samples.digests, v, strict=True)] for v in samples.views]
+def row_keys(samples: SplitFiles) -> Keys:
+    """Return the row keys of a split by view and image, [views, images]."""
+    keys = np.empty((len(samples.views), len(samples)), KEY)
+    for view, views in enumerate(samples.views):
+        for index, (digest, one) in enumerate(zip(samples.digests, views, strict=True)):
+            keys[view, index] = row_key(digest, one)
+    return keys
 
 
 class MissingViews(NamedTuple):
@@ -68,32 +73,77 @@ class MissingViews(NamedTuple):
     keys: list[bytes]
 
 
-def missing_views(
-    store: Store, splits: Mapping[str, SplitFiles], used: Mapping[str, NDArray[np.bool_]]
-) -> list[MissingViews]:
-    """Return what has to be computed, one entry per image; equal images are computed once.
+class Missing(Sequence[MissingViews]):
+    """What has to be computed, an entry per image; equal images are computed once.
+
+    Args:
+        samples: The images of several splits.
+        rows: [M, 4]: for each missing row its image, counted from 0, and where it is: position of the split, view and
+            position of the image; the rows of an image are neighbours.
+    """
+
+    def __init__(self, samples: Sequence[SplitFiles], rows: Indices) -> None:
+        self.samples, self.rows = samples, rows
+        self._starts = np.unique(rows[:, 0], return_index=True)[1]
+
+    @property
+    def views(self) -> int:
+        """Number of all rows."""
+        return len(self.rows)
+
+    @property
+    def most_views(self) -> int:
+        """Number of rows of the image that has most."""
+        return int(np.diff(self._starts, append=self.views).max())
+
+    def __len__(self) -> int:
+        return len(self._starts)
+
+    @overload
+    def __getitem__(self, index: int) -> MissingViews: ...
+    @overload
+    def __getitem__(self, index: slice) -> "Missing": ...
+    def __getitem__(self, index: int | slice) -> "MissingViews | Missing":
+        if isinstance(index, slice):
+            images = self.rows[self._starts[index], 0]
+            return Missing(self.samples, self.rows[np.isin(self.rows[:, 0], images)])
+        start = self._starts[index]
+        own = slice(start, self._starts[index + 1] if index + 1 < len(self) else None)
+        rows = self.rows[own].tolist()
+        files, image = self.samples[rows[0][1]], rows[0][3]
+        views = [self.samples[split].views[view][position] for _, split, view, position in rows]
+        return MissingViews(files.paths[image], views, [row_key(files.digests[image], view) for view in views])
+
+
+def missing_views(store: Store, splits: Mapping[str, SplitFiles], used: Mapping[str, NDArray[np.bool_]]) -> Missing:
+    """Return what has to be computed.
 
     Args:
         store: Holds what was computed before.
         splits: The images.
         used: Which of their views are needed, [views, images] per split.
     """
-    missing: dict[str, MissingViews] = {}
-    for split, samples in splits.items():
-        for views, needed in zip(samples.views, used[split].tolist(), strict=True):
-            for path, digest, view, is_needed in zip(samples.paths, samples.digests, views, needed, strict=True):
-                if is_needed and (key := row_key(digest, view)) not in store:
-                    entry = missing.setdefault(digest, MissingViews(path, [], []))
-                    if key not in entry.keys:
-                        entry.views.append(view)
-                        entry.keys.append(key)
-    return list(missing.values())
+    samples, keys, digests, rows = list(splits.values()), [], [], []
+    for number, (split, files) in enumerate(splits.items()):
+        view, image = np.nonzero(used[split])
+        keys.append(row_keys(files)[view, image])
+        digests.append(comparable(files.digests)[image])
+        rows.append(np.stack([np.zeros_like(view), np.full_like(view, number), view, image], 1))
+    key, digest, row = np.concatenate(keys), np.concatenate(digests), np.concatenate(rows)
+    first = np.sort(np.unique(key, return_index=True)[1])
+    wanted = first[~store.holds(key[first])]
+    _, start, of = np.unique(digest[wanted], return_index=True, return_inverse=True)
+    image = start.argsort().argsort()[of]  # numbered in the order in which they come
+    order = image.argsort(kind="stable")
+    row = row[wanted][order]
+    row[:, 0] = image[order]
+    return Missing(samples, row)
 
 
 class _MissingImages(Dataset[tuple[int, Tensor]]):
     """The missing views [V, 3, S, S] of one image."""
 
-    def __init__(self, missing: list[MissingViews], preprocessing: Preprocessing, max_pixels: int) -> None:
+    def __init__(self, missing: Missing, preprocessing: Preprocessing, max_pixels: int) -> None:
         self.missing, self.preprocessing, self.max_pixels = missing, preprocessing, max_pixels
 
     def __len__(self) -> int:
@@ -133,7 +183,7 @@ def plan(prefix: fx.GraphModule, device: torch.device) -> Plan:
 def extract(
     store: Store,
     prefix: fx.GraphModule,
-    missing: list[MissingViews],
+    missing: Missing,
     data: DogImages,
     *,
     device: torch.device,
@@ -167,7 +217,7 @@ def extract(
 
     how = plan(prefix, device)
     with (
-        track(sum(len(image.keys) for image in missing), "Computing features", "views", quiet=quiet) as progress,
+        track(missing.views, "Computing features", "views", quiet=quiet) as progress,
         float32_as(precision, device),
         prepared(prefix, how, device, precision) as network,
     ):
@@ -234,11 +284,11 @@ class InFloat16(nn.Module):
         return features
 
 
-def _passes(missing: list[MissingViews], data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
+def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
     """Yield batches of one shape, the last padded with zeros: kernels are chosen by shape, and round differently."""
     source = _MissingImages(missing, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(missing) // 16)
-    image_bytes = 12 * data.preprocessing.size**2 * max(len(entry.views) for entry in missing)
+    image_bytes = 12 * data.preprocessing.size**2 * missing.most_views
     loader = ImageLoader(
         source, batch_size=None, num_workers=workers, batch_bytes=image_bytes, generator=torch.Generator()
     )

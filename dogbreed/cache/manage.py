@@ -55,7 +55,7 @@ def _verify(folder: Path, names: Sequence[str]) -> int:
         damaged = store.refresh()
         bad += damaged
         state = f"{damaged} damaged; the next run computes them again" if damaged else "all good"
-        print(f"{path.name}  {len(store._rows):,} rows, {state}")
+        print(f"{path.name}  {len(store):,} rows, {state}")
     return 1 if bad else 0
 
 

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import BaseFileLock, FileLock, Timeout
+from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -32,6 +33,8 @@ from dogbreed.core.files import atomic_write
 from dogbreed.data.datasets import Indices
 from dogbreed.data.images import View
 
+KEY = "S16"  # of a row, as numpy compares and sorts it
+Keys = NDArray[np.bytes_]
 META, LOCK = "store.json", ".lock"
 SECONDS_TO_LOOK = 5
 SECONDS_WITHOUT_A_BLOCK = 900  # a build writes one every 15 seconds (`extract.BLOCK_SECONDS`), once it has started
@@ -41,7 +44,7 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 def cache_folder(folder: str | Path | None = None) -> Path:
     """Return the folder, or `dogbreed` in the user's cache folder."""
     if folder:
-        return Path(folder).expanduser()
+        return Path(os.path.expanduser(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
 
 
@@ -59,8 +62,11 @@ class Store:
         self.shape = tuple(shape)
         self.dtype = dtype
         self._blocks: dict[str, Tensor] = {}
-        self._rows: dict[bytes, tuple[str, int]] = {}
+        self._index: dict[str, Keys] = {}  # of the good rows of each block; b"" where a row is damaged
         self._damaged: set[bytes] = set()
+        # Of all blocks together: sorted keys, and where the row of each is, as block and row.
+        self._keys: Keys = np.zeros(0, KEY)
+        self._places: Indices = np.zeros((0, 2), np.int64)
 
     @property
     def row_bytes(self) -> int:
@@ -73,11 +79,24 @@ class Store:
         Returns:
             The number of rows that are damaged and have no good copy, plus that of blocks that cannot be read at all.
         """
-        unreadable = 0
+        unreadable, before = 0, len(self._blocks)
         for file in sorted(self.folder.glob("*.safetensors")):
             if file.name not in self._blocks:
                 unreadable += not self._read_block(file)
-        return unreadable + len(self._damaged - self._rows.keys())
+        if len(self._blocks) > before:
+            self._sort()
+        return unreadable + sum(key not in self for key in self._damaged)
+
+    def _sort(self) -> None:
+        keys = np.concatenate(list(self._index.values()))
+        numbers = [len(rows) for rows in self._index.values()]
+        places = np.stack([np.arange(len(numbers)).repeat(numbers), np.concatenate([*map(np.arange, numbers)])], 1)
+        good = keys != b""
+        self._keys, first = np.unique(keys[good], return_index=True)
+        self._places = places[good][first]
+
+    def __len__(self) -> int:
+        return len(self._keys)
 
     def _read_block(self, file: Path) -> bool:
         try:
@@ -92,13 +111,25 @@ class Store:
             return False
         self._blocks[file.name] = features
         good = _checksums(features) == checksums
-        for row in np.flatnonzero(good):
-            self._rows[index[row].tobytes()] = (file.name, int(row))
-        self._damaged.update(index[row].tobytes() for row in np.flatnonzero(~good))
+        keys = np.ascontiguousarray(index).view(KEY).reshape(-1).copy()
+        self._damaged.update(keys[~good].tolist())
+        keys[~good] = b""
+        self._index[file.name] = keys
         return True
 
+    def _find(self, keys: Keys) -> tuple[Indices, NDArray[np.bool_]]:
+        """Return where each key is among the sorted ones, and whether it is one of them."""
+        if not len(self._keys):
+            return np.zeros(keys.shape, np.int64), np.zeros(keys.shape, dtype=bool)
+        at = np.searchsorted(self._keys, keys).clip(max=len(self._keys) - 1)
+        return at, self._keys[at] == keys
+
+    def holds(self, keys: Keys) -> NDArray[np.bool_]:
+        """Tell for each key whether its row is in the store."""
+        return self._find(keys)[1]
+
     def __contains__(self, key: bytes) -> bool:
-        return key in self._rows
+        return bool(self.holds(np.array([key], KEY))[0])
 
     def add(self, keys: Sequence[bytes], features: Tensor) -> None:
         """Write a block.
@@ -128,13 +159,12 @@ class Store:
             if file.name not in self._blocks:
                 file.unlink(missing_ok=True)
 
-    def table(self, keys: Sequence[Sequence[bytes]]) -> "Table":
-        """Return the rows by (view, image): `keys[view][image]`; those that are not in the store cannot be read."""
-        rows = [[self._rows.get(key) for key in view] for view in keys]
-        names = sorted({row[0] for view in rows for row in view if row})
-        number = {name: position for position, name in enumerate(names)}
-        positions = [[(number[row[0]], row[1]) if row else (ABSENT, 0) for row in view] for view in rows]
-        return Table([self._blocks[name] for name in names], np.array(positions, dtype=np.int64), self.shape)
+    def table(self, keys: Keys) -> "Table":
+        """Return the rows by (view, image), as `keys` [views, images] has them; others than the store's are absent."""
+        at, known = self._find(keys)
+        places = np.full((*keys.shape, 2), ABSENT)
+        places[known] = self._places[at[known]]
+        return Table(list(self._blocks.values()), places, self.shape)
 
 
 ABSENT = -1  # the block of a row that is not in the store

@@ -1,16 +1,20 @@
 """What every command shares: the frame of its arguments, and turning errors into one sentence and an exit code.
 
-Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something a person can put right, 130 stopped.
+Exit codes: 0 done, 1 a fault of this program (with its traceback), 2 something a person can put right, 130 stopped
+with Ctrl-C, 143 with SIGTERM.
 Nothing heavy is imported here: a help page or a usage error answers in a fraction of a second.
 """
 
 import argparse
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.extras import install
@@ -49,19 +53,48 @@ def guard(task: Callable[[], int | None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the stream cannot encode is shown with escapes
             stream.reconfigure(errors="backslashreplace")
-    try:
-        code = task() or 0
-        sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
-    except KeyboardInterrupt:
-        return _say("stopped", Interrupted.exit_code)
-    except Exception as error:
-        return _report(error)
+    with _sigterm_as_ctrl_c() as stopped_by:
+        try:
+            code = task() or 0
+            sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
+        except KeyboardInterrupt:
+            return _say("stopped", 128 + stopped_by[-1])
+        except Interrupted as interrupted:
+            return _say(str(interrupted), 128 + stopped_by[-1])
+        except Exception as error:
+            return _report(error)
     return code
 
 
+@contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
+    """Stop at SIGTERM as at Ctrl-C, with the same care; the last entry of what is yielded is the signal's number.
+
+    A server and a rehearsal have handlers of their own meanwhile; forked workers get torch's.
+    """
+    numbers = [int(signal.SIGINT)]
+
+    def stop(number: int, frame: object) -> None:
+        if number not in numbers:  # a second one may not disturb the clearing up
+            numbers.append(number)
+            raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield numbers
+        return
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        yield numbers
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def path(text: str) -> Path:
+    """Return an argument as a path; `~` is expanded where a shell has not done so, as in `--output=~/photos`."""
+    return Path(os.path.expanduser(text))
+
+
 def _report(error: Exception) -> int:
-    if isinstance(error, Interrupted):
-        return _say(str(error), error.exit_code)
     if isinstance(error, DogbreedError):
         return _say(f"error: {error}", error.exit_code)
     if isinstance(error, BrokenPipeError):

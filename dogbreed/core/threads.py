@@ -1,8 +1,9 @@
 """Threads that each have their own number of torch's threads."""
 
 import os
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from threading import Barrier, local
 from typing import Any, TypeVar
@@ -10,6 +11,7 @@ from typing import Any, TypeVar
 import torch
 
 T = TypeVar("T")
+R = TypeVar("R")
 _here = local()
 
 
@@ -42,6 +44,22 @@ def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
             return work(part)
 
     return list(_workers(count).map(run, parts))
+
+
+def in_order(work: Callable[[T], R], items: Iterable[T], workers: int, name: str = "dogbreed") -> Iterator[R]:
+    """Yield the work of all items in their order, done by threads; few wait at a time, however many there are."""
+    waiting: deque[Future[R]] = deque()
+    with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(work, item))
+                if len(waiting) > 8 * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:  # also after Ctrl-C: do not go through the rest
+            for future in waiting:
+                future.cancel()
 
 
 @cache

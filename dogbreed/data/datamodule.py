@@ -1,5 +1,6 @@
 """`DogImages`: folders of photographs, one folder per class, as Lightning data."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import replace
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Sampler
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import cpu_count
 from dogbreed.core.text import count
+from dogbreed.data.columns import Digests, Entries, Paths, comparable
 from dogbreed.data.datasets import (
     FeatureDataset,
     FeatureReader,
@@ -31,10 +33,10 @@ from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
 from dogbreed.data.duplicates import group_same, read_pictures
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
-from dogbreed.data.listing import Entry, Listing, list_data
+from dogbreed.data.listing import Listing, list_data
 from dogbreed.data.locate import find_folder, find_root
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed, used_views
-from dogbreed.data.scan import ScannedFile, scan
+from dogbreed.data.scan import scan
 from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 from dogbreed.data.synthetic import make_sample
 
@@ -44,6 +46,7 @@ CHOICES = {
     "on_bad_image": ("skip", "error"),
     "source": ("dogimages", "sample"),
 }
+MOST_NAMED = 100  # files under two labels
 _USES = {"train": "train", "valid": "validate", "test": "test"}
 
 
@@ -77,7 +80,6 @@ class DogImages(LightningDataModule):
         classes: Class names without their `001.` prefix, by index.
         samples: The usable images by split.
         skipped: Files left out.
-        own_split: Path, class and split of every image where nobody had split them: the rows of `split.csv`.
         warnings: What is odd about the images, a sentence each.
 
     Raises:
@@ -111,8 +113,8 @@ class DogImages(LightningDataModule):
         super().__init__()
         if "://" in str(root):  # a Path would lose a slash of it
             find_root(root)
-        self.root = Path(root)
-        self.labels = Path(labels) if labels else None
+        self.root = Path(os.path.expanduser(root))
+        self.labels = Path(os.path.expanduser(labels)) if labels else None
         self.shares = parse_shares(split)
         self.class_mismatch = class_mismatch
         self.batch_size = batch_size
@@ -132,7 +134,7 @@ class DogImages(LightningDataModule):
         self.classes: list[str] = []
         self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []
-        self.own_split: list[tuple[str, str, str]] = []
+        self._unsplit: tuple[Entries, list[str]] | None = None
         self.warnings: list[str] = []
         self._readers: dict[str, FeatureReader] = {}
         self._check_arguments()
@@ -185,54 +187,56 @@ class DogImages(LightningDataModule):
         self.root = find(self.root, quiet=self.quiet)
         listing = list_data(self.root, self.labels, self.class_mismatch)
         self.classes = listing.classes
-        images, notes = self._readable(listing.entries), listing.notes
+        (images, digests), notes = self._readable(listing.entries), listing.notes
         if not listing.splits:
-            images = self._split(images, listing)
+            images = self._split(images, digests, listing)
             notes = [self._split_note(images), *notes]
         for split in listing.splits or [split for split, share in zip(SPLITS, self.shares, strict=True) if share]:
-            own = [(entry, file) for entry, file in images if entry.split == split]
-            if not own:
+            own = np.flatnonzero(images.splits == SPLITS.index(split))
+            if not len(own):
                 raise DogbreedError(f"{self.root / split} holds no readable image.")
-            paths = [entry.path for entry, _ in own]
-            views = self._views(len(paths)) if split == "train" else [[WHOLE] * len(paths)]
-            labels = np.array([entry.label for entry, _ in own], dtype=np.int64)
-            self.samples[split] = SplitFiles(paths, labels, [file.digest for _, file in own], views)
+            views = self._views(len(own)) if split == "train" else [[WHOLE] * len(own)]
+            self.samples[split] = SplitFiles(images.paths.take(own), images.labels[own], digests.take(own), views)
         self.warnings = [*notes, *self._classes_without_images(), *self._files_with_two_labels()]
         if "test" not in self.samples:
             self.warnings.append(
                 "No test images: the figures are of the validation images, on which the epoch is chosen."
             )
 
-    def _readable(self, entries: Sequence[Entry]) -> list[tuple[Entry, ScannedFile]]:
-        """Return the files that are images, as scanned."""
-        paths = [entry.path for entry in entries]
-        scanned = scan(paths, memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet)
-        self.skipped = [Skipped(file.path, file.reason) for file in scanned if file.reason]
+    def _readable(self, entries: Entries) -> tuple[Entries, Digests]:
+        """Return the files that are images, with the digests of their content."""
+        scanned = scan(entries.paths, memory=self.scan_memory, max_pixels=self.max_pixels, quiet=self.quiet)
+        self.skipped = [Skipped(entries.paths[index], scanned.reasons[index]) for index in sorted(scanned.reasons)]
         if self.skipped and self.on_bad_image == "error":
             first = self.skipped[0]
             raise DogbreedError(
                 f"{len(self.skipped)} of {len(scanned)} files in {self.root} cannot be used, the first {first.path} "
                 f"({first.reason}); data.on_bad_image=skip leaves them out."
             )
-        return [(entry, file) for entry, file in zip(entries, scanned, strict=True) if not file.reason]
+        usable = scanned.usable()
+        return entries.take(usable), scanned.digests.take(usable)
 
-    def _split(self, images: Sequence[tuple[Entry, ScannedFile]], listing: Listing) -> list[tuple[Entry, ScannedFile]]:
+    def _split(self, images: Entries, digests: Digests, listing: Listing) -> Entries:
         """Split what nobody has split."""
         if not images:
             raise DogbreedError(f"{self.root} holds no readable image.")
-        digests = [file.digest for _, file in images]
-        groups = self._groups(digests, [entry.path for entry, _ in images])
-        splits = split_by_content(digests, [entry.label for entry, _ in images], groups, self.shares)
-        for (path, label, _), split in zip((entry for entry, _ in images), splits, strict=True):
-            self.own_split.append((self.shown_path(path), listing.names[label], split))
-        return [(entry._replace(split=split), file) for (entry, file), split in zip(images, splits, strict=True)]
+        splits = split_by_content(digests, images.labels, self._groups(digests, images.paths), self.shares)
+        images = Entries(images.paths, images.labels, splits)
+        self._unsplit = images, listing.names
+        return images
 
-    def _groups(self, digests: Sequence[str], paths: Sequence[Path]) -> list[int]:
+    def _groups(self, digests: Sequence[str], paths: Sequence[Path]) -> Indices:
         """Return equal numbers for the same pictures."""
         return group_same(digests, read_pictures(paths, quiet=self.quiet))
 
-    def _split_note(self, images: Sequence[tuple[Entry, ScannedFile]]) -> str:
-        numbers = [sum(entry.split == split for entry, _ in images) for split in SPLITS]
+    @property
+    def own_split(self) -> list[tuple[str, str, str]]:
+        """Path, class and split of every image where nobody had split them: the rows of `split.csv`."""
+        entries, names = self._unsplit or ((), [])
+        return [(self.shown_path(path), names[label], str(split)) for path, label, split in entries]
+
+    def _split_note(self, images: Entries) -> str:
+        numbers = np.bincount(images.splits, minlength=len(SPLITS)).tolist()
         counts = ", ".join(f"{number:,} to {_USES[split]}" for split, number in zip(SPLITS, numbers, strict=True))
         shares = ",".join(f"{share:g}" for share in self.shares)
         return (
@@ -253,23 +257,24 @@ class DogImages(LightningDataModule):
                 yield f"No photograph to {_USES[split]} {some}{more}."
 
     def _files_with_two_labels(self) -> Iterator[str]:
-        first: dict[str, tuple[Path, int]] = {}
-        for files in self.samples.values():
-            for path, label, digest in zip(files.paths, files.labels.tolist(), files.digests, strict=True):
-                other, known = first.setdefault(digest, (path, label))
-                if known != label:
-                    yield f"One file under two labels: {other} ({self.classes[known]}), {path} ({self.classes[label]})."
+        samples = list(self.samples.values())
+        labels = np.concatenate([files.labels for files in samples])
+        keys = np.concatenate([comparable(files.digests) for files in samples])
+        _, first, of = np.unique(keys, return_index=True, return_inverse=True)
+        paths = [text for files in samples for text in Paths.of(files.paths).texts]
+        for index in np.flatnonzero(labels != labels[first[of]])[:MOST_NAMED].tolist():
+            other = first[of[index]]
+            names = (self.classes[labels[position]] for position in (other, index))
+            yield "One file under two labels: {} ({}), {} ({}).".format(
+                *(part for pair in zip((paths[other], paths[index]), names, strict=True) for part in pair)
+            )
 
-    def _views(self, count: int) -> list[list[View]]:
+    def _views(self, count: int) -> Sequence[Sequence[View]]:
         if self.augment == "none":
             return [[WHOLE] * count]
         if self.augment == "flip":
             return [[WHOLE] * count, [View(flip=True)] * count]
-        crops = []
-        for view in range(self.num_views):
-            numbers = keyed(self.seed, "crop", view).random((count, 5))
-            crops.append([View(flip=bool(row[4] < 0.5), box=random_box(row[:4])) for row in numbers])
-        return crops
+        return [_Crops(keyed(self.seed, "crop", view).random((count, 5))) for view in range(self.num_views)]
 
     def with_valid_in_train(self) -> Self:
         """Return a copy that trains on the images of train and of valid, in this order, and has no other split."""
@@ -277,7 +282,12 @@ class DogImages(LightningDataModule):
         labels = np.concatenate([train.labels, valid.labels])
         views = self._views(len(labels))
         both.samples = {
-            "train": SplitFiles([*train.paths, *valid.paths], labels, [*train.digests, *valid.digests], views)
+            "train": SplitFiles(
+                Paths([*Paths.of(train.paths).texts, *Paths.of(valid.paths).texts]),
+                labels,
+                Digests(np.concatenate([Digests.of(files.digests).values for files in (train, valid)])),
+                views,
+            )
         }
         both._readers = {}
         return both
@@ -350,6 +360,22 @@ class DogImages(LightningDataModule):
             pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
             generator=generator,
         )
+
+
+class _Crops(Sequence[View]):
+    """A crop of each image, from five random numbers of its own [N, 5]."""
+
+    def __init__(self, numbers: NDArray[np.float64]) -> None:
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return _Crops(self.numbers[index])
+        row = self.numbers[index]
+        return View(flip=bool(row[4] < 0.5), box=random_box(row[:4]))
 
 
 def _one_of(key: str, value: Any, allowed: Sequence[str]) -> None:

@@ -49,10 +49,10 @@ class SplitFiles:
         views: The ways an image is looked at: `views[v][i]` is view v of image i.
     """
 
-    paths: list[Path]
+    paths: Sequence[Path]
     labels: Indices
-    digests: list[str]
-    views: list[list[View]]
+    digests: Sequence[str]
+    views: Sequence[Sequence[View]]
 
     def __len__(self) -> int:
         return len(self.paths)

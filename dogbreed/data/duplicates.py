@@ -7,7 +7,6 @@ throws out those that only have a like layout.
 
 import filecmp
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +17,9 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
 from dogbreed.core.progress import track
-from dogbreed.data.datasets import SplitFiles
+from dogbreed.core.threads import in_order
+from dogbreed.data.columns import Digests, comparable
+from dogbreed.data.datasets import Indices, SplitFiles
 from dogbreed.data.images import BadImage, decode
 from dogbreed.data.layout import SPLITS
 
@@ -30,7 +31,7 @@ NO_PICTURE = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
 _MOST_PAIRS = 10_000  # compared at once
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Pair:
     """A photograph of one split that is also in another.
 
@@ -75,8 +76,15 @@ def find_duplicates(photos: Mapping[str, SplitFiles], *, quiet: bool = False) ->
 
 
 def _same_files(one: Sequence[str], other: Sequence[str]) -> dict[int, int]:
-    where = {digest: index for index, digest in reversed(list(enumerate(other)))}
-    return {index: where[digest] for index, digest in enumerate(one) if digest in where}
+    if not isinstance(one, Digests) or not isinstance(other, Digests):
+        one, other = list(one), list(other)
+    keys = comparable(one)
+    known, first = np.unique(comparable(other), return_index=True)
+    if not len(known):
+        return {}
+    at = np.searchsorted(known, keys).clip(max=len(known) - 1)
+    found = np.flatnonzero(known[at] == keys)
+    return dict(zip(found.tolist(), first[at[found]].tolist(), strict=True))
 
 
 def _same_bytes(one: Path, other: Path) -> bool:
@@ -121,22 +129,23 @@ def _matches(one: Tensor, other: Tensor, chunk: int) -> Iterator[tuple[int, int]
                 yield from zip((start + rows[alike]).tolist(), columns[alike].tolist(), strict=True)
 
 
-def group_same(digests: Sequence[str], pictures: Tensor | None) -> list[int]:
+def group_same(digests: Sequence[str], pictures: Tensor | None) -> Indices:
     """Return for each image the position of the first one that is the same file or the same picture.
 
     Args:
         digests: Of the files' bytes.
         pictures: From `read_pictures`, [N, 32, 36]; None compares files alone.
     """
-    first_of: dict[str, int] = {}
-    leader = [first_of.setdefault(digest, index) for index, digest in enumerate(digests)]
-    if pictures is not None:
-        alone = sorted(first_of.values())
-        for one, other in _matches(pictures[alone], pictures[alone], 1024):
-            if one < other:
-                a, b = sorted(_find(leader, alone[position]) for position in (one, other))
-                leader[b] = a
-    return [_find(leader, index) for index in range(len(leader))]
+    _, first, of = np.unique(comparable(digests), return_index=True, return_inverse=True)
+    same_files: Indices = first[of]
+    if pictures is None:
+        return same_files
+    leader, alone = same_files.tolist(), np.sort(first).tolist()
+    for one, other in _matches(pictures[alone], pictures[alone], 1024):
+        if one < other:
+            a, b = sorted(_find(leader, alone[position]) for position in (one, other))
+            leader[b] = a
+    return np.array([_find(leader, index) for index in range(len(leader))], dtype=np.int64)
 
 
 def _find(leader: list[int], index: int) -> int:
@@ -183,15 +192,13 @@ def read_pictures(paths: Sequence[Path], *, quiet: bool = False) -> Tensor | Non
 def _pictures(paths: Mapping[str, Sequence[Path]], quiet: bool) -> dict[str, Tensor]:
     total = sum(len(of_split) for of_split in paths.values())
     pictures: dict[str, Tensor] = {}
-    # Pillow lets go of the interpreter lock while it decodes.
-    with (
-        ThreadPoolExecutor(min(torch.get_num_threads() * 2, 32)) as pool,
-        track(total, "Comparing photographs", quiet=quiet or total < 5000) as progress,
-    ):
+    workers = min(torch.get_num_threads() * 2, 32)  # Pillow lets go of the interpreter lock while it decodes
+    with track(total, "Comparing photographs", quiet=quiet or total < 5000) as progress:
         for split, of_split in paths.items():
-            rows = []
-            for grey in pool.map(picture, of_split):
-                rows.append(NO_PICTURE if grey is None else grey)
+            rows = np.repeat(NO_PICTURE[None], len(of_split), 0)
+            for index, grey in enumerate(in_order(picture, of_split, workers)):
+                if grey is not None:
+                    rows[index] = grey
                 progress.advance()
-            pictures[split] = torch.from_numpy(np.stack(rows)) if rows else torch.empty(0, _HEIGHT, _WIDTH)
+            pictures[split] = torch.from_numpy(rows)
     return pictures

@@ -1,28 +1,31 @@
 """What a folder of images holds, and what is wrong with it: the scan of a run, and a look at every picture."""
 
-from collections import Counter
-from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import cpu_count
 from dogbreed.core.progress import track
 from dogbreed.core.text import count
+from dogbreed.core.threads import in_order
 from dogbreed.data import images
+from dogbreed.data.columns import Entries, Entry, Paths
+from dogbreed.data.datasets import Indices
 from dogbreed.data.duplicates import MOST_IMAGES, NO_PICTURE, group_same, to_picture
-from dogbreed.data.listing import Entry, list_data
+from dogbreed.data.layout import SPLITS
+from dogbreed.data.listing import list_data
 from dogbreed.data.locate import find_folder, find_root
 from dogbreed.data.scan import scan
 
+MOST_MEMBERS = 1000  # copies of one picture that are listed
 SIDE = 256  # pixels: about what a network sees
 DARK = 50  # of 255: 95 % of the pixels are darker. Of 720 photographs of dogs the darkest has 110
 BLURRED = 0.008  # below this sharpness; of the same photographs the least sharp has 0.025
@@ -62,7 +65,7 @@ class Inspection:
         classes: Class names by index.
         splits: Those that there are; none where nobody has split the images.
         entries: The images that can be used.
-        looks: What each of them looks like.
+        looks: What each of them looks like, a `Look` per row.
         groups: Those that are there more than once.
         unusable: Files that are no usable image, with the reason.
         notes: What else is odd, a sentence each.
@@ -72,16 +75,21 @@ class Inspection:
     labels: Path | None
     classes: list[str]
     splits: list[str]
-    entries: list[Entry]
-    looks: list[Look]
+    entries: Entries
+    looks: NDArray[np.float64]
     groups: list[Group]
     unusable: list[tuple[Entry, str]]
     notes: list[str] = field(default_factory=list)
 
     def counts(self, split: str | None = None) -> list[int]:
         """Return the number of images of each class, in one split or altogether."""
-        counted = Counter(entry.label for entry in self.entries if not split or entry.split == split)
-        return [counted[label] for label in range(len(self.classes))]
+        own = self.entries.splits == SPLITS.index(split) if split else slice(None)
+        return np.bincount(self.entries.labels[own], minlength=len(self.classes)).tolist()
+
+    def look(self, index: int) -> Look:
+        """Return what an image looks like."""
+        width, height, brightness, sharpness = self.looks[index].tolist()
+        return Look(int(width), int(height), brightness, sharpness)
 
     @cached_property
     def dark(self) -> list[int]:
@@ -91,38 +99,37 @@ class Inspection:
     @cached_property
     def blurred(self) -> list[int]:
         """Positions of images without fine detail, the most blurred first; dark ones are not named again."""
-        return [index for index in self._below("sharpness", BLURRED) if index not in set(self.dark)]
+        dark = set(self.dark)
+        return [index for index in self._below("sharpness", BLURRED) if index not in dark]
 
     @cached_property
     def tiny(self) -> list[int]:
         """Positions of images with a short side, the smallest first."""
-        small = [index for index, look in enumerate(self.looks) if min(look.width, look.height) < TINY]
-        return sorted(small, key=lambda index: min(self.looks[index][:2]))
+        return _lowest(self.looks[:, :2].min(1, initial=np.inf), TINY)
 
     def _below(self, name: str, limit: float) -> list[int]:
-        values = [getattr(look, name) for look in self.looks]
-        return sorted((index for index, value in enumerate(values) if value < limit), key=values.__getitem__)
+        return _lowest(self.looks[:, Look._fields.index(name)], limit)
 
-    @property
+    @cached_property
     def two_labels(self) -> list[Group]:
         """Files and pictures that lie in several classes."""
         return [group for group in self.groups if self._labels(group) > 1]
 
-    @property
+    @cached_property
     def across_splits(self) -> list[Group]:
         """Files and pictures that lie in several splits."""
         return [group for group in self.groups if self._splits(group) > 1]
 
-    @property
+    @cached_property
     def within_splits(self) -> list[Group]:
         """Files and pictures that are there several times, in one split and class."""
         return [group for group in self.groups if self._labels(group) == self._splits(group) == 1]
 
     def _labels(self, group: Group) -> int:
-        return len({self.entries[index].label for index in group.members})
+        return len(set(self.entries.labels[group.members].tolist()))
 
     def _splits(self, group: Group) -> int:
-        return len({self.entries[index].split for index in group.members})
+        return len(set(self.entries.splits[group.members].tolist()))
 
     @property
     def imbalance(self) -> float | None:
@@ -135,31 +142,36 @@ class Inspection:
         return (path.relative_to(self.root) if path.is_relative_to(self.root) else path).as_posix()
 
     def to_json(self) -> dict[str, Any]:
-        """Return everything as plain JSON values."""
-        sides = {name: [getattr(look, name) for look in self.looks] for name in ("width", "height")}
-        sides["aspect_ratio"] = [round(look.width / look.height, 3) for look in self.looks]
+        """Return everything as plain JSON values; of more than `MOST_MEMBERS` copies the first."""
+        width, height = self.looks[:, 0], self.looks[:, 1]
+        sides = {"width": width.astype(int), "height": height.astype(int), "aspect_ratio": (width / height).round(3)}
         shown: dict[str, list[tuple[int, float]]] = {
-            "dark": [(index, self.looks[index].brightness) for index in self.dark],
-            "blurred": [(index, self.looks[index].sharpness) for index in self.blurred],
-            "tiny": [(index, min(self.looks[index][:2])) for index in self.tiny],
+            "dark": [(index, self.look(index).brightness) for index in self.dark],
+            "blurred": [(index, self.look(index).sharpness) for index in self.blurred],
+            "tiny": [(index, min(self.look(index)[:2])) for index in self.tiny],
         }
+        counts = {split or "all": self.counts(split) for split in self.splits or ("",)}
         return {
             "root": str(self.root),
             "images": len(self.entries),
             "classes": {
-                name: {split or "all": self.counts(split)[label] for split in self.splits or ("",)}
+                name: {split: numbers[label] for split, numbers in counts.items()}
                 for label, name in enumerate(self.classes)
             },
             "imbalance": self.imbalance,
             "sizes": {
-                name: {"min": min(values), "median": median(values), "max": max(values)}
+                name: {"min": values.min().item(), "median": _median(values), "max": values.max().item()}
                 for name, values in sides.items()
-                if values
+                if len(values)
             },
             "notes": self.notes,
             "unusable": [{**self._item(entry), "reason": reason} for entry, reason in self.unusable],
             "duplicates": [
-                {"exact": group.exact, "images": [self._item(self.entries[index]) for index in group.members]}
+                {
+                    "exact": group.exact,
+                    "count": len(group.members),
+                    "images": [self._item(self.entries[index]) for index in group.members[:MOST_MEMBERS]],
+                }
                 for group in self.groups
             ],
             **{
@@ -191,49 +203,65 @@ def inspect(
     listing = list_data(folder, table, "keep")
     if not listing.entries:
         raise DogbreedError(f"{folder} holds no files; it should hold one folder per class.")
-    scanned = scan([entry.path for entry in listing.entries], memory=memory, quiet=quiet)
-    both = list(zip(listing.entries, scanned, strict=True))
-    usable = [(entry, file.digest) for entry, file in both if not file.reason]
-    unusable = [(entry, file.reason) for entry, file in both if file.reason]
-    looks, pictures = _look_at_all([entry.path for entry, _ in usable], quiet)
-    readable = [index for index, look in enumerate(looks) if look is not None]  # not if it was changed meanwhile
-    digests = [usable[index][1] for index in readable]
-    groups = group_same(digests, torch.from_numpy(pictures[readable]) if len(readable) <= MOST_IMAGES else None)
+    scanned = scan(listing.entries.paths, memory=memory, quiet=quiet)
+    unusable = [(listing.entries[index], scanned.reasons[index]) for index in sorted(scanned.reasons)]
+    usable = scanned.usable()
+    looks, pictures = _look_at_all(listing.entries.paths.take(usable), quiet)
+    readable = np.flatnonzero(looks[:, 0] > 0)  # not if it was changed meanwhile
+    digests = scanned.digests.take(usable[readable])
+    same_files = group_same(digests, None)
+    same_pictures = same_files if pictures is None else group_same(digests, torch.from_numpy(pictures[readable]))
+    notes = listing.notes
+    if pictures is None:
+        notes = [*notes, f"Over {MOST_IMAGES:,} images: only copies of files were looked for."]
     return Inspection(
         folder,
         table,
         listing.classes,
         listing.splits,
-        [usable[index][0] for index in readable],
-        [look for look in looks if look is not None],
-        _groups(digests, groups),
+        listing.entries.take(usable[readable]),
+        looks[readable],
+        _groups(same_files, same_pictures),
         unusable,
-        listing.notes,
+        notes,
     )
 
 
-def _groups(digests: Sequence[str], leaders: Sequence[int]) -> list[Group]:
-    """Return the same files, and then the same pictures, of each file one."""
-    files: dict[str, list[int]] = {}
-    pictures: dict[int, dict[str, int]] = {}
-    for index, (digest, leader) in enumerate(zip(digests, leaders, strict=True)):
-        files.setdefault(digest, []).append(index)
-        pictures.setdefault(leader, {}).setdefault(digest, index)
-    groups = [Group(True, members) for members in files.values() if len(members) > 1]
-    return groups + [Group(False, list(alike.values())) for alike in pictures.values() if len(alike) > 1]
+def _groups(files: Indices, pictures: Indices) -> list[Group]:
+    """Return the same files, and then the same pictures, of each file one; by the first of each."""
+    first = np.unique(files)
+    groups = [Group(True, members) for members in _several(np.arange(len(files)), files)]
+    return groups + [Group(False, members) for members in _several(first, pictures[first])]
 
 
-def _look_at_all(paths: Sequence[Path], quiet: bool) -> tuple[list[Look | None], np.ndarray]:
-    looks: list[Look | None] = []
-    pictures = np.repeat(NO_PICTURE[None], len(paths), 0)
-    with (
-        ThreadPoolExecutor(cpu_count(), thread_name_prefix="inspect") as pool,
-        track(len(paths), "Looking at images", quiet=quiet) as progress,
-    ):
-        for index, seen in enumerate(pool.map(_look, paths)):
-            looks.append(seen and seen[0])
+def _several(indices: Indices, leaders: Indices) -> list[list[int]]:
+    """Return the indices by their leader, where it has several."""
+    order = leaders.argsort(kind="stable")
+    _, starts = np.unique(leaders[order], return_index=True)
+    return [members.tolist() for members in np.split(indices[order], starts[1:]) if len(members) > 1]
+
+
+def _lowest(values: NDArray[np.float64], limit: float) -> list[int]:
+    """Return the positions of the values below a limit, the lowest first."""
+    below = np.flatnonzero(values < limit)
+    return below[values[below].argsort(kind="stable")].tolist()
+
+
+def _median(values: NDArray[Any]) -> float:
+    middle: float = np.median(values).item()
+    return int(middle) if values.dtype.kind == "i" and middle.is_integer() else middle
+
+
+def _look_at_all(paths: Paths, quiet: bool) -> tuple[NDArray[np.float64], NDArray[np.float32] | None]:
+    """Return what the images look like, a row of zeros where one cannot be read, and their pictures if not too many."""
+    looks = np.zeros((len(paths), len(Look._fields)))
+    pictures = np.repeat(NO_PICTURE[None], len(paths), 0) if len(paths) <= MOST_IMAGES else None
+    with track(len(paths), "Looking at images", quiet=quiet) as progress:
+        for index, seen in enumerate(in_order(_look, paths, cpu_count(), name="inspect")):
             if seen:
-                pictures[index] = seen[1]
+                looks[index] = seen[0]
+                if pictures is not None:
+                    pictures[index] = seen[1]
             progress.advance()
     return looks, pictures
 

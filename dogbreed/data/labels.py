@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -41,6 +42,7 @@ def read_labels(table: Path, root: Path) -> list[LabelledFile]:
     Raises:
         DogbreedError: The table cannot be read, lacks a column or a label, names no file, or contradicts itself.
     """
+    table = Path(os.path.expanduser(table))
     if not table.is_file() and not table.is_absolute() and (root / table).is_file():
         table = root / table
     files: dict[Path, tuple[LabelledFile, int]] = {}

@@ -3,6 +3,7 @@
 import os
 import re
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
@@ -28,16 +29,36 @@ def is_noise(name: str) -> bool:
 
 
 def list_images(folder: Path) -> list[Path]:
+    """Return the files of `list_files` as paths."""
+    return [Path(file) for file in list_files(folder)]
+
+
+def list_files(folder: Path) -> list[str]:
     """Return every file under a class folder, linked folders included, without what systems leave behind; sorted.
 
-    Files that do not look like images are in the list too, so that `scan` can say so.
+    Files that do not look like images are in the list too, so that `scan` can say so. The order is that of paths, part
+    by part: `a/b` comes before `a-b`.
     """
-    files: list[Path] = []
+    files = [os.path.join(parent, name) for parent, names in _walk(folder) for name in names]
+    return sorted(files, key=lambda file: os.path.normcase(file).replace(os.sep, "\0"))
+
+
+def holds_files(folder: Path) -> bool:
+    """Tell whether `list_files` would return any."""
+    return any(names for _, names in _walk(folder))
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield every folder with the names of its files."""
     seen = {Path(folder).resolve()}
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=_fail, followlinks=True):
         folders[:] = [name for name in folders if not is_noise(name) and _is_new(Path(parent, name), seen)]
-        files += [Path(parent, name) for name in names if not is_noise(name)]
-    return sorted(files)
+        yield parent, [name for name in names if not is_noise(name)]
+
+
+def _fail(error: OSError) -> None:
+    """Refuse a folder that cannot be listed, whose images would be missed in silence."""
+    raise DogbreedError(f"{error.filename} cannot be listed: {error.strerror}.")
 
 
 def _is_new(folder: Path, seen: set[Path]) -> bool:

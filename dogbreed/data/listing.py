@@ -1,22 +1,17 @@
 """Which images there are, with the class and the split of each: from folders, or from a table of labels."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+
+import numpy as np
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count
+from dogbreed.data.columns import Entries, Paths
 from dogbreed.data.labels import read_labels
-from dogbreed.data.layout import SPLITS, class_folders, find_splits, holds_images, list_images, plain_name
-
-
-class Entry(NamedTuple):
-    """A file with the index of its class, and its split: None where nobody has split the images."""
-
-    path: Path
-    label: int
-    split: str | None
+from dogbreed.data.layout import SPLITS, class_folders, find_splits, holds_files, holds_images, list_files, plain_name
 
 
 @dataclass(frozen=True)
@@ -31,7 +26,7 @@ class Listing:
     """
 
     names: list[str]
-    entries: list[Entry]
+    entries: Entries
     splits: list[str]
     notes: list[str] = field(default_factory=list)
 
@@ -62,7 +57,7 @@ def list_data(root: Path, labels: Path | None = None, class_mismatch: str = "err
             raise DogbreedError(f"{where} has a class whose name is not UTF-8, {shown}; {way_out}.")
     classes = listing.classes
     if len(set(classes)) < len(classes):
-        twice = next(name for name in classes if classes.count(name) > 1)
+        twice = Counter(classes).most_common(1)[0][0]
         raise DogbreedError(f"{root} has two classes that are both named {twice} but for their number.")
     return listing
 
@@ -86,13 +81,16 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
         where = {str(splits[split]): by_name.keys() for split, by_name in folders.items() if split}
         need = f"every class needs a folder in {', '.join(f'{path.name}/' for path in splits.values())}"
         names, notes = _common(where, need, class_mismatch)
-    entries = [
-        Entry(path, label, split)
-        for split, by_name in folders.items()
-        for label, name in enumerate(names)
-        if name in by_name
-        for path in list_images(by_name[name])
-    ]
+    files: list[str] = []
+    rows: list[tuple[int, int, int]] = []  # class, split and number of files of each folder
+    for split, by_name in folders.items():
+        for label, name in enumerate(names):
+            if name in by_name:
+                inside = list_files(by_name[name])
+                files += inside
+                rows.append((label, SPLITS.index(split) if split else -1, len(inside)))
+    labels, sides, numbers = np.array(rows, dtype=np.int64).reshape(-1, 3).T
+    entries = Entries(Paths(files), labels.repeat(numbers), sides.repeat(numbers).astype(np.int8))
     return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
 
 
@@ -104,7 +102,7 @@ def _unsplit_classes(root: Path) -> dict[str, Path]:
     for path in folders.values():
         if "train" in find_splits(path):
             raise DogbreedError(f"{root} has no folder train/, but {path} has: give data.root={path}.")
-    folders = {name: path for name, path in folders.items() if list_images(path)}
+    folders = {name: path for name, path in folders.items() if holds_files(path)}
     if not folders:
         alone = holds_images(root)
         way_out = (
@@ -132,8 +130,13 @@ def _of_table(root: Path, labels: Path, class_mismatch: str) -> Listing:
         where = {str(labels): set(names), "its training rows": {file.label for file in files if file.split == "train"}}
         names, notes = _common(where, "every class needs an image to train", class_mismatch)
     label_of = {name: label for label, name in enumerate(names)}
-    entries = [Entry(file.path, label_of[file.label], file.split) for file in files if file.label in label_of]
-    entries.sort(key=lambda entry: (entry.label, entry.path))
+    files = [file for file in files if file.label in label_of]
+    files.sort(key=lambda file: (label_of[file.label], file.path))
+    entries = Entries(
+        Paths.of(file.path for file in files),
+        np.array([label_of[file.label] for file in files], dtype=np.int64),
+        np.array([SPLITS.index(file.split) if file.split else -1 for file in files], dtype=np.int8),
+    )
     return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
 
 

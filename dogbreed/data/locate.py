@@ -1,5 +1,6 @@
 """From any address of a data set that a person may give to the folder that holds its splits or its classes."""
 
+import os
 import re
 import shlex
 from pathlib import Path
@@ -35,7 +36,7 @@ def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
     address = str(root)
     if scheme := re.match(r"([A-Za-z][A-Za-z0-9]+):/+(.+)", address):
         raise DogbreedError(_how_to_fetch(scheme[1].lower(), scheme[2]))
-    folder = Path(root).expanduser()
+    folder = Path(os.path.expanduser(root))
     if is_archive(folder):
         unpacked = folder.with_name(f"{folder.name}.unpacked")
         if not unpacked.is_dir() or unpacked.stat().st_mtime < folder.stat().st_mtime:

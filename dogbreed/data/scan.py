@@ -4,24 +4,36 @@ A second look costs nothing: what was found is remembered beside the data and as
 """
 
 import hashlib
-import json
 import os
+import sqlite3
 import stat
-import tempfile
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
+import numpy as np
 import PIL
+from numpy.typing import NDArray
 
 from dogbreed.core.machine import cpu_count
 from dogbreed.core.progress import track
+from dogbreed.core.threads import in_order
 from dogbreed.data import images
+from dogbreed.data.columns import Digests, Paths
 
 # To be raised when images.check comes to refuse or to accept other files; a new Pillow may do so as well.
 CHECK_VERSION = f"3, Pillow {PIL.__version__}"
 SHOW_PROGRESS_ABOVE = 200
+_ROWS = 4096  # of the memory, written at once
+_SECONDS = 10.0  # that another process may hold the memory
+_DAMAGED = ("not a database", "malformed", "no such column", "no such table")
+_TABLE = """
+    CREATE TABLE IF NOT EXISTS files (
+        path BLOB PRIMARY KEY, size INTEGER, mtime INTEGER, ctime INTEGER, digest BLOB, reason TEXT, checked TEXT
+    ) WITHOUT ROWID
+"""
 
 
 @dataclass(frozen=True)
@@ -39,19 +51,50 @@ class ScannedFile:
     reason: str | None
 
 
+class Scanned(Sequence[ScannedFile]):
+    """What a look at many files has shown.
+
+    Args:
+        paths: The files.
+        digests: Of each.
+        reasons: Why those that cannot be used cannot, by their positions.
+    """
+
+    def __init__(self, paths: Paths, digests: Digests, reasons: dict[int, str]) -> None:
+        self.paths, self.digests, self.reasons = paths, digests, reasons
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> ScannedFile: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[ScannedFile]: ...
+    def __getitem__(self, index: int | slice) -> ScannedFile | list[ScannedFile]:
+        if isinstance(index, slice):
+            return [self[position] for position in range(*index.indices(len(self)))]
+        return ScannedFile(self.paths[index], self.digests[index], self.reasons.get(index))
+
+    def usable(self) -> NDArray[np.int64]:
+        """Return the positions of the files that can be used."""
+        unusable = np.zeros(len(self), dtype=bool)
+        unusable[list(self.reasons)] = True
+        return np.flatnonzero(~unusable)
+
+
 def scan(
-    files: Sequence[Path],
+    files: Iterable[Path],
     *,
     memory: Path | None,
     max_pixels: int = images.MAX_PIXELS,
     workers: int | None = None,
     quiet: bool = False,
-) -> list[ScannedFile]:
+) -> Scanned:
     """Check that each file is a whole image, in parallel, and take the digest of its bytes.
 
     Args:
         files: The files to look at.
-        memory: JSON file that remembers what was found, None to look at every file anew.
+        memory: File that remembers what was found, None to look at every file anew.
         max_pixels: Larger images cannot be used.
         workers: Threads that read and decode, by default one per CPU.
         quiet: Show no progress.
@@ -59,42 +102,36 @@ def scan(
     Returns:
         One entry per file, in the order of `files`.
     """
-    check = f"{CHECK_VERSION}, {max_pixels} pixels"
-    known = {} if memory is None else _recall(memory, check)
-    scanned: dict[Path, ScannedFile] = {}
-    unknown: list[Path] = []
-    for path in dict.fromkeys(files):
-        entry = known.get(os.path.abspath(path))
-        if entry is not None and entry[:3] == _stamp(path):
-            scanned[path] = ScannedFile(path, entry[3], entry[4])
-        else:
-            unknown.append(path)
-    if unknown:
+    paths = Paths.of(files)
+    scanned = Scanned(paths, Digests(np.zeros((len(paths), 16), np.uint8)), {})
+    known = np.zeros(len(paths), dtype=bool)
+    with _remembered(memory, f"{CHECK_VERSION}, {max_pixels} pixels") as kept:
+        for index, path in enumerate(paths) if kept.opened else ():
+            entry = kept.recall(path)
+            if entry is not None and entry[:3] == _stamp(path):
+                known[index] = True
+                _note(scanned, index, *entry[3:])
+        unknown = np.flatnonzero(~known)
         quiet = quiet or len(unknown) <= SHOW_PROGRESS_ABOVE
-        looks = _look_at_all(unknown, memory, check, max_pixels, workers, quiet)
-        scanned |= {seen.path: seen for seen in looks}
-    return [scanned[path] for path in files]
-
-
-def _look_at_all(
-    paths: list[Path], memory: Path | None, check: str, max_pixels: int, workers: int | None, quiet: bool
-) -> list[ScannedFile]:
-    # Pillow lets go of the interpreter lock while it decodes, so threads do; they also start at once.
-    pool = ThreadPoolExecutor(workers or cpu_count(), thread_name_prefix="scan")
-    futures = [pool.submit(_look, path, max_pixels) for path in paths]
-    try:
-        with track(len(paths), "Checking images", "images", quiet=quiet) as progress:
-            for future in as_completed(futures):
-                future.result()
+        # Pillow lets go of the interpreter lock while it decodes, so threads do; they also start at once.
+        looks = in_order(
+            lambda index: _look(paths[index], max_pixels), unknown.tolist(), workers or cpu_count(), name="scan"
+        )
+        with closing(looks), track(len(unknown), "Checking images", "images", quiet=quiet) as progress:
+            for index, (seen, stamp) in zip(unknown.tolist(), looks, strict=True):
+                digest = bytes.fromhex(seen.digest)
+                _note(scanned, index, digest, seen.reason)
+                if stamp:
+                    kept.remember(seen.path, (*stamp, digest, seen.reason))
                 progress.advance()
-    finally:
-        # Also after Ctrl-C: do not go through the rest of the queue, and keep what was learnt.
-        pool.shutdown(cancel_futures=True)
-        looks = [future.result() for future in futures if not future.cancelled() and not future.exception()]
-        fresh = {os.path.abspath(seen.path): (*stamp, seen.digest, seen.reason) for seen, stamp in looks if stamp}
-        if memory is not None and fresh:
-            _remember(memory, check, fresh)
-    return [seen for seen, _ in looks]
+    return scanned
+
+
+def _note(scanned: Scanned, index: int, digest: bytes, reason: str | None) -> None:
+    if digest:
+        scanned.digests.values[index] = np.frombuffer(digest, np.uint8)
+    if reason is not None:
+        scanned.reasons[index] = reason
 
 
 def _look(path: Path, max_pixels: int) -> tuple[ScannedFile, "_Stamp | None"]:
@@ -130,41 +167,96 @@ def _stamp(path: Path) -> "_Stamp | None":
 # another's place may bring the first of the two along.
 _Stamp = tuple[int, int, int]
 # Stamp, digest, reason.
-_Entry = tuple[int, int, int, str, str | None]
+_Entry = tuple[int, int, int, bytes, str | None]
 
 
-def _recall(memory: Path, check: str) -> dict[str, _Entry]:
-    """Read the memory; one that is damaged, foreign or of another check counts as empty."""
-    try:
-        content = json.loads(memory.read_bytes())
-        if content["check"] != check:
-            return {}
-        return {path: _entry(*values) for path, values in content["files"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return {}
+class _Memory:
+    """What earlier scans have found, in a small database; it saves time, and nothing depends on it.
+
+    Args:
+        connection: To the database; None remembers nothing.
+        check: What the files were checked for: what another check has found does not count.
+    """
+
+    def __init__(self, connection: sqlite3.Connection | None, check: str) -> None:
+        self._connection, self._check = connection, check
+        self._fresh: list[tuple[bytes | int | str | None, ...]] = []
+        self._changed = False
+
+    @property
+    def opened(self) -> bool:
+        return self._connection is not None
+
+    def recall(self, path: Path) -> _Entry | None:
+        """Return what was found in a file; what is no entry counts as nothing."""
+        if self._connection is None:
+            return None
+        query = "SELECT size, mtime, ctime, digest, reason FROM files WHERE path = ? AND checked = ?"
+        try:
+            row = self._connection.execute(query, (_key(path), self._check)).fetchone()
+        except sqlite3.Error:
+            return None
+        valid = row and all(isinstance(value, int) for value in row[:3]) and isinstance(row[3], bytes)
+        return row if valid and len(row[3]) == 16 and isinstance(row[4], str | None) else None
+
+    def remember(self, path: Path, entry: _Entry) -> None:
+        """Keep what was found in a file."""
+        self._fresh.append((_key(path), *entry, self._check))
+        if len(self._fresh) >= _ROWS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what is not written yet."""
+        if self._connection is not None and self._fresh:
+            self._changed = True
+            with suppress(sqlite3.Error), self._connection:
+                self._connection.executemany("REPLACE INTO files VALUES (?, ?, ?, ?, ?, ?, ?)", self._fresh)
+        self._fresh.clear()
+
+    def forget_vanished(self) -> None:
+        """Remove the files that are no longer there, if anything was written."""
+        if self._connection is None or not self._changed:
+            return
+        with suppress(sqlite3.Error), self._connection:
+            rows = self._connection.execute("SELECT path FROM files")
+            vanished = [row for row in rows if not (isinstance(row[0], bytes) and os.path.exists(row[0]))]
+            self._connection.executemany("DELETE FROM files WHERE path = ?", vanished)
 
 
-def _entry(size: object, mtime: object, ctime: object, digest: object, reason: object) -> _Entry:
-    if not (isinstance(size, int) and isinstance(mtime, int) and isinstance(ctime, int)):
-        raise TypeError("not an entry of the memory")
-    if not (isinstance(digest, str) and len(digest) == 32):
-        raise TypeError("not an entry of the memory")
-    if not (reason is None or isinstance(reason, str)):
-        raise TypeError("not an entry of the memory")
-    return size, mtime, ctime, digest, reason
+def _key(path: Path) -> bytes:
+    return os.fsencode(os.path.abspath(path))
 
 
-def _remember(memory: Path, check: str, fresh: dict[str, _Entry]) -> None:
-    """Add to the memory as it is now, which another process may have written meanwhile."""
-    entries = {path: entry for path, entry in (_recall(memory, check) | fresh).items() if os.path.exists(path)}
-    part = None
-    try:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memory.parent, prefix=f".{memory.name}.", delete=False) as file:
-            part = file.name
-            json.dump({"check": check, "files": entries}, file, separators=(",", ":"))
-        os.replace(part, memory)
-    except OSError:
-        # Data may lie on a read-only disk; the memory saves time and nothing depends on it.
-        if part is not None:
-            Path(part).unlink(missing_ok=True)
+@contextmanager
+def _remembered(file: Path | None, check: str) -> Iterator[_Memory]:
+    """Open the memory; what was learnt until an interruption is kept, too."""
+    connection = None if file is None else _open(file)
+    with closing(connection) if connection else nullcontext():
+        memory = _Memory(connection, check)
+        try:
+            yield memory
+        finally:
+            memory.write()
+            memory.forget_vanished()
+
+
+def _open(file: Path) -> sqlite3.Connection | None:
+    """Return a connection to a memory, which is made anew where it is damaged; None if it cannot be used."""
+    for _ in range(2):
+        connection = None
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            connection = sqlite3.connect(file, timeout=_SECONDS)
+            connection.execute("PRAGMA synchronous = OFF")
+            connection.execute(_TABLE)
+            connection.execute("SELECT path, size, mtime, ctime, digest, reason, checked FROM files LIMIT 1").fetchone()
+        except (OSError, sqlite3.Error) as error:
+            if connection is not None:
+                connection.close()
+            if not any(words in str(error) for words in _DAMAGED):
+                return None
+            with suppress(OSError):
+                file.unlink()
+        else:
+            return connection
+    return None

@@ -7,8 +7,14 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.columns import Digests
 from dogbreed.data.layout import SPLITS
+
+Indices = NDArray[np.int64]
 
 
 def parse_shares(split: str | Sequence[float]) -> tuple[float, ...]:
@@ -34,9 +40,9 @@ def parse_shares(split: str | Sequence[float]) -> tuple[float, ...]:
 
 
 def split_by_content(
-    digests: Sequence[str], labels: Sequence[int], groups: Sequence[int], shares: Sequence[float]
-) -> list[str]:
-    """Return the split of each image, which its digest decides.
+    digests: Sequence[str], labels: Sequence[int] | Indices, groups: Sequence[int] | Indices, shares: Sequence[float]
+) -> NDArray[np.int8]:
+    """Return the split of each image, its position in `SPLITS`, which its digest decides.
 
     The shares hold for each class on average. An image changes sides for two reasons alone: so that its class has an
     image to train, or that there is one at all to validate or to test.
@@ -44,46 +50,50 @@ def split_by_content(
     Args:
         digests: Of each image's bytes, in hexadecimal.
         labels: Class of each image.
-        groups: Images of equal number are the same picture and stay together, where the first of train, valid and test
-            is that one of them belongs to.
+        groups: Images of equal number, from 0, are the same picture and stay together, where the first of train, valid
+            and test is that one of them belongs to.
         shares: Of train, valid and test.
 
     Raises:
         DogbreedError: There are too few images.
     """
-    numbers = [int(digest[:13], 16) / 16**13 for digest in digests]  # uniform from 0 to 1
-    ends = (shares[0], shares[0] + shares[1])
-    split_of: dict[int, int] = {}
-    first: dict[int, float] = {}
-    for group, number in zip(groups, numbers, strict=True):
-        own = sum(number >= end for end in ends) if shares[2] else int(number >= ends[0])
-        split_of[group] = min(own, split_of.get(group, own))
-        first[group] = min(number, first.get(group, number))
-    for label in set(labels):
-        members = {group for group, other in zip(groups, labels, strict=True) if other == label}
-        if all(split_of[group] for group in members):
-            split_of[min(members, key=first.__getitem__)] = 0
+    labels, groups = np.asarray(labels, dtype=np.int64), np.asarray(groups, dtype=np.int64)
+    words = np.ascontiguousarray(Digests.of(digests).values[:, :8]).view(">u8")[:, 0]
+    numbers = (words >> np.uint64(12)).astype(np.float64) / 2**52  # the first 13 digits: uniform from 0 to 1
+    ends = (shares[0], shares[0] + shares[1]) if shares[2] else shares[:1]
+    split_of = np.full(groups.max(initial=-1) + 1, len(SPLITS), dtype=np.int8)
+    np.minimum.at(split_of, groups, np.searchsorted(ends, numbers, side="right").astype(np.int8))
+    first = np.ones(len(split_of))
+    np.minimum.at(first, groups, numbers)
+    trained = np.zeros(labels.max(initial=-1) + 1, dtype=bool)
+    trained[labels[split_of[groups] == 0]] = True
+    for label in np.setdiff1d(labels, np.flatnonzero(trained)):
+        members = groups[labels == label]
+        if split_of[members].all():  # still: one that it shares with another class may have changed sides
+            split_of[members[first[members].argmin()]] = 0
     for split, share in enumerate(shares):
-        if share and split not in split_of.values():
+        if share and not (split_of == split).any():
             split_of[_spare(groups, labels, split_of, first)] = split
-    return [SPLITS[split_of[group]] for group in groups]
+    return split_of[groups]
 
 
-def _spare(groups: Sequence[int], labels: Sequence[int], split_of: dict[int, int], first: dict[int, float]) -> int:
+def _spare(groups: Indices, labels: Indices, split_of: NDArray[np.int8], first: NDArray[np.float64]) -> int:
     """Return a group of the training images without which each class still has one."""
-    images = {(group, label) for group, label in zip(groups, labels, strict=True) if not split_of[group]}
-    training = Counter(label for _, label in images)
-    needed = {group for group, label in images if training[label] == 1}
-    spare = {group for group, _ in images} - needed
-    if not spare:
+    images = np.unique(np.stack([groups, labels], 1)[split_of[groups] == 0], axis=0)
+    training = np.bincount(images[:, 1])
+    needed = images[training[images[:, 1]] == 1, 0]
+    spare = np.setdiff1d(images[:, 0], needed)
+    if not len(spare):
         raise DogbreedError(
             f"{len(groups)} images are too few to be split: some class needs at least three that are not the same "
             "picture; or give the splits yourself, as folders train/, valid/ and test/ or in data.labels=FILE.csv."
         )
-    return max(spare, key=first.__getitem__)
+    return int(spare[first[spare].argmax()])
 
 
-def folds_by_content(digests: Sequence[str], labels: Sequence[int], groups: Sequence[int], folds: int) -> list[int]:
+def folds_by_content(
+    digests: Sequence[str], labels: Sequence[int], groups: Sequence[int] | Indices, folds: int
+) -> list[int]:
     """Return the fold of each image, from 0, which its digest decides.
 
     Each fold has an equal share of every class on average. An image changes folds for two reasons alone: so that a
@@ -95,12 +105,14 @@ def folds_by_content(digests: Sequence[str], labels: Sequence[int], groups: Sequ
         groups: Images of equal number are the same picture and stay together.
         folds: How many.
     """
+    groups = np.asarray(groups).tolist()
     first: dict[int, float] = {}  # from 0 to 1, of other digits than those that decide on train, valid and test
-    for group, digest in zip(groups, digests, strict=True):
+    classes: dict[int, set[int]] = {}
+    for group, digest, label in zip(groups, digests, labels, strict=True):
         first[group] = min(int(digest[13:26], 16) / 16**13, first.get(group, 1.0))
+        classes.setdefault(label, set()).add(group)
     fold_of = {group: int(number * folds) for group, number in first.items()}
-    for label in sorted(set(labels)):
-        members = {group for group, other in zip(groups, labels, strict=True) if other == label}
+    for _, members in sorted(classes.items()):
         if len(members) > 1 and len({fold_of[group] for group in members}) == 1:
             moved = min(members, key=first.__getitem__)
             fold_of[moved] = (fold_of[moved] + 1) % folds

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 PREFIX = {"test": "test", "valid": "val", "train": "train"}  # of a split's keys in metrics.json
-_ROWS = 4096  # whose probabilities are in memory at once
+_ROWS = 1024  # whose probabilities are in memory at once
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,20 @@ class Predictions:
     def num_classes(self) -> int:
         return self.logits.shape[1]
 
-    @property
-    def probabilities(self) -> Tensor:
-        """[N, classes] in float64."""
-        return (self.logits.double() / self.temperature).softmax(1)
+    @cached_property
+    def losses(self) -> Tensor:
+        """[N], the cross-entropy of each image without the temperature, in float64."""
+        parts = zip(self.logits.split(_ROWS), self.labels.split(_ROWS), strict=True)
+        losses = [cross_entropy(rows.double(), labels, reduction="none") for rows, labels in parts]
+        return torch.cat(losses) if losses else torch.zeros(0, dtype=torch.float64)
+
+    def top(self, most: int) -> tuple[Tensor, Tensor]:
+        """Return the highest probabilities of each image and their classes, [N, most] or fewer, in float64."""
+        parts = [
+            (rows.double() / self.temperature).softmax(1).topk(min(most, self.num_classes))
+            for rows in self.logits.split(_ROWS)
+        ]
+        return torch.cat([part.values for part in parts]), torch.cat([part.indices for part in parts])
 
     @cached_property
     def predicted(self) -> Tensor:

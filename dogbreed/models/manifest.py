@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ def find_model(path: str | Path) -> Path:
         path: The folder itself or a file in it, the folder of its run, or the run's `checkpoints/` or a file in that.
             Where there is no model, the path is returned as it is, for `read_manifest` to name.
     """
-    path = Path(path).expanduser()
+    path = Path(os.path.expanduser(path))
     folder = path.parent if path.is_file() else path
     run = folder.parent if folder.name == "checkpoints" else folder
     return next((model for model in (folder, run / "model") if (model / MANIFEST).is_file()), path)

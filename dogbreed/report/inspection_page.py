@@ -1,11 +1,13 @@
 """`inspection.html`: what a folder of images holds and what is wrong with it; a single self-contained HTML file."""
 
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 from markupsafe import Markup
 
 from dogbreed.core.text import count, join
@@ -18,6 +20,7 @@ TEMPLATE = "inspection.html.j2"
 MOST_CARDS = 24  # groups or images that are shown of each kind
 MOST_PHOTOS = 4  # of a group
 MOST_ROWS = 300
+MOST_DOTS = 5000  # of a drawing with one for each image
 OPEN_ROWS = 20
 _DARK = f"95 % of the pixels are darker than {DARK} of 255."
 _BLURRED = f"At {SIDE} pixels, about what a network sees, next to no detail is left (sharpness below {BLURRED})."
@@ -93,19 +96,24 @@ def _classes(inspection: Inspection) -> Markup:
 
 
 def _sizes(inspection: Inspection) -> Markup | None:
-    if not inspection.looks:
+    if not len(inspection.looks):
         return None
-    widths, heights = [look.width for look in inspection.looks], [look.height for look in inspection.looks]
-    ratios = [width / height for width, height in zip(widths, heights, strict=True)]
-    with drawing("Width and height (pixels)", "Height of each image over its width") as made:
-        made.axes.scatter(widths, heights, s=9, color=BLUE, alpha=min(1, max(0.05, 300 / len(widths))), linewidths=0)
+    widths, heights = inspection.looks[:, 0], inspection.looks[:, 1]
+    ratios = widths / heights
+    dots = inspection.looks[:: math.ceil(len(widths) / MOST_DOTS)]
+    some = f", {len(dots):,} of {len(widths):,} images" if len(dots) < len(widths) else ""
+    with drawing(f"Width and height (pixels){some}", "Height of each image over its width") as made:
+        alpha = min(1, max(0.05, 300 / len(dots)))
+        made.axes.scatter(dots[:, 0], dots[:, 1], s=9, color=BLUE, alpha=alpha, linewidths=0)
         made.axes.set(xlabel="width", ylabel="height")
         made.axes.axis((0, 1.05 * max(widths), 0, 1.05 * max(heights)))
     with drawing("Width by height", "Images by aspect ratio") as bars:
         bars.axes.hist(ratios, bins=30, color=BLUE)
         bars.axes.set(xlabel="width by height", ylabel="images")
     values = {
-        f"{name}, smallest to largest": f"{min(values):{form}} to {max(values):{form}}, median {median(values):{form}}"
+        f"{name}, smallest to largest": "{} to {}, median {}".format(
+            *(format(function(values), form) for function in (np.min, np.max, np.median))
+        )
         for name, values, form in (
             ("width", widths, ",.0f"),
             ("height", heights, ",.0f"),
@@ -145,7 +153,7 @@ def _gallery(inspection: Inspection, indices: Sequence[int], text: str) -> Marku
         text += f" The first {MOST_CARDS} of {len(indices):,} are shown; inspection.json has all."
     photos = []
     for index in indices[:MOST_CARDS]:
-        (path, label, _), look = inspection.entries[index], inspection.looks[index]
+        (path, label, _), look = inspection.entries[index], inspection.look(index)
         name = shown(inspection.classes[label])
         caption = f"{name}, {look.width} x {look.height}"
         photos.append(Photo(thumbnail(path), name, caption, inspection.shown_path(path)))

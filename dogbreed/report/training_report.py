@@ -19,7 +19,7 @@ from dogbreed.core.metric_lines import TOP5_FROM, folds_line
 from dogbreed.core.text import count, duration
 from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
-from dogbreed.metrics.calibration import calibration_interval
+from dogbreed.metrics.calibration import binned, calibration_interval
 from dogbreed.metrics.classification import ClassMetrics
 from dogbreed.metrics.predictions import Predictions
 from dogbreed.monitor.curve_diagnosis import diagnose
@@ -31,6 +31,7 @@ from dogbreed.report.rendering import Section, attempt, facts, fragment, percent
 TEMPLATE = "training_report.html.j2"
 MOST_CELLS = 100
 OPEN_CLASSES = 20  # more are folded away
+MOST_CLASSES = 1000  # rows of the table
 WHOLE_MATRIX = 30  # classes up to which the whole matrix is shown at once
 MOST_CONFUSED = 24  # classes of the part that is shown first of a larger one
 MOST_LABELS = 160  # classes up to which the whole one can be opened: beyond, names and cells are too small to read
@@ -165,7 +166,12 @@ def _classes(run: ReportInputs, predictions: Predictions) -> Markup:
         text += f" {count(missing, run.noun)} had no image."
     unpredicted = [run.name(one.label) for one in classes if not one.predicted]
     names = ", ".join(unpredicted[:OPEN_CLASSES]) + (" ..." if len(unpredicted) > OPEN_CLASSES else "")
-    rows = [_class_row(run, one) for one in classes]
+    listed = classes
+    if len(classes) > MOST_CLASSES:
+        listed = [*classes[: MOST_CLASSES - OPEN_CLASSES], *classes[-OPEN_CLASSES:]]
+        text += f" Listed are the {MOST_CLASSES - OPEN_CLASSES} worst and the {OPEN_CLASSES} best; predictions.csv has "
+        text += "every image of the others."
+    rows = [_class_row(run, one) for one in listed]
     return fragment(TEMPLATE, "classes", run.noun.capitalize(), text, names, rows[:OPEN_CLASSES], rows[OPEN_CLASSES:])
 
 
@@ -222,7 +228,7 @@ def _most_confused_part(errors: Sequence[tuple[int, int, int]]) -> list[int]:
 def _calibration(run: ReportInputs, predictions: Predictions) -> Markup:
     measured, logits, labels = run.measured, predictions.logits, predictions.labels
     number, temperature = count(len(predictions), "image"), predictions.temperature
-    mean = float(logits.double().softmax(1).max(1).values.mean())
+    mean = float(binned(logits, labels, 1.0, 1)[0].mean())
     off, (low, high) = 100 * (mean - measured["acc"]), measured["acc_ci95"]
     text = "" if temperature == 1 else "Without the temperature "
     text += f"the mean confidence is {percent(mean, 1)} and the accuracy {percent(measured['acc'], 1)}: "

@@ -110,7 +110,7 @@ def build_data(config: Config, quiet: bool) -> DogImages:
         **{**arguments, "transforms": build_transforms(config.data.transforms)},
         preprocessing=preprocessing_of(config),
         views=config.cache.views,
-        scan_memory=cache_folder(config.cache.dir) / "scan.json",
+        scan_memory=cache_folder(config.cache.dir) / "scan.sqlite",
         seed=config.seed,
         quiet=quiet,
     )

@@ -84,7 +84,7 @@ def evaluate(
         renamed=names or {},
         skip_unknown=on_unknown == "skip",
     )
-    memory = cache.folder.parent / "scan.json"
+    memory = cache.folder.parent / "scan.sqlite"
     samples, skipped = _usable(data.files[split], on_bad_image, max_pixels, memory, num_workers, quiet)
     logits = compute_logits(predictor, samples, cache, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     labelled = torch.from_numpy(samples.labels)

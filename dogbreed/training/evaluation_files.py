@@ -118,13 +118,13 @@ def _of_training(folder: Path, trained: Mapping[str, Any]) -> dict[str, list[_Cl
     """Return the classes by the splits that the training has made itself."""
     images = DogImages(folder, **{key: trained[key] for key in ("labels", "split") if key in trained}, quiet=True)
     images.setup()
-    return {
-        split: [
-            _Class(name, [files.paths[index] for index in (files.labels == label).nonzero()[0]])
-            for label, name in enumerate(images.classes)
-        ]
-        for split, files in images.samples.items()
-    }
+    named: dict[str, list[_Class]] = {}
+    for split, files in images.samples.items():
+        paths: list[list[Path]] = [[] for _ in images.classes]
+        for path, label in zip(files.paths, files.labels.tolist(), strict=True):
+            paths[label].append(path)
+        named[split] = [_Class(name, own) for name, own in zip(images.classes, paths, strict=True)]
+    return named
 
 
 def _labelled(

@@ -3,6 +3,7 @@ import json
 import os
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -325,3 +326,38 @@ def test_an_extra_that_is_not_installed_is_named(argv, lacks, extra, tmp_path):
     assert line.startswith("error: ")
     assert f"{ROOT}[{extra}]" in line, "from a checkout, an extra is installed from it"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("dogbreed.predict", ["~/nowhere", "~/nowhere/rex.jpg"]),
+        ("dogbreed.serve", ["~/nowhere", "--port=0"]),
+        ("dogbreed.export", ["~/nowhere", "~/nowhere/rex.jpg", "--onnx=~/nowhere/x.onnx"]),
+        ("dogbreed.certify", ["~/nowhere", "~/nowhere/rex.jpg"]),
+        ("dogbreed.debug", ["~/nowhere"]),
+        ("dogbreed.inspect", ["~/nowhere"]),
+        ("dogbreed.inspect", [".", "--labels=~/nowhere/labels.csv"]),
+        ("dogbreed.evaluate", ["~/nowhere"]),
+        ("dogbreed.train", ["data.root=~/nowhere"]),
+        ("dogbreed.train", ["--data__root=~/nowhere"]),
+        ("dogbreed.tune", ["data.root=~/nowhere"]),
+        ("dogbreed.cache.__main__", ["--dir=~/nowhere", "list"]),
+        ("launch.sagemaker_invoke", ["http://127.0.0.1:9", "~/nowhere/rex.jpg"]),
+    ],
+)
+def test_a_tilde_that_no_shell_has_expanded(tmp_path, monkeypatch, capsys, module, arguments):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    code = import_module(module).main(arguments)
+    said = capsys.readouterr()
+    assert f"{tmp_path}/nowhere" in said.out + said.err
+    assert code == (0 if "list" in arguments else 2)
+    assert not (tmp_path / "~").exists()
+
+
+def test_a_tilde_of_an_account_that_does_not_exist(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for module, argument in (("dogbreed.evaluate", "~nobody-here/model"), ("dogbreed.inspect", "~nobody-here/dogs")):
+        assert import_module(module).main([argument]) == 2
+        assert argument in capsys.readouterr().err

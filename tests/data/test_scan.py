@@ -2,11 +2,11 @@
 
 import hashlib
 import io
-import json
 import os
 import re
+import sqlite3
 import threading
-from contextlib import suppress
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -55,7 +55,7 @@ def test_order_and_digests(folder):
         hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest() for path in files
     ]
     assert [entry.reason for entry in found] == [None] * 5
-    assert scan.scan([], memory=None) == []
+    assert list(scan.scan([], memory=None)) == []
 
 
 def test_what_cannot_be_used_says_why(folder):
@@ -75,7 +75,7 @@ def test_what_cannot_be_used_says_why(folder):
 
 
 def test_files_that_may_not_be_read_are_not_remembered(folder, tmp_path, monkeypatch):
-    files, memory = list_images(folder), tmp_path / "memory.json"
+    files, memory = list_images(folder), tmp_path / "memory.sqlite"
     with monkeypatch.context() as locked:
         locked.setattr(Path, "read_bytes", lambda path: (_ for _ in ()).throw(PermissionError(13, "Permission denied")))
         found = scan.scan(files, memory=memory)
@@ -85,11 +85,11 @@ def test_files_that_may_not_be_read_are_not_remembered(folder, tmp_path, monkeyp
 
 def test_only_changed_files_are_read_again(folder, tmp_path, reads):
     (folder / "bad.jpg").write_bytes(b"no image")
-    files, memory = list_images(folder), tmp_path / "deep" / "memory.json"
-    first = scan.scan(files, memory=memory)
+    files, memory = list_images(folder), tmp_path / "deep" / "memory.sqlite"
+    first = list(scan.scan(files, memory=memory))
     assert len(reads) == 5
     reads.clear()
-    assert scan.scan(files, memory=memory) == first
+    assert list(scan.scan(files, memory=memory)) == first
     assert reads == []
 
     (folder / "dog_1.jpg").write_bytes(_jpeg(9))
@@ -101,7 +101,7 @@ def test_only_changed_files_are_read_again(folder, tmp_path, reads):
 
 
 def test_a_file_in_anothers_place_is_read_though_size_and_time_are_the_same(folder, tmp_path, reads):
-    files, memory = list_images(folder)[:2], tmp_path / "memory.json"
+    files, memory = list_images(folder)[:2], tmp_path / "memory.sqlite"
     for file, content in zip(files, (b"one", b"two"), strict=True):
         file.write_bytes(content)
         os.utime(file, ns=(1, 1))
@@ -112,13 +112,13 @@ def test_a_file_in_anothers_place_is_read_though_size_and_time_are_the_same(fold
 
 
 def test_how_many_pixels_are_too_many_is_not_remembered(folder, tmp_path):
-    files, memory = list_images(folder), tmp_path / "memory.json"
+    files, memory = list_images(folder), tmp_path / "memory.sqlite"
     for limit, reason in ((479, "too many pixels (48 x 40), more than data.max_pixels=479"), (48 * 40, None)):
         assert {entry.reason for entry in scan.scan(files, memory=memory, max_pixels=limit)} == {reason}
 
 
 def test_memory_holds_whatever_the_path_is_called(folder, tmp_path, reads, monkeypatch):
-    memory = tmp_path / "memory.json"
+    memory = tmp_path / "memory.sqlite"
     scan.scan(list_images(folder), memory=memory)
     reads.clear()
     monkeypatch.chdir(folder.parent)
@@ -128,7 +128,7 @@ def test_memory_holds_whatever_the_path_is_called(folder, tmp_path, reads, monke
 
 
 def test_another_check_asks_again(folder, tmp_path, reads, monkeypatch):
-    memory = tmp_path / "memory.json"
+    memory = tmp_path / "memory.sqlite"
     scan.scan(list_images(folder), memory=memory)
     reads.clear()
     monkeypatch.setattr(scan, "CHECK_VERSION", "next")
@@ -136,46 +136,66 @@ def test_another_check_asks_again(folder, tmp_path, reads, monkeypatch):
     assert len(reads) == 4
 
 
+def remembered(memory: Path) -> set[str]:
+    """The names of the files in a memory."""
+    with closing(sqlite3.connect(memory)) as connection:
+        return {Path(os.fsdecode(path)).name for (path,) in connection.execute("SELECT path FROM files")}
+
+
+def alter(memory: Path, statement: str) -> None:
+    with closing(sqlite3.connect(memory)) as connection, connection:
+        connection.execute(statement)
+
+
 @pytest.mark.parametrize(
-    "content",
-    [b"", b"\xff\x00", b"[]", b"7", b'{"check": 1}', b'{"check": "CHECK", "files": []}', b"[" * 100_000]
-    + [b'{"check": "CHECK", "files": {"FILE": %s}}' % entry for entry in (b"[1]", b"null", b'["a", 1, 1, "d", 2]')],
+    "damage",
+    [
+        lambda memory: memory.write_bytes(b""),
+        lambda memory: memory.write_bytes(b'{"check": "2", "files": {}}' * 99),  # of another kind
+        lambda memory: memory.write_bytes(memory.read_bytes()[:5000]),
+        lambda memory: memory.write_bytes(memory.read_bytes()[:100] + b"\xff" * (memory.stat().st_size - 100)),
+        lambda memory: alter(memory, "DROP TABLE files"),
+        lambda memory: alter(memory, "ALTER TABLE files RENAME COLUMN digest TO hash"),
+        lambda memory: alter(memory, "UPDATE files SET digest = 'text'"),
+        lambda memory: alter(memory, "UPDATE files SET digest = x'00', reason = 7"),
+        lambda memory: alter(memory, "UPDATE files SET size = 'large'"),
+    ],
 )
-def test_damaged_memory_is_made_anew(folder, tmp_path, reads, content):
-    files, memory = list_images(folder), tmp_path / "memory.json"
-    version = json.dumps(f"{scan.CHECK_VERSION}, {images.MAX_PIXELS} pixels")[1:-1].encode()
-    memory.write_bytes(content.replace(b"CHECK", version).replace(b"FILE", str(files[0]).encode()))
+def test_damaged_memory_is_made_anew(folder, tmp_path, reads, damage):
+    files, memory = list_images(folder), tmp_path / "memory.sqlite"
     scan.scan(files, memory=memory)
+    reads.clear()
+    damage(memory)
+    assert [entry.reason for entry in scan.scan(files, memory=memory)] == [None] * 4
     assert len(reads) == 4
     scan.scan(files, memory=memory)
     assert len(reads) == 4
 
 
 def test_memory_forgets_files_that_vanished_and_keeps_other_folders(folder, tmp_path):
-    memory, other = tmp_path / "memory.json", tmp_path / "other.jpg"
+    memory, other = tmp_path / "memory.sqlite", tmp_path / "other.jpg"
     other.write_bytes(_jpeg())
     scan.scan([*list_images(folder), other], memory=memory)
     (folder / "dog_0.jpg").unlink()
     (folder / "new.jpg").write_bytes(_jpeg(5))
     scan.scan(list_images(folder), memory=memory)
-    remembered = {Path(name).name for name in json.loads(memory.read_text())["files"]}
-    assert remembered == {"dog_1.jpg", "dog_2.jpg", "dog_3.jpg", "new.jpg", "other.jpg"}
+    assert remembered(memory) == {"dog_1.jpg", "dog_2.jpg", "dog_3.jpg", "new.jpg", "other.jpg"}
 
 
 def test_concurrent_scans_leave_a_whole_memory(folder, tmp_path):
-    memory, files = tmp_path / "memory.json", list_images(folder)
+    memory, files = tmp_path / "memory.sqlite", list_images(folder)
     threads = [threading.Thread(target=scan.scan, args=(files,), kwargs={"memory": memory}) for _ in range(6)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(json.loads(memory.read_text())["files"]) == 4
-    assert sorted(os.listdir(tmp_path)) == ["001.Cream_spitz", "memory.json"]
+    assert len(remembered(memory)) == 4
+    assert sorted(os.listdir(tmp_path)) == ["001.Cream_spitz", "memory.sqlite"]
 
 
 def test_a_memory_that_cannot_be_written_does_not_matter(folder, tmp_path):
     (tmp_path / "file").write_text("")
-    found = scan.scan(list_images(folder), memory=tmp_path / "file" / "memory.json")
+    found = scan.scan(list_images(folder), memory=tmp_path / "file" / "memory.sqlite")
     assert [entry.reason for entry in found] == [None] * 4
 
 
@@ -184,13 +204,43 @@ def test_what_was_seen_before_an_interruption_is_kept(folder, tmp_path, monkeypa
         if data == (folder / "dog_3.jpg").read_bytes():
             raise KeyboardInterrupt
 
-    memory = tmp_path / "memory.json"
+    memory = tmp_path / "memory.sqlite"
     monkeypatch.setattr(images, "check", interrupted)
     # One worker goes through the files in their order.
     with pytest.raises(KeyboardInterrupt):
         scan.scan(list_images(folder), memory=memory, workers=1)
-    remembered = {Path(name).name for name in json.loads(memory.read_text())["files"]}
-    assert remembered == {"dog_0.jpg", "dog_1.jpg", "dog_2.jpg"}
+    assert remembered(memory) == {"dog_0.jpg", "dog_1.jpg", "dog_2.jpg"}
+
+
+def test_a_memory_that_another_process_holds_is_neither_waited_for_nor_thrown_away(folder, tmp_path, monkeypatch):
+    memory = tmp_path / "memory.sqlite"
+    monkeypatch.setattr(scan, "_SECONDS", 0.01)
+    scan.scan(list_images(folder), memory=memory)
+    (folder / "new.jpg").write_bytes(_jpeg(5))
+    with closing(sqlite3.connect(memory, isolation_level=None)) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        assert [entry.reason for entry in scan.scan(list_images(folder), memory=memory)] == [None] * 5
+    assert remembered(memory) == {f"dog_{number}.jpg" for number in range(4)}
+
+
+def test_names_that_are_no_text_are_remembered(folder, tmp_path, reads):
+    odd = folder / os.fsdecode(b"\xff.jpg")
+    odd.write_bytes(_jpeg())
+    for _ in range(2):
+        found = scan.scan([odd], memory=tmp_path / "memory.sqlite")
+        assert (found[0].path, found[0].reason) == (odd, None)
+    assert len(reads) == 1
+
+
+def test_files_are_in_the_order_of_their_paths(tmp_path):
+    names = ["a/b.jpg", "a-b/c.jpg", "a.jpg", "a/B.jpg", "ab.jpg", "a/b/c.jpg2", "ä.jpg", "a b.jpg", "A.jpg"]
+    for name in names:
+        with suppress(FileExistsError, NotADirectoryError):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(b"x")
+    files = list_images(tmp_path)
+    assert files == sorted(path for path in tmp_path.rglob("*") if path.is_file())
+    assert len(files) >= 8
 
 
 def test_list_images_leaves_out_what_systems_leave_behind(tmp_path):

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torchmetrics.functional.classification import multiclass_calibration_error
 
+from dogbreed.metrics import calibration
 from dogbreed.metrics.calibration import (
     calibration_error,
     calibration_interval,
@@ -188,3 +189,70 @@ def test_the_temperature_is_never_worse_than_none_by_more_than_noise(images, sca
     assert sum(losses) / 40 < 0.002
     if images >= 120 and scale != 1:
         assert sum(losses) / 40 < -0.03, "and it helps where there are images enough"
+
+
+def bisected(logits, labels):
+    """The temperature by bisection on the slope of the loss, sixty times: slow and sure."""
+    logits = logits.double()
+    chosen = logits.gather(1, labels[:, None]).mean()
+
+    def slope(inverse):
+        return float((logits * (logits * inverse).softmax(1)).sum(1).mean() - chosen)
+
+    low, high = 1 / 20, 20.0
+    if slope(low) >= 0:
+        return 20.0
+    if slope(high) <= 0:
+        return 1 / 20
+    for _ in range(60):
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if slope(middle) < 0 else (low, middle)
+    return 1 / math.sqrt(low * high)
+
+
+@given(
+    st.integers(2, 40),
+    st.sampled_from([2, 3, 120]),
+    st.floats(-3, 3),
+    st.floats(-1.5, 1.5),
+    st.floats(-1, 1),
+    st.integers(0, 10**6),
+)
+def test_fitted_temperature_is_that_of_bisection(images, classes, scale, truth, start, seed):
+    generator = torch.Generator().manual_seed(seed)
+    logits = torch.randn(images, classes, generator=generator) * 3
+    labels = torch.multinomial((logits / 10**truth).softmax(1), 1, generator=generator).squeeze(1)
+    logits = logits * 10**scale + 7
+    right = bool((logits.gather(1, labels[:, None])[:, 0] >= logits.amax(1)).all())
+    expected = 1 / 20 if right else bisected(logits, labels)
+    assert fit_temperature(logits, labels, start=10**start) == pytest.approx(expected, rel=1e-6)
+
+
+def test_fitted_temperature_is_that_of_another_minimiser():
+    logits, labels = predictions(800, 50, 1.8)
+    inverse = torch.ones((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([inverse], max_iter=200, tolerance_grad=1e-12, tolerance_change=1e-14)
+
+    def closure():
+        optimizer.zero_grad()
+        loss = torch.nn.functional.cross_entropy(logits.double() * inverse, labels)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    assert fit_temperature(logits, labels) == pytest.approx(1 / inverse.item(), rel=1e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, math.nan, math.inf])
+def test_fitted_temperature_of_logits_that_say_nothing_comes_to_an_end(value):
+    labels = torch.arange(8) % 4
+    assert 1 / 20 <= fit_temperature(torch.full((8, 4), value), labels) <= 20
+
+
+def test_fitting_looks_at_the_logits_a_dozen_times(monkeypatch):
+    """A look at 5,000 images of 10,000 classes takes half a second: the number of looks is the time."""
+    looks = []
+    derivatives = calibration._derivatives
+    monkeypatch.setattr(calibration, "_derivatives", lambda *given: looks.append(1) or derivatives(*given))
+    assert choose_temperature(*predictions(3000, 30, 2.0)) != 1
+    assert 6 <= len(looks) <= 24  # of the whole, and of five folds that start from it

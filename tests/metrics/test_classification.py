@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from dogbreed.metrics import classification
 from dogbreed.metrics.calibration import calibration_error
 from dogbreed.metrics.classification import (
     chance,
@@ -91,8 +92,9 @@ def test_extremes_of_equally_good_classes():
 
 def test_probabilities_of_single_classes_are_those_of_the_softmax():
     made = predictions([(0, 1), (2, 2), (1, 0)], 4, temperature=1.7)
-    assert torch.allclose(made.confidence, made.probabilities.max(1).values)
-    assert torch.allclose(made.probability(3), made.probabilities[:, 3])
+    probabilities = (made.logits.double() / made.temperature).softmax(1)
+    assert torch.allclose(made.confidence, probabilities.max(1).values)
+    assert torch.allclose(made.probability(3), probabilities[:, 3])
 
 
 def test_ten_thousand_classes():
@@ -136,6 +138,33 @@ def test_look_alikes_become_neighbours():
     assert sorted(order) == list(range(12))
     assert abs(order.index(0) - order.index(9)) == 1
     assert abs(order.index(3) - order.index(7)) == 1
+
+
+def clustered_slowly(likeness):
+    """Average linkage that looks at all pairs before each step."""
+    likeness = likeness.copy()
+    ends, groups = likeness.copy(), {index: [index] for index in range(len(likeness))}
+    while len(groups) > 1:
+        one, other = (int(index) for index in np.unravel_index(likeness.argmax(), likeness.shape))
+        left, right = groups[one], groups.pop(other)
+        options = [(a, b) for a in (left, left[::-1]) for b in (right, right[::-1])]
+        a, b = max(options, key=lambda option: ends[option[0][-1], option[1][0]])
+        share = len(left) / (len(left) + len(right))
+        likeness[one, :] = likeness[:, one] = share * likeness[one] + (1 - share) * likeness[other]
+        likeness[one, one] = -1.0
+        likeness[other, :] = likeness[:, other] = -2.0
+        groups[one] = a + b
+    return [index for group in groups.values() for index in group]
+
+
+@pytest.mark.parametrize(("seed", "levels"), [(0, 1000), (1, 3), (2, 2), (3, 10)])
+def test_order_is_that_of_comparing_all_pairs(monkeypatch, seed, levels):
+    rng = np.random.default_rng(seed)
+    soft = rng.integers(0, levels, (60, 60)) / levels  # of few levels: with many ties
+    likeness = soft + soft.T
+    np.fill_diagonal(likeness, -1.0)
+    monkeypatch.setattr(classification, "_soft_confusion", lambda *given: soft)
+    assert cluster_order(predictions([(0, 0)], 60), range(60)) == clustered_slowly(likeness)
 
 
 def test_prediction_rows():
