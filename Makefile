@@ -22,7 +22,7 @@ train: $(RUN) ## a first run that learns, on generated images (experiment=quicks
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
 
 test: lint docs $(DEBUGGER)/.installed ## style, types, documentation and all tests; ARGS="-m 'not slow'" for the quick ones
-	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --durations 30 $(ARGS)
+	$(BIN)/python -m pytest --numprocesses auto --dist loadfile --no-loadscope-reorder --durations 30 $(ARGS)
 
 lint: $(DEV) ## style and types only
 	$(BIN)/ruff check .

@@ -23,9 +23,36 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process a core: threads beyond it would only be in each other's way
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# Processes that tests start would compile this package anew each time.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
 # An example that takes long on a busy machine is no failure.
 hypothesis_settings.register_profile("no-deadline", deadline=None)
 hypothesis_settings.load_profile("no-deadline")
+
+# Files that take a minute or more, the longest first; of several processes, none is left with one of them at the end.
+LONG = (
+    "test_training_rehearsal.py",
+    "test_serving_rehearsal.py",
+    "test_same_run.py",
+    "test_docs.py",
+    "test_resume.py",
+    "test_deploy.py",
+    "test_tune.py",
+    "test_ddp.py",
+    "test_certify.py",
+    "test_timm_networks.py",
+    "test_cache.py",
+    "test_train.py",
+    "test_smdebug_hook.py",
+    "test_plan.py",
+    "test_bad_use.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
 
 # Class folders as in dogImages, and a colour that tells each apart.
 BREEDS = {

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torchvision
 from support import runs
+from support.forks import Forked, command, program
 from support.places import ROOT
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -24,13 +25,9 @@ MARK = re.compile(r"<!-- (run|not run: \S.*?) -->\s*\Z", re.DOTALL)
 # Pretrained networks cannot be downloaded here: files of random weights lie where torchvision looks for its own.
 NETWORKS = ("squeezenet1_1", "mobilenet_v2")
 CHEAP = ("model.backbone=squeezenet1_1", "data.size=64", "data.num_workers=0", "trainer.accelerator=cpu")
-PYTHON = f"""#!{sys.executable}
-import os, sys
-words = sys.argv[1:]
-if words[:2] in (["-m", "dogbreed.train"], ["-m", "dogbreed.tune"]) and "--help" not in words:
-    words += {CHEAP!r}
-os.execv(sys.executable, [sys.executable, *words])
-"""
+FEW = "trainer.max_epochs=3"
+# What a shell hands on as it stands.
+PLAIN = re.compile(r"python -m (dogbreed\.\w+)((?: [\w./=:,-]+)*)")
 
 
 class Block(NamedTuple):
@@ -100,29 +97,38 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("__pycache__"))
     shutil.copytree(runs.photographs(), root / "my_dogs")
     shutil.copy(next((root / "my_dogs" / "test").rglob("*.jpg")), root / "photo.jpg")
-    python = root / "bin" / "python"
-    python.parent.mkdir()
-    python.write_text(PYTHON)
-    python.chmod(0o755)
     checkpoints = root / "torch" / "hub" / "checkpoints"
     checkpoints.mkdir(parents=True)
     for name in NETWORKS:
         url = torchvision.models.get_model_weights(name).DEFAULT.url
         torch.save(torchvision.models.get_model(name).state_dict(), checkpoints / Path(url).name)
-    call(["bash", "-c", "python -m dogbreed.train data.root=my_dogs output_dir=outputs/my_dogs"], root)
+    run_block("python -m dogbreed.train data.root=my_dogs output_dir=outputs/my_dogs", root)
     return root
 
 
-def call(command: list[str], folder: Path) -> None:
+def run_block(code: str, folder: Path) -> None:
+    """Runs a block of the shell: commands of ours in processes that have torch already, anything else in bash."""
+    lines = [PLAIN.fullmatch(line.partition("  #")[0].rstrip()) for line in code.strip().splitlines()]
+    if not all(lines):
+        bash, pipe = ["bash", "-euo", "pipefail", "-c", code], subprocess.PIPE
+        finish(subprocess.Popen(bash, cwd=folder, env=environment(folder), stdout=pipe, stderr=pipe, text=True))
+        return
+    for line in filter(None, lines):
+        words = [line[1], *line[2].split()]
+        if line[1] in ("dogbreed.train", "dogbreed.tune") and "--help" not in words:
+            words += [*CHEAP, FEW]
+        finish(Forked(command, words, environment(folder), folder, apart=True))
+
+
+def environment(folder: Path) -> dict[str, str]:
     away = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}  # nobody listens: no network
-    environment = runs.environment(
-        **away,
-        PATH=f"{folder / 'bin'}:{os.environ['PATH']}",
-        DOGBREED_CACHE=str(folder / "cache"),
-        TORCH_HOME=str(folder / "torch"),
-    )
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, f"{command[-1]}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    return runs.environment(**away, PATH=path, DOGBREED_CACHE=str(folder / "cache"), TORCH_HOME=str(folder / "torch"))
+
+
+def finish(process: subprocess.Popen[str] | Forked) -> None:
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == 0, f"{out[-2000:]}\n{err[-4000:]}"
 
 
 @pytest.mark.slow
@@ -130,18 +136,24 @@ def call(command: list[str], folder: Path) -> None:
 def test_blocks_run(page: Path, folder: Path) -> None:
     for block in blocks(page):
         if block.mark == "run" and block.language == "bash":
-            call(["bash", "-euo", "pipefail", "-c", block.code], folder)
+            run_block(block.code, folder)
         elif block.mark == "run":
-            call([sys.executable, "-c", block.code], folder)
+            finish(Forked(program, [block.code], environment(folder), folder, apart=True))
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The website, built without a warning."""
     target = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
-    environment = runs.environment(NO_MKDOCS_2_WARNING="1")
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    command_line = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(target)]
+    done = subprocess.run(
+        command_line,
+        cwd=ROOT,
+        env=runs.environment(NO_MKDOCS_2_WARNING="1"),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return target
 

@@ -3,14 +3,13 @@
 import errno
 import fcntl
 import json
+import multiprocessing
 import os
 import random
 import re
 import shutil
 import signal
 import struct
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,8 @@ import torchvision
 from lightning.pytorch import Trainer
 from safetensors import safe_open
 from support import runs
+from support.fits import attach_in_blocks
+from support.forks import Forked
 
 from dogbreed.cache import extract
 from dogbreed.cache import store as stored
@@ -539,45 +540,10 @@ def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
         np.testing.assert_allclose(everything(served)[split], values, **ROUNDING)
 
 
-RUN = """
-import sys
-import torch
-from dogbreed.cache import callback, extract
-from dogbreed.data.datamodule import DogImages
-from dogbreed.data.images import Preprocessing
-from dogbreed.models.classifier import DogBreedClassifier
-
-extract.BLOCK_BYTES = 1  # a block after every pass
-small = Preprocessing(size=64, resize_size=72)
-model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=small.to_dict())
-data = DogImages(sys.argv[1], preprocessing=small, num_workers=0, quiet=True)
-data.setup()
-cache = callback.FeatureCache("require", folder=sys.argv[2], quiet=True)
-print("ready", flush=True)
-sys.stdin.readline()
-cache.attach(model, data, torch.device("cpu"))
-print(cache.state)
-"""
-
-
-def start(tree: Path, folder: Path) -> subprocess.Popen[str]:
-    process = subprocess.Popen(
-        [sys.executable, "-c", RUN, str(tree), str(folder)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        env=runs.environment(),
-    )
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
 @pytest.mark.slow
 def test_two_processes_at_once(dog_tree, tmp_path, built):
-    processes = [start(dog_tree, tmp_path) for _ in range(2)]
-    for process in processes:
-        process.stdin.write("go\n")
-        process.stdin.flush()
+    both = multiprocessing.get_context("forkserver").Barrier(2)
+    processes = [Forked(attach_in_blocks, [dog_tree, tmp_path, both], runs.environment()) for _ in range(2)]
     states = sorted(process.communicate()[0].strip() for process in processes)
     assert states in (["built", "hit"], ["built", "built"]), (
         "the second found nothing left to do, before or after waiting"
@@ -596,17 +562,13 @@ def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
     folder = tmp_path / "cache"
     before = 0
     for _ in range(3):
-        process = start(tree, folder)
-        process.stdin.write("go\n")
-        process.stdin.flush()
+        process = Forked(attach_in_blocks, [tree, folder], runs.environment())
         until = before + rng.randint(1, 12)
         while process.poll() is None and len(list(folder.glob("features/*/*.safetensors"))) < until:
             time.sleep(0.001)
         time.sleep(rng.random() * 0.02)
         process.send_signal(signal.SIGKILL)
         process.wait()
-        process.stdin.close()
-        process.stdout.close()
         kept = len(list(folder.glob("features/*/*.safetensors")))
         assert kept >= until
         before = kept

@@ -1,8 +1,10 @@
 """An account on loopback, and no other."""
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import NamedTuple
 
+import botocore.session
 import pytest
 from support.cloud import Cloud
 
@@ -31,6 +33,14 @@ def nobody(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFac
     monkeypatch.setenv("AWS_CONFIG_FILE", str(here / "no-config"))
     monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(here / "no-credentials"))
     monkeypatch.chdir(here)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_loader() -> Iterator[None]:
+    """Every command has a session of its own; what describes AWS's services, several MB, is read once for all."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(botocore.session, "create_loader", cache(botocore.session.create_loader))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,6 +9,7 @@ import torch
 from models.test_cut import parts_equal_whole
 from support import runs
 from support.fits import fit
+from support.forks import Forked, program
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
@@ -66,8 +67,8 @@ def test_the_cut_is_exact_and_deep(backbone):
 @pytest.mark.slow
 def test_keys_are_the_same_in_another_process():
     arguments = [str(part) for pair in NETWORKS.items() for part in pair]
-    command = [sys.executable, "-c", KEYS, *arguments]
-    printed = subprocess.run(command, capture_output=True, text=True, check=True, env=runs.environment()).stdout
+    process = Forked(program, [KEYS, *arguments], runs.environment())
+    printed = runs.finish(process)
     here = [fingerprint(cut(frozen(backbone), size).prefix) for backbone, size in NETWORKS.items()]
     assert printed.split() == here
     assert len(set(here)) == len(NETWORKS)

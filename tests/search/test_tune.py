@@ -4,8 +4,6 @@ import csv
 import re
 import shlex
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support import runs
+from support.forks import Forked, command
 
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
@@ -43,9 +43,10 @@ def trials_of(folder: Path) -> list[dict[str, str]]:
     return rows
 
 
-@pytest.fixture
-def settings(dog_tree: Path, cache_dir: Path) -> list[str]:
-    return [*SMALL, f"data.root={dog_tree}"]
+@pytest.fixture(scope="module")
+def settings(dog_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Of a small search; all share the features, which none but the first computes."""
+    return [*SMALL, f"data.root={dog_tree}", f"cache.dir={tmp_path_factory.mktemp('cache')}"]
 
 
 @pytest.mark.slow
@@ -105,10 +106,7 @@ def test_a_killed_search_goes_on_and_comes_to_the_same(settings: list[str], tmp_
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     wanted = [*settings, "search.trials=9", "search.parallel=3", "trainer.max_epochs=12"]
     tune(overrides=[*wanted, f"output_dir={whole}", "progress=none"])
-    process = subprocess.Popen(
-        [sys.executable, "-m", "dogbreed.tune", *wanted, f"output_dir={killed}"], stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
+    process = Forked(command, ["dogbreed.tune", *wanted, f"output_dir={killed}"], runs.environment())
     for line in process.stdout:
         if line.startswith("3 of 9"):
             break
@@ -121,14 +119,24 @@ def test_a_killed_search_goes_on_and_comes_to_the_same(settings: list[str], tmp_
     assert trials_of(killed) == trials_of(whole)
 
 
+THREE_ROUNDS = ["search.trials=9", "search.parallel=3", "trainer.max_epochs=4", "progress=none"]
+
+
+@pytest.fixture(scope="module")
+def three_rounds(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a search that was left alone."""
+    folder = tmp_path_factory.mktemp("search") / "whole"
+    tune(overrides=[*settings, *THREE_ROUNDS, f"output_dir={folder}"])
+    return folder
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("last", [3, 4, 5])
 def test_a_search_killed_between_two_records_goes_on_to_the_same(
-    settings: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
+    settings: list[str], three_rounds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, last: int
 ) -> None:
     """The second of three rounds is recorded trial by trial; it ends after each, and within one."""
-    wanted = [*settings, "search.trials=9", "search.parallel=3", "trainer.max_epochs=4", "progress=none"]
-    tune(overrides=[*wanted, f"output_dir={tmp_path / 'whole'}"])
+    wanted = [*settings, *THREE_ROUNDS]
 
     class Killed(BaseException):
         pass
@@ -146,7 +154,7 @@ def test_a_search_killed_between_two_records_goes_on_to_the_same(
         with pytest.raises(Killed):
             tune(overrides=[*wanted, f"output_dir={tmp_path / 'killed'}"])
     tune(overrides=[*wanted, f"output_dir={tmp_path / 'killed'}"])
-    assert trials_of(tmp_path / "killed") == trials_of(tmp_path / "whole")
+    assert trials_of(tmp_path / "killed") == trials_of(three_rounds)
 
 
 @pytest.mark.slow

@@ -22,7 +22,7 @@ from botocore.config import Config
 from PIL import Image
 from support import runs
 from support.exports import NAMES, export_tiny
-from support.serving import is_refusal, received, request, serving
+from support.serving import FRESH, is_refusal, received, request, serving
 
 from dogbreed import Predictor
 from dogbreed.serve import main
@@ -313,7 +313,7 @@ def test_sigterm_tells_who_takes_too_long(model):
 
 @pytest.mark.slow
 def test_ctrl_c(model):
-    with serving(model) as server:
+    with serving(model, program=FRESH) as server:
         assert server.stop(signal.SIGINT) == 130
         assert "Traceback" not in "".join(server.log)
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.exports import export_tiny
-from support.serving import Answer, Server, is_refusal, received, request, serving
+from support.serving import FRESH, Answer, Server, is_refusal, received, request, serving
 
 HOSTILE, WARM_UP, SOAK, AT_ONCE = 5000, 1000, 600, 8
 TYPES = ("image/jpeg", "image/png", "image/webp", "application/octet-stream", "application/json")
@@ -25,7 +25,8 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
     model = export_tiny(tmp_path_factory.mktemp("run") / "model")
-    with serving(model, "--max-body", "0.3", "--max-pixels", "0.25", "--timeout", "3", "--threads", "2") as running:
+    limits = ("--max-body", "0.3", "--max-pixels", "0.25", "--timeout", "3", "--threads", "2")
+    with serving(model, *limits, program=FRESH) as running:  # whose memory is its own
         yield running
 
 

@@ -1,13 +1,17 @@
-"""A training with Lightning's Trainer and `FeatureCache` alone: nothing is exported or reported."""
+"""`FeatureCache` with a model, data and Lightning's Trainer alone: nothing is exported or reported."""
 
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from dogbreed.cache import extract
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
 
 
@@ -54,3 +58,17 @@ def fit(
     trainer.test(model, datamodule=data, verbose=False)
     assert model.predictions is not None
     return Fit(losses.steps, losses.validations, model.predictions.logits, cache.state, trainer)
+
+
+def attach_in_blocks(tree: Path, folder: Path, begin: Barrier | None = None) -> None:
+    """Compute the features of a small model, a block after every pass, when all have come to the barrier."""
+    extract.BLOCK_BYTES = 1
+    small = Preprocessing(size=64, resize_size=72)
+    model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=small.to_dict())
+    data = DogImages(tree, preprocessing=small, num_workers=0, quiet=True)
+    data.setup()
+    cache = FeatureCache("require", folder=folder, quiet=True)
+    if begin is not None:
+        begin.wait()
+    cache.attach(model, data, torch.device("cpu"))
+    print(cache.state)

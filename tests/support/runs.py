@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
+from support.forks import Forked, command
 from support.places import ROOT
 
 from dogbreed.data.synthetic import make_sample
@@ -94,8 +95,10 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), **more}
 
 
-def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
-    """Starts the command as a process of its own in `folder`."""
+def start(arguments: Sequence[str], folder: Path, *, fresh: bool = False) -> subprocess.Popen[str] | Forked:
+    """Starts the command as a process of its own in `folder`; a fresh one loads everything itself."""
+    if not fresh:
+        return Forked(command, ["dogbreed.train", *arguments], environment(), folder)
     return subprocess.Popen(
         [sys.executable, "-m", "dogbreed.train", *arguments],
         cwd=folder,
@@ -109,7 +112,7 @@ def start(arguments: Sequence[str], folder: Path) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str], timeout: float = 240) -> str:
+def finish(process: subprocess.Popen[str] | Forked, timeout: float = 240) -> str:
     """Waits for the end of a command that has to succeed; returns what it said."""
     said, _ = process.communicate(timeout=timeout)
     assert process.returncode == 0, said

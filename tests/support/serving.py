@@ -13,7 +13,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
-from support import runs
+from support import forks, runs
+from support.forks import Forked
+
+FRESH = ("-m", "dogbreed.serve")
 
 
 class Answer(NamedTuple):
@@ -28,17 +31,16 @@ class Answer(NamedTuple):
 
 
 class Server:
-    """`python -m dogbreed.serve` on a free port of this machine."""
+    """`python -m dogbreed.serve` on a free port of this machine; with `program`, what a fresh interpreter runs."""
 
-    def __init__(self, model: Path, *flags: str, program: tuple[str, ...] = ("-m", "dogbreed.serve")) -> None:
-        command = [sys.executable, *program, str(model), "--port", "0", "--device", "cpu", *flags]
-        self.process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            env=runs.environment() | {"OMP_NUM_THREADS": "1"},
-        )
+    def __init__(self, model: Path, *flags: str, program: tuple[str, ...] = ()) -> None:
+        arguments = [str(model), "--port", "0", "--device", "cpu", *flags]
+        self.process: subprocess.Popen[str] | Forked
+        if program:
+            command, pipe = [sys.executable, *program, *arguments], subprocess.PIPE
+            self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=runs.environment())
+        else:
+            self.process = Forked(forks.command, ["dogbreed.serve", *arguments], runs.environment(), apart=True)
         self.said: list[str] = []
         self.log: list[str] = []
         assert self.process.stdout
@@ -96,7 +98,7 @@ class Server:
 
 
 @contextmanager
-def serving(model: Path, *flags: str, program: tuple[str, ...] = ("-m", "dogbreed.serve")) -> Iterator[Server]:
+def serving(model: Path, *flags: str, program: tuple[str, ...] = ()) -> Iterator[Server]:
     """A server that is gone afterwards, whatever happens."""
     server = Server(model, *flags, program=program)
     try:

@@ -148,7 +148,7 @@ def test_killed_again_and_again(name: str, tmp_path: Path) -> None:
         process.communicate()
         kills += process.returncode == -signal.SIGKILL
     assert kills >= 3, "the run was too quick to be killed"
-    runs.finish(runs.start(runs.overrides(killed, *more), tmp_path))
+    runs.finish(runs.start(runs.overrides(killed, *more), tmp_path, fresh=True))
     runs.assert_same_result(whole, killed)
     assert runs.metrics(killed)["epochs"] == EPOCHS
 

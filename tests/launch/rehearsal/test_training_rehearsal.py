@@ -30,6 +30,7 @@ TINY = (
     "trainer.max_epochs=4",
     "model.lr=0.001",
 )
+IMAGE = "sagemaker.image=000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch:1"  # not to load the SDK for its name
 
 
 class Rehearsed(NamedTuple):
@@ -165,7 +166,7 @@ def test_the_toolkit_really_ran(trained: Rehearsed) -> None:
 def stopped(place: Path) -> Rehearsed:
     """A spot job that loses its machine after an epoch, and is killed on its second one."""
     after = ("sagemaker.rehearsal.interrupt_after=1", "sagemaker.rehearsal.stop_after=1")
-    return rehearse(place, "stopped", "sagemaker.spot=true", *after, "sagemaker.job_name=stopped", LONG)
+    return rehearse(place, "stopped", IMAGE, "sagemaker.spot=true", *after, "sagemaker.job_name=stopped", LONG)
 
 
 LONG = "trainer.max_epochs=5000"
@@ -202,7 +203,7 @@ def test_a_killed_job_leaves_its_best_model(stopped: Rehearsed) -> None:
 
 @pytest.mark.slow
 def test_a_new_job_resumes_from_a_killed_one(stopped: Rehearsed, place: Path) -> None:
-    resumed = rehearse(place, "resumed", "sagemaker.resume_from=stopped", EPOCHS)
+    resumed = rehearse(place, "resumed", IMAGE, "sagemaker.resume_from=stopped", EPOCHS)
     assert resumed.code == 0, resumed.out + resumed.err
     assert int(re.findall(r"^epoch=(\d+)", resumed.log, re.MULTILINE)[0]) > 3
     there = json.loads((resumed.unpacked("output.tar.gz") / "metrics.json").read_text())
@@ -216,7 +217,7 @@ def test_a_new_job_resumes_from_a_killed_one(stopped: Rehearsed, place: Path) ->
 @pytest.mark.slow
 def test_two_machines_that_share_no_disk(place: Path) -> None:
     """The toolkit joins them by torchrun: one run, each image tested once, results on the first machine alone."""
-    joined = rehearse(place, "joined", "sagemaker.instance_count=2", "trainer.max_epochs=2")
+    joined = rehearse(place, "joined", IMAGE, "sagemaker.instance_count=2", "trainer.max_epochs=2")
     assert joined.code == 0, joined.out + joined.err
     assert "--nnodes 2" in joined.log
     assert sorted(set(re.findall(r"--node_rank (\d)", joined.log))) == ["0", "1"]
@@ -234,11 +235,12 @@ def test_two_machines_that_share_no_disk(place: Path) -> None:
 @pytest.mark.slow
 def test_a_tuning_job_tries_and_picks(place: Path) -> None:
     space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
-    tuned = rehearse(place, "tune", space, "search.trials=6", "trainer.max_epochs=2", command="tune")
+    given = [IMAGE, space, "search.trials=6", "sagemaker.rehearsal.trials=3", "trainer.max_epochs=2"]
+    tuned = rehearse(place, "tune", *given, command="tune")
     assert tuned.code == 0, tuned.out + tuned.err
-    assert "Trials:   4, 2 at a time" in tuned.out
+    assert "Trials:   3, 2 at a time" in tuned.out
     record = tuned.record
-    assert [job["status"] for job in record["jobs"]] == ["Completed"] * 4
+    assert [job["status"] for job in record["jobs"]] == ["Completed"] * 3
     values = [job["metrics"]["val_loss"] for job in record["jobs"]]
     assert record["best"] == values.index(min(values))
     best = record["jobs"][record["best"]]
@@ -253,7 +255,7 @@ def test_a_tuning_job_tries_and_picks(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_search_in_one_job(place: Path) -> None:
-    given = ["search.where=one_job", "search.trials=4", "trainer.max_epochs=2"]
+    given = [IMAGE, "search.where=one_job", "search.trials=4", "trainer.max_epochs=2"]
     searched = rehearse(place, "one-job", *given, command="tune")
     assert searched.code == 0, searched.out + searched.err
     (job,) = searched.record["jobs"]
@@ -271,7 +273,7 @@ def test_a_search_in_one_job(place: Path) -> None:
 
 @pytest.mark.slow
 def test_a_job_that_fails_says_why(place: Path) -> None:
-    failed = rehearse(place, "failed", "model.lr=1e38")
+    failed = rehearse(place, "failed", IMAGE, "model.lr=1e38")
     assert failed.code == 1
     assert "ended as Failed" in failed.err
     reason = failed.err.partition("The end of its log")[0]
@@ -284,7 +286,7 @@ def test_a_job_that_fails_says_why(place: Path) -> None:
 
 @pytest.mark.slow
 def test_ctrl_c_leaves_nothing_running(place: Path) -> None:
-    process = start(place, "stopped", "trainer.max_epochs=5000", command="tune")
+    process = start(place, "stopped", IMAGE, "trainer.max_epochs=5000", command="tune")
     assert process.stdout
     for line in process.stdout:
         if "epoch=2" in line:
@@ -313,8 +315,7 @@ def test_what_a_rehearsal_cannot_do_it_says_at_once(
     from launch.sagemaker_train import main
 
     monkeypatch.chdir(tmp_path)
-    image = "sagemaker.image=000000000000.dkr.ecr.us-east-1.amazonaws.com/pytorch:1"  # not to load the SDK for its name
-    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", "output_dir=out", image, *TINY, *arguments]
+    given = [f"data.root={runs.photographs(3, 3, 2, 2)}", "output_dir=out", IMAGE, *TINY, *arguments]
     assert main(["mode=rehearse", *given]) == 2
     assert sentence in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == [], "nothing was begun"

@@ -3,10 +3,7 @@
 import json
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,6 +12,7 @@ from urllib.request import Request, urlopen
 import pytest
 import yaml
 from support.exports import export_tiny
+from support.serving import serving
 
 import dogbreed
 from dogbreed.config.compose import compose
@@ -47,30 +45,6 @@ CLOUD = (f"sagemaker.region={REGION}", f"sagemaker.role={ROLE}", "sagemaker.buck
 pytestmark = pytest.mark.slow
 
 
-@contextmanager
-def serving(model: Path) -> Iterator[str]:
-    """A server of its own process; gives its address."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "dogbreed.serve", str(model), "--host", "127.0.0.1", "--port", "0"],
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-    )
-    try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if found := re.search(r"POST (http://[\d.]+:\d+)/invocations", line):
-                yield found[1]
-                break
-        else:
-            pytest.fail("the server did not start")
-    finally:
-        process.terminate()
-        process.wait(20)
-        process.stdout.close()
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return export_tiny(tmp_path_factory.mktemp("run") / "model")
@@ -83,8 +57,8 @@ def other(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(model) -> Iterator[str]:
-    with serving(model) as where:
-        yield where
+    with serving(model) as server:
+        yield server.address
 
 
 @pytest.fixture
@@ -194,8 +168,8 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
 
 
 def test_an_endpoint_that_answers_otherwise_is_taken_back(aws, model, other, monkeypatch, capsys):
-    with serving(other) as elsewhere:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+    with serving(other) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.address)
         assert run_deploy(model, "max_count=2") == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: The endpoint says")
@@ -270,8 +244,8 @@ def test_update_in_place(aws, address, model, other, monkeypatch, capsys):
     assert new not in before
     assert sorted(left()) == sorted([NAME, new, before[2]]), "the old settings are gone, the same model stays"
 
-    with serving(other) as elsewhere:
-        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", elsewhere)
+    with serving(other) as server:
+        monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.address)
         assert run_deploy(model, "instance_type=ml.g4dn.xlarge", "update=true") == 2
     assert updates[2:] == [new], "it went back"
     assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
