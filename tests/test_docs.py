@@ -3,6 +3,7 @@
 import os
 import re
 import runpy
+import shlex
 import shutil
 import subprocess
 import sys
@@ -25,9 +26,7 @@ MARK = re.compile(r"<!-- (run|not run: \S.*?) -->\s*\Z", re.DOTALL)
 # Pretrained networks cannot be downloaded here: files of random weights lie where torchvision looks for its own.
 NETWORKS = ("squeezenet1_1", "mobilenet_v2")
 CHEAP = ("model.backbone=squeezenet1_1", "data.size=64", "data.num_workers=0", "trainer.accelerator=cpu")
-FEW = "trainer.max_epochs=3"
-# What a shell hands on as it stands.
-PLAIN = re.compile(r"python -m (dogbreed\.\w+)((?: [\w./=:,-]+)*)")
+FOR_THE_SHELL = re.compile(r"[|<>&;$`*?~]")
 
 
 class Block(NamedTuple):
@@ -107,17 +106,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_block(code: str, folder: Path) -> None:
-    """Runs a block of the shell: commands of ours in processes that have torch already, anything else in bash."""
-    lines = [PLAIN.fullmatch(line.partition("  #")[0].rstrip()) for line in code.strip().splitlines()]
-    if not all(lines):
-        bash, pipe = ["bash", "-euo", "pipefail", "-c", code], subprocess.PIPE
-        finish(subprocess.Popen(bash, cwd=folder, env=environment(folder), stdout=pipe, stderr=pipe, text=True))
-        return
-    for line in filter(None, lines):
-        words = [line[1], *line[2].split()]
-        if line[1] in ("dogbreed.train", "dogbreed.tune") and "--help" not in words:
-            words += [*CHEAP, FEW]
-        finish(Forked(command, words, environment(folder), folder, apart=True))
+    """Runs lines of the shell: commands of ours in processes that have torch already, anything else in bash."""
+    for line in code.replace("\\\n", " ").splitlines():
+        if line.startswith("python -m dogbreed.") and not FOR_THE_SHELL.search(line):
+            words = shlex.split(line, comments=True)[2:]
+            if words[0] in ("dogbreed.train", "dogbreed.tune") and "--help" not in words:
+                words += CHEAP if "trainer.max_epochs" in line else (*CHEAP, "trainer.max_epochs=3")
+            finish(Forked(command, words, environment(folder), folder, apart=True))
+        else:
+            bash, pipe = ["bash", "-euo", "pipefail", "-c", line], subprocess.PIPE
+            finish(subprocess.Popen(bash, cwd=folder, env=environment(folder), stdout=pipe, stderr=pipe, text=True))
 
 
 def environment(folder: Path) -> dict[str, str]:
