@@ -5,6 +5,7 @@ import re
 import shlex
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,9 +45,12 @@ def trials_of(folder: Path) -> list[dict[str, str]]:
 
 
 @pytest.fixture(scope="module")
-def settings(dog_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+def settings(dog_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """Of a small search; all share the features, which none but the first computes."""
-    return [*SMALL, f"data.root={dog_tree}", f"cache.dir={tmp_path_factory.mktemp('cache')}"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+        patch.delenv("DOGBREED_CACHE", raising=False)
+        yield [*SMALL, f"data.root={dog_tree}"]
 
 
 @pytest.mark.slow
