@@ -53,6 +53,7 @@ class Model:
     class_weights: Literal["none", "balanced"]
     prior: Literal["none", "uniform"]
     # Not in the configurations of older runs.
+    freeze_norm: bool = False
     layer_decay: float = 1.0
     ema_decay: float | None = None
     mixup: float = 0.0

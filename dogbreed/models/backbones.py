@@ -236,8 +236,10 @@ def last_stage(network: nn.Module, backbone: str) -> list[str]:
     return names[start:]
 
 
-def freeze(network: nn.Module, backbone: str, trainable: str) -> None:
+def freeze(network: nn.Module, backbone: str, trainable: str, freeze_norm: bool = False) -> None:
     """Leave only what `trainable` names with requires_grad: `head`, `block` (head and last stage) or `all`.
+
+    With `freeze_norm`, batch norm is left out of that, and so keeps its statistics too (`set_mode`).
 
     Raises:
         DogbreedError: `trainable` is none of the three.
@@ -247,6 +249,9 @@ def freeze(network: nn.Module, backbone: str, trainable: str) -> None:
     network.requires_grad_(trainable == "all")
     for name in [head_name(network), *(last_stage(network, backbone) if trainable == "block" else [])]:
         network.get_submodule(name).requires_grad_(True)
+    for module in network.modules():
+        if freeze_norm and isinstance(module, _NormBase):
+            module.requires_grad_(False)
 
 
 def to_channels_last(network: nn.Module) -> nn.Module:

@@ -62,6 +62,7 @@ class DogBreedClassifier(LightningModule):
         trainable: `head`, `block` (head and last stage) or `all`.
         lr: Learning rate of the head. The default is the published recipe's (84.8 % on dogImages).
         backbone_lr: Learning rate of the backbone where it trains; None takes a tenth of `lr`.
+        freeze_norm: Batch norm stays as it is where the rest trains, statistics included.
         layer_decay: The last layer of the backbone trains at `backbone_lr`, and each one before at so much less.
         ema_decay: Share of the averaged weights that a step leaves: they are validated and kept; None: no averages.
         mixup: Above 0, pairs of images are blended, with shares from Beta(mixup, mixup), and so are their labels.
@@ -94,6 +95,7 @@ class DogBreedClassifier(LightningModule):
         trainable: str = "head",
         lr: float = 0.0033047276512977604,
         backbone_lr: float | None = None,
+        freeze_norm: bool = False,
         layer_decay: float = 1.0,
         ema_decay: float | None = None,
         mixup: float = 0.0,
@@ -131,7 +133,7 @@ class DogBreedClassifier(LightningModule):
         else:
             self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed, size=size)
         backbones.to_channels_last(self.network)
-        backbones.freeze(self.network, backbone, trainable)
+        backbones.freeze(self.network, backbone, trainable, freeze_norm)
         # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.eval_criterion = nn.CrossEntropyLoss()
@@ -195,7 +197,7 @@ class DogBreedClassifier(LightningModule):
         """Take the network's values from a state_dict; the names and shapes have to be its own."""
         self.network.load_state_dict(state, assign=self.network_is_empty)
         backbones.to_channels_last(self.network)
-        backbones.freeze(self.network, self.hparams["backbone"], self.hparams["trainable"])
+        backbones.freeze(self.network, *(self.hparams[name] for name in ("backbone", "trainable", "freeze_norm")))
 
     @property
     def network_is_empty(self) -> bool:

@@ -65,6 +65,7 @@ def config_of(config: Config, folder: Path) -> Config:
             weight_decay=0.0,
             label_smoothing=0.0,
             layer_decay=1.0,
+            freeze_norm=False,
             ema_decay=None,
             mixup=0.0,
             cutmix=0.0,

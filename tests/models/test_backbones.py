@@ -469,3 +469,16 @@ def test_stochastic_depth_is_off_in_frozen_blocks_only(trainable, active):
     assert network.classifier[0].training, "dropout in front of the head stays"
     set_mode(network, training=False)
     assert not any(module.training for module in network.modules())
+
+
+def test_batch_norm_stays_as_it_is_where_the_rest_trains():
+    network = create("resnet18", 3, weights="none")
+    freeze(network, "resnet18", "block", freeze_norm=True)
+    trains = {name for name, parameter in network.named_parameters() if parameter.requires_grad}
+    assert {"layer4.0.conv1.weight", "layer4.1.conv2.weight", "fc.weight"} <= trains
+    assert not any("bn" in name or "downsample.1" in name for name in trains)
+    assert changing_names(network) == trains
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    set_mode(network, True)
+    network(torch.rand(4, 3, 64, 64)).sum().backward()
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
