@@ -4,6 +4,7 @@ What a test wants of such a process is that it can be stopped and killed, not th
 longer than most of these tests.
 """
 
+import atexit
 import multiprocessing
 import multiprocessing.forkserver
 import os
@@ -19,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+SAFE = sys.platform == "linux"  # elsewhere there is no fork, or libraries that do not survive one
 LOADED = ["dogbreed.config.cli", "hydra", "dogbreed.search.run", "dogbreed.serving.app", "dogbreed.serving.server"]
 
 
@@ -48,6 +50,7 @@ class Forked:
         target = (function, list(arguments), dict(environment), folder or Path.cwd(), *streams)
         self._process = context.Process(target=_run, args=target)
         self._process.start()
+        atexit.register(self.kill)  # of a test that failed; multiprocessing would wait for it
         out_end.close(), errors_end.close()
         self.stdout, self.stderr = (os.fdopen(os.dup(end.fileno()), encoding="utf-8") for end in (out, errors))
         out.close(), errors.close()

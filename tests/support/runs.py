@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
-from support.forks import Forked, command
+from support.forks import SAFE, Forked, command
 from support.places import ROOT
 
 from dogbreed.data.synthetic import make_sample
@@ -97,7 +97,7 @@ def environment(**more: str) -> dict[str, str]:
 
 def start(arguments: Sequence[str], folder: Path, *, fresh: bool = False) -> subprocess.Popen[str] | Forked:
     """Starts the command as a process of its own in `folder`; a fresh one loads everything itself."""
-    if not fresh:
+    if SAFE and not fresh:
         return Forked(command, ["dogbreed.train", *arguments], environment(), folder)
     return subprocess.Popen(
         [sys.executable, "-m", "dogbreed.train", *arguments],

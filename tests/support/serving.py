@@ -36,8 +36,8 @@ class Server:
     def __init__(self, model: Path, *flags: str, program: tuple[str, ...] = ()) -> None:
         arguments = [str(model), "--port", "0", "--device", "cpu", *flags]
         self.process: subprocess.Popen[str] | Forked
-        if program:
-            command, pipe = [sys.executable, *program, *arguments], subprocess.PIPE
+        if program or not forks.SAFE:
+            command, pipe = [sys.executable, *(program or FRESH), *arguments], subprocess.PIPE
             self.process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=runs.environment())
         else:
             self.process = Forked(forks.command, ["dogbreed.serve", *arguments], runs.environment(), apart=True)

@@ -65,7 +65,7 @@ def test_settings(backbone: str, more: list[str], tmp_path: Path) -> None:
         ("resnet50", 64, 0.01),
         ("efficientnet_b0", 64, 0.1),
         ("convnext_tiny", 64, 0.01),
-        ("vit_b_16", 224, 0.01),
+        ("vit_b_32", 224, 0.01),
     ],
 )
 def test_networks(backbone: str, size: int, rate: float, tmp_path: Path) -> None:
