@@ -69,6 +69,8 @@ def unpack(archive: Path, root: Path, *, check: Callable[[Path], None] | None = 
             finally:
                 shutil.rmtree(scratch, ignore_errors=True)
     except (*_DAMAGE, OSError) as error:
+        if isinstance(error, RuntimeError) and "password" in str(error):
+            raise DogbreedError(f"{archive} is encrypted: unpack it yourself and give the folder.") from error
         # bz2 and seeking raise OSError on damaged bytes, without a number or with that of a wrong argument
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise disk_error(error, root.parent) from error
@@ -83,6 +85,7 @@ def _extract(archive: Path, folder: Path, quiet: bool) -> None:
             _check_size(archive, sum(info.file_size for info in members))
             folder.mkdir()
             for info in _progress(members, archive, quiet):
+                info.filename = info.filename.replace("\\", "/")  # as some programs for Windows write them
                 packed.extract(info, folder)  # reading to the end compares the checksum
         return
     if not tarfile.is_tarfile(archive):

@@ -1,8 +1,10 @@
 """Labels in a table: which image has which class and, perhaps, which split."""
 
+import codecs
 import csv
 import io
 import os
+import re
 import unicodedata
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,8 +14,11 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import join
 from dogbreed.data.layout import SPLIT_OF, is_noise
 
-PATHS = ("path", "file", "filename", "image", "image_id", "id")
-LABELS = ("label", "class", "breed")
+# In a header blanks, underscores and capitals do not count.
+PATHS = ("path", "file", "filename", "image", "imageid", "id", "filepath", "imagepath", "imagename", "img")
+LABELS = ("label", "class", "breed", "category", "classname", "labelname", "species")
+_SHOWN = {PATHS: "path, file, filename, image, image_id or id", LABELS: "label, class or breed"}
+MOST_COLUMNS = 8  # that a sentence lists
 SPLIT = "split"
 
 
@@ -72,17 +77,27 @@ def read_labels(table: Path, root: Path) -> list[LabelledFile]:
 def _rows(table: Path) -> Iterator[_Row]:
     """Yield the rows that are not empty, with their line; every one has a name and one label."""
     try:  # a class name that is not UTF-8 is refused later, with its name
-        text = table.read_text(encoding="utf-8-sig", errors="surrogateescape")
+        content = table.read_bytes()
+        wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Excel writes "Unicode text"
+        text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace" if wide else "surrogateescape")
     except OSError as error:
         raise DogbreedError(f"data.labels={table} cannot be read: {error.strerror or error}.") from error
+    first = re.match(r"(?:sep=.[ ]*[\r\n]|[ \t]*[\r\n])*", text)  # Excel's own line, and empty ones
+    text, skipped = text[first.end() :] if first else text, first[0].count("\n") if first else 0
     head = text.partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=head.count))
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=head.count))
     try:
-        header = [cell.strip().lower() for cell in next(reader, [])]
-        rows = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if any(map(str.strip, cells))]
+        header = [re.sub(r"[\s_-]", "", cell.lower()) for cell in next(reader, [])]
+        rows = [
+            (skipped + reader.line_num, [cell.strip() for cell in cells])
+            for cells in reader
+            if any(map(str.strip, cells))
+        ]
     except csv.Error as error:
         raise DogbreedError(f"{table}, line {reader.line_num}, is not CSV: {error}.") from error
     for line, cells in rows:
+        while len(cells) > len(header) and not cells[-1]:
+            cells.pop()
         if len(cells) != len(header):
             raise DogbreedError(f"{table}, line {line}, has {len(cells)} cells where its header has {len(header)}.")
     name, label, split = _columns(table, header, [cells for _, cells in rows])
@@ -112,11 +127,13 @@ def _columns(table: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) 
         others = [at for at, title in enumerate(header) if at != name and title != SPLIT]
         if len(others) > 1 and rows and all(row[at] in ("0", "1", "0.0", "1.0") for row in rows for at in others):
             raise _several_labels(f"{table} has a column of 0 and 1 for each of {len(others)} labels")
+    some = [title[:40] for title in header[:MOST_COLUMNS]]
+    shown = ", ".join([*some, "..."] if len(header) > len(some) else some)
     for position, what, names in ((name, "image", PATHS), (label, "class", LABELS)):
         if position is None:
             raise DogbreedError(
-                f"{table} has no column for the {what}: name one of its columns ({', '.join(header)}) "
-                f"{join(names, 'or')}."
+                f"{table} has no column for the {what}: name one of its columns ({shown}) {_SHOWN[names]}; its first "
+                "line is the header."
             )
     assert name is not None
     assert label is not None

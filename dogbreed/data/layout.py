@@ -3,16 +3,16 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
 
 SPLITS = ("train", "valid", "test")
 SPLIT_OF = {
-    "train": "train",
+    **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("valid", "val", "validation", "dev"), "valid"),
-    **dict.fromkeys(("test", "eval"), "test"),
+    **dict.fromkeys(("test", "testing", "eval"), "test"),
 }
 _PHOTOGRAPHS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif", ".ppm"}
 # Left behind by macOS, Windows, Synology and QNAP storage, file systems, version control and notebooks.
@@ -104,9 +104,23 @@ def find_splits(root: Path) -> dict[str, Path]:
     Raises:
         DogbreedError: Two folders stand for the same split.
     """
+    folders = sorted(root.iterdir())
+    splits = _named_splits(root, {path: path.name.lower() for path in folders})
+    if "train" in splits:
+        return splits
+    loosely = _named_splits(root, {path: _loosely(path.name) for path in folders})
+    return loosely if "train" in loosely else splits
+
+
+def _loosely(name: str) -> str:
+    """Return what is left of a name such as `0_train`, `train_set` or `Images (train)`."""
+    return re.sub(r"[\W\d_]+|images?|data|set|split", "", name.lower())
+
+
+def _named_splits(root: Path, names: Mapping[Path, str]) -> dict[str, Path]:
     splits: dict[str, Path] = {}
-    for path in sorted(root.iterdir()):
-        split = SPLIT_OF.get(path.name.lower())
+    for path, name in names.items():
+        split = SPLIT_OF.get(name)
         if split is None or not path.is_dir() or holds_images(path):
             continue
         if split in splits:

@@ -1,7 +1,8 @@
 """Which images there are, with the class and the split of each: from folders, or from a table of labels."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +13,8 @@ from dogbreed.core.text import count
 from dogbreed.data.columns import Entries, Paths
 from dogbreed.data.labels import read_labels
 from dogbreed.data.layout import SPLITS, class_folders, find_splits, holds_files, holds_images, list_files, plain_name
+
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,19 @@ def list_data(root: Path, labels: Path | None = None, class_mismatch: str = "err
     if len(set(classes)) < len(classes):
         twice = Counter(classes).most_common(1)[0][0]
         raise DogbreedError(f"{root} has two classes that are both named {twice} but for their number.")
+    listing.notes.extend(_odd_classes(classes))
     return listing
+
+
+def _odd_classes(classes: Sequence[str]) -> Iterator[str]:
+    """Yield a sentence on classes that a model can learn, but that nobody wants."""
+    if len(classes) == 1:
+        yield f"There is one class alone, {classes[0]}: nothing to tell apart, and every prediction is right."
+    spellings: dict[str, list[str]] = {}
+    for name in classes:
+        spellings.setdefault(" ".join(re.split(r"[\s_-]+", name.casefold())).strip(), []).append(name)
+    for alike in [names for names in spellings.values() if len(names) > 1][:MOST_NAMED]:
+        yield f"Classes that differ only in how they are written, and count as {len(alike)}: {', '.join(alike)}."
 
 
 def _of_folders(root: Path, class_mismatch: str) -> Listing:
@@ -71,9 +86,10 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
     else:
         for missing in ("train", "valid"):
             if missing not in splits and class_mismatch != "keep":
+                alone = f": data.root={splits['train']} is split by data.split" if "train" in splits else ""
                 raise DogbreedError(
-                    f"{root} has no folder {missing}/; it should hold train/, valid/ and test/, or only class folders: "
-                    f"data.root={next(iter(splits.values()))} is split by data.split."
+                    f"{root} has no folder {missing}/; it should hold train/, valid/ and test/, or only class folders"
+                    f"{alone}."
                 )
         folders = {split: class_folders(splits[split]) for split in SPLITS if split in splits}
         if not any(folders.values()):

@@ -7,23 +7,25 @@ from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.archives import is_archive, unpack
-from dogbreed.data.layout import find_splits, is_noise
+from dogbreed.data.layout import find_splits, holds_images, is_noise
+
+_PACKED = (".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".zst", ".7z", ".rar")
 
 
 def find_root(root: Path | str, *, quiet: bool = False) -> Path:
     """Return the folder that holds the splits or the classes, for any address a person may give.
 
-    Of a folder whose only content is the folder with the splits (an unpacked archive) it is the inner one.
+    Of a folder whose only folder is the one with the splits (an unpacked archive) it is the inner one.
 
     Raises:
         DogbreedError: There is no such folder, or it has to be fetched first.
     """
     folder = inner = find_folder(root, quiet=quiet)
     while not find_splits(inner):
-        entries = [path for path in inner.iterdir() if not is_noise(path.name)]
-        if len(entries) != 1 or not entries[0].is_dir():
+        folders = [path for path in inner.iterdir() if path.is_dir() and not is_noise(path.name)]
+        if len(folders) != 1 or holds_images(inner):  # a README or a table may lie beside the one folder
             return folder
-        inner = entries[0]
+        inner = folders[0]
     return inner
 
 
@@ -44,6 +46,11 @@ def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
                 raise DogbreedError(f"{unpacked} is older than {folder}: remove it, and it is unpacked again.")
             unpack(folder, unpacked, quiet=quiet)
         folder = unpacked
+    if folder.name.lower().endswith(_PACKED) and folder.is_file():
+        raise DogbreedError(
+            f"{folder} is damaged, or packed in a way that is not read here (zip and tar are): fetch it again, or "
+            "unpack it yourself and give the folder."
+        )
     if folder.is_file():
         raise DogbreedError(f"{folder} is a file and no archive; data.root is a folder, a zip or a tar file.")
     if not folder.is_dir():

@@ -14,6 +14,7 @@ from support.archives import dog_images, make_zip
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.archives import is_archive, locked, unpack
+from dogbreed.data.locate import find_root
 
 BODY = random.Random(3).randbytes(600_000)
 
@@ -137,3 +138,27 @@ def test_a_folder_with_files_is_left_alone(archive, tmp_path):
     assert os.listdir(tmp_path / "dogs") == ["mine.txt"]
     with pytest.raises(DogbreedError, match="missing"):
         unpack(tmp_path / "none.zip", tmp_path / "other", quiet=True)
+
+
+def test_archives_that_are_encrypted_of_another_kind_or_written_on_windows(tmp_path):
+    plain = tmp_path / "plain.zip"
+    with zipfile.ZipFile(plain, "w") as packed:
+        packed.writestr("dogs\\train\\Poodle\\1.jpg".replace("/", "\\"), b"x" * 20)
+    unpack(plain, tmp_path / "unpacked", quiet=True)
+    assert [path.relative_to(tmp_path / "unpacked").as_posix() for path in (tmp_path / "unpacked").rglob("*.jpg")] == [
+        "train/Poodle/1.jpg"
+    ]
+    content = bytearray(plain.read_bytes())
+    content[content.find(b"PK\x03\x04") + 6] |= 1
+    content[content.find(b"PK\x01\x02") + 8] |= 1
+    (tmp_path / "secret.zip").write_bytes(content)
+    with pytest.raises(DogbreedError, match=r"secret\.zip is encrypted: unpack it yourself"):
+        unpack(tmp_path / "secret.zip", tmp_path / "secret", quiet=True)
+    for name, start in (
+        ("dogs.7z", b"7z\xbc\xaf'\x1c"),
+        ("dogs.rar", b"Rar!"),
+        ("half.zip", bytes(plain.read_bytes()[:40])),
+    ):
+        (tmp_path / name).write_bytes(start)
+        with pytest.raises(DogbreedError, match=r"is damaged, or packed in a way that is not read here"):
+            find_root(tmp_path / name)

@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
+from dogbreed.data.layout import SPLITS
 from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 
 CLASSES = ("001.Beagle", "002.Collie", "010.Poodle")
@@ -266,7 +267,7 @@ def test_a_table_with_splits_and_its_relative_address(loose, tmp_path):
         ("path,label\nim00.jpg,cat;dog\n", r"line 2: im00\.jpg has several labels, cat;dog; .*multi-label.*out of sco"),
         ("path,label\nim00.jpg,cat|dog\n", "multi-label"),
         ("path,cat,dog\nim00.jpg,1,0\nim01.jpg,1,1\n", "a column of 0 and 1 for each of 2 labels; .*multi-label"),
-        ("path,species\nim00.jpg,cat\n", r"no column for the class: name one of its columns \(path, species\) label"),
+        ("path,kind\nim00.jpg,cat\n", r"no column for the class: name one of its columns \(path, kind\) label"),
         ("picture,label\nim00.jpg,cat\n", r"no column for the image: name one of its columns \(picture, label\) path"),
         ("path,label\nim00.jpg,cat,more\n", "line 2, has 3 cells where its header has 2"),
         ("path,label\n", "has no rows below its header"),
@@ -316,3 +317,76 @@ def test_a_class_of_a_table_needs_training_images(loose, tmp_path):
         images(loose, labels=table)
     with pytest.raises(DogbreedError, match=r"test holds no readable image"):
         images(loose, labels=table, class_mismatch="drop")
+
+
+# What people have in place of train/, valid/ and test/, and in place of a plain table
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("training", "validation", "testing"),
+        ("0_train", "1_val", "2_test"),
+        ("train_set", "val_set", "test_set"),
+        ("Images (train)", "Images (dev)", "Images (eval)"),
+        ("train ", "valid", "test"),
+    ],
+)
+def test_splits_by_any_name(dog_tree, tmp_path, names):
+    for split, name in zip(SPLITS, names, strict=True):
+        (tmp_path / name).symlink_to(dog_tree / split)
+    (tmp_path / "train_backup").symlink_to(dog_tree / "train")
+    found = images(tmp_path)
+    assert {split: len(files) for split, files in found.samples.items()} == {
+        split: len(files) for split, files in images(dog_tree).samples.items()
+    }
+
+
+def test_only_train_and_test_says_which_of_the_two_can_be_split(dog_tree, tmp_path):
+    for split in ("train", "test"):
+        (tmp_path / split).symlink_to(dog_tree / split)
+    with pytest.raises(DogbreedError, match=rf"no folder valid/; .*: data\.root={tmp_path}/train is split by data"):
+        images(tmp_path)
+
+
+@pytest.mark.parametrize("beside", ["README.md", "labels.csv", "LICENSE"])
+def test_a_file_beside_the_folder_with_the_splits_makes_no_classes_of_them(dog_tree, tmp_path, beside):
+    (tmp_path / "images").symlink_to(dog_tree)
+    (tmp_path / beside).write_text("x")
+    assert images(tmp_path).classes == images(dog_tree).classes
+
+
+def test_classes_that_nobody_wants_are_named(copy):
+    (copy / "001.Beagle").rename(copy / "poodle_")
+    assert any("count as 2: Poodle, poodle_." in warning for warning in images(copy).warnings)
+    for name in ("002.Collie", "poodle_"):
+        shutil.rmtree(copy / name)
+    assert any("There is one class alone, Poodle" in warning for warning in images(copy).warnings)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda text: text.replace(",", "|").encode(),
+        lambda text: text.encode("utf-16"),
+        lambda text: ("sep=;\n" + text.replace(",", ";")).encode(),
+        lambda text: ("\r\n\r\n" + text.replace("\n", "\r\n")).encode(),
+        lambda text: text.replace("\n", ",,\n").replace(",,", "", 1).encode(),
+        lambda text: text.replace("path,label", "Image Name,Category").encode(),
+        lambda text: text.replace("path,label", "filepath,class_name").encode(),
+    ],
+    ids=["bars", "utf-16", "excel", "empty lines", "commas behind", "other names", "more names"],
+)
+def test_tables_as_programs_write_them(flat, tmp_path, content):
+    rows = [f"{path.relative_to(flat)},{path.parent.name}\n" for path in sorted(flat.glob("*/*.png"))]
+    (tmp_path / "labels.csv").write_bytes(content("path,label\n" + "".join(rows)))
+    assert contents(images(flat, labels=tmp_path / "labels.csv")) == contents(images(flat))
+
+
+def test_a_list_of_columns_has_an_end(flat, tmp_path):
+    (tmp_path / "labels.csv").write_text(",".join(f"column{number}" for number in range(500)) + "\n")
+    with pytest.raises(
+        DogbreedError, match=r"name one of its columns \(column0, .*, column7, \.\.\.\) path, file"
+    ) as error:
+        images(flat, labels=tmp_path / "labels.csv")
+    assert len(str(error.value)) < 400
