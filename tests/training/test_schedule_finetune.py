@@ -23,6 +23,7 @@ MORE = (
     "model.schedule=constant",
     "model.weight_decay=0",
     "model.backbone_lr=null",
+    "model.freeze_norm=false",
     "head_stage.epochs=3",
     "head_stage.lr=0.01",
     "head_stage.batch_size=6",
