@@ -51,12 +51,15 @@ def published_file(backbone: str, member: Any = None) -> Path:
     return file
 
 
+_STATES = ("state_dict", "model", "model_state_dict", "model_state", "network", "net", "checkpoint", "module")
+
+
 def read_state(file: Path) -> dict[str, Tensor]:
     """Read a state_dict without running code from it.
 
     Args:
         file: `.safetensors`, or a torch file that `weights_only=True` accepts. A state_dict inside a checkpoint
-            (under `state_dict` or `model`) and the name prefixes `module.` and `network.` are understood.
+            (under `state_dict`, `model` or another name) is understood.
 
     Raises:
         DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
@@ -66,7 +69,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
     if not file.is_file():
         raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
     try:
-        if file.suffix == ".safetensors":
+        with file.open("rb") as stream:  # by its content: files are renamed
+            is_safetensors = stream.read(9)[8:] == b"{"
+        if is_safetensors:
             content: Any = load_file(file)
         else:
             content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
@@ -83,12 +88,37 @@ def read_state(file: Path) -> dict[str, Tensor]:
         raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
     if isinstance(content, Mapping) and content.get("frozen"):
         content = read_checkpoint(file)  # of a run, whose frozen weights lie beside it
-    for key in ("state_dict", "model"):
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+    content = _innermost(content)
+    if not _is_state(content):
         raise DogbreedError(f"{file} holds no state_dict (a mapping of names to tensors).")
+    if any(value.is_sparse or value.is_meta or value.is_complex() for value in content.values()):
+        raise DogbreedError(f"{file} holds tensors that are sparse, complex or empty; save plain ones.")
+    if not all(bool(value.isfinite().all()) for value in content.values() if value.is_floating_point()):
+        raise DogbreedError(f"{file} holds values that are not finite: the training that it comes from has diverged.")
     return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
+
+
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
+
+
+def _innermost(content: Any) -> Any:
+    """Return the state_dict within a checkpoint, under a usual name or as the only one in it."""
+    while isinstance(content, Mapping) and not _is_state(content):
+        states = [value for value in content.values() if value and _is_state(value)]
+        named = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), None)
+        if named is None and len(states) != 1:
+            return content
+        content = states[0] if named is None else named
+    return content
+
+
+def _without_prefix(state: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Return what lies under the prefix with which most names are those of the network, such as `model._orig_mod.`."""
+    first = next(iter(expected))
+    prefixes = {"", *(name.removesuffix(first) for name in state if name.endswith(f".{first}"))}
+    best = max(sorted(prefixes), key=lambda prefix: sum(f"{prefix}{name}" in state for name in expected))
+    return {name[len(best) :]: value for name, value in state.items() if name.startswith(best)}
 
 
 def _begins_as_pickle(file: Path) -> bool:
@@ -98,8 +128,9 @@ def _begins_as_pickle(file: Path) -> bool:
 
 def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[str, Tensor], file: Path) -> None:
     """Copy everything but a head of another size; all other names and shapes have to agree."""
-    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
     expected = network.state_dict()
+    state = _without_prefix(state, expected)
+    state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
     of_head = _under(expected, head)
     if any(state.get(name, value).shape != value.shape for name, value in of_head.items()):
         state = {name: value for name, value in state.items() if name not in of_head}

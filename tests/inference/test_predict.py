@@ -17,6 +17,7 @@ from support.exports import NAMES, export_tiny
 from support.places import SHARED_DATA
 
 from dogbreed import Predictor
+from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.photographs import find_photographs
 from dogbreed.models.manifest import find_model
 from dogbreed.predict import main
@@ -235,3 +236,13 @@ def test_real_photographs_are_all_answered(model, capsys):
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 61
     assert "of 61 images" in captured.err  # more than a few: it says how far it has come
+
+
+def test_pipes_and_devices_are_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "endless.jpg").symlink_to("/dev/zero")
+    (tmp_path / "a.jpg").write_bytes(b"x")
+    assert find_photographs([str(tmp_path)]) == [str(tmp_path / "a.jpg")]
+    for path in (tmp_path / "pipe.jpg", tmp_path / "endless.jpg", "/dev/zero"):
+        with pytest.raises(DogbreedError, match=f"{path} is no regular file"):
+            find_photographs([str(path)])

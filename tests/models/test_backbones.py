@@ -1,5 +1,6 @@
 """Networks: which part is which, weights from every kind of file, what is frozen and stays so, and every refusal."""
 
+import math
 import pickle
 import random
 from pathlib import Path
@@ -16,7 +17,7 @@ from torchvision.ops import StochasticDepth
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models import backbones
 from dogbreed.models.backbones import changing_names, create, freeze, head_name, preprocessing_of, set_mode
-from dogbreed.models.weights import read_state
+from dogbreed.models.weights import load_backbone, read_state
 
 SQUEEZENET_FILE = "squeezenet1_1-b8a52dc0.pth"  # as torchvision publishes them
 VGG16_FILE = "vgg16-397923af.pth"
@@ -482,3 +483,39 @@ def test_batch_norm_stays_as_it_is_where_the_rest_trains():
     set_mode(network, True)
     network(torch.rand(4, 3, 64, 64)).sum().backward()
     assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model._orig_mod.", "net.backbone."])
+@pytest.mark.parametrize("under", [(), ("state_dict",), ("model_state_dict",), ("ema",), ("checkpoint", "state_dict")])
+def test_weights_under_whatever_names_they_were_saved(tmp_path, prefix, under):
+    saved = torchvision.models.squeezenet1_1(num_classes=7).state_dict()
+    content = {f"{prefix}{name}": value for name, value in saved.items()}
+    for key in reversed(under):
+        content = {"epoch": 3, key: content}
+    torch.save(content, tmp_path / "weights.pth")
+    network = torchvision.models.squeezenet1_1(num_classes=3)
+    load_backbone(network, "squeezenet1_1", "classifier.1", read_state(tmp_path / "weights.pth"), tmp_path)
+    assert torch.equal(network.features[0].weight, saved["features.0.weight"])
+    assert network.classifier[1].weight.shape[0] == 3
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda value: value * math.nan, "not finite"),
+        (lambda value: value.to("meta"), "sparse, complex or empty"),
+        (lambda value: value.to_sparse(), "sparse, complex or empty"),
+        (lambda value: value.to(torch.complex64), "sparse, complex or empty"),
+    ],
+)
+def test_weights_that_are_no_numbers(tmp_path, change, says):
+    state = torchvision.models.squeezenet1_1(num_classes=3).state_dict()
+    torch.save({**state, "features.0.bias": change(state["features.0.bias"])}, tmp_path / "weights.pth")
+    with pytest.raises(DogbreedError, match=says):
+        read_state(tmp_path / "weights.pth")
+
+
+def test_safetensors_are_told_by_their_content_not_by_their_name(tmp_path):
+    state = torchvision.models.squeezenet1_1(num_classes=3).state_dict()
+    save_file(state, tmp_path / "a.pth")
+    assert torch.equal(read_state(tmp_path / "a.pth")["features.0.bias"], state["features.0.bias"])
