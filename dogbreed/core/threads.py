@@ -2,7 +2,7 @@
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from threading import Barrier, local
@@ -46,7 +46,9 @@ def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
     return list(_workers(count).map(run, parts))
 
 
-def in_order(work: Callable[[T], R], items: Iterable[T], workers: int, name: str = "dogbreed") -> Iterator[R]:
+def in_order(
+    work: Callable[[T], R], items: Iterable[T], workers: int, name: str = "dogbreed"
+) -> Generator[R, None, None]:
     """Yield the work of all items in their order, done by threads; few wait at a time, however many there are."""
     waiting: deque[Future[R]] = deque()
     with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:

@@ -97,6 +97,13 @@ def test_an_epoch_is_a_line_for_people_on_a_terminal_and_for_tools_elsewhere(tmp
     assert history._line(20).startswith("epoch=2 train_loss=1.827000 val_loss=nan")
 
 
+def test_a_finding_does_not_wait_for_the_end_of_a_long_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("dogbreed.monitor.callback.LOOK_EVERY", 2)
+    vanishing = ("rules.vanishing_gradient.threshold=1e9", "rules.every=1")
+    printed = runs.train_in(tmp_path / "run", "trainer.max_epochs=1", "data.batch_size=4", *vanishing).out
+    assert 0 < printed.find("Rule vanishing_gradient, epoch 1: ") < printed.find("epoch=1 train_loss=")
+
+
 def test_a_rule_can_stop_the_run(tmp_path):
     ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=6", "rules.on_trigger=stop", *FALLS_TOO_SLOWLY)
     assert "Stopped after epoch 2 by rule loss_not_decreasing." in ran.out
