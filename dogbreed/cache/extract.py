@@ -205,16 +205,7 @@ def extract(
         DogbreedError: The disk is full, or a feature is too large for float16.
         OutOfMemoryError: The device's memory does not hold a pass of one image.
     """
-    rows: dict[bytes, Tensor] = {}
-    written = time.monotonic()
-
-    def write() -> None:
-        nonlocal written
-        if rows:
-            store.add(list(rows), torch.stack([*rows.values()]))
-        rows.clear()
-        written = time.monotonic()
-
+    block = _Block(store)
     how = plan(prefix, device)
     with (
         track(missing.views, "Computing features", "views", quiet=quiet) as progress,
@@ -224,15 +215,38 @@ def extract(
         compute = _Pass(network, device, how.images, store.dtype)
         try:
             for keys, inputs in _passes(missing, data, how.images):
-                rows.update(zip(keys, compute(inputs)[: len(keys)], strict=True))
+                block.add(keys, compute(inputs))
                 progress.advance(len(keys))
-                if len(rows) * store.row_bytes >= BLOCK_BYTES or time.monotonic() - written > BLOCK_SECONDS:
-                    write()
-        except KeyboardInterrupt:  # what is computed by then is kept
-            write()
-            raise
-        write()
+        finally:  # also after Ctrl-C: what is computed by then is kept
+            block.write()
     store.refresh()
+
+
+class _Block:
+    """Rows that wait to be written together.
+
+    Args:
+        store: Where they go, as soon as they are many, or the oldest has waited long.
+    """
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self.rows: dict[bytes, Tensor] = {}
+        self.written = time.monotonic()
+
+    def add(self, keys: list[bytes], features: Tensor) -> None:
+        """Take the first features [N, ...], one for each key."""
+        self.rows.update(zip(keys, features[: len(keys)], strict=True))
+        full = len(self.rows) * self.store.row_bytes >= BLOCK_BYTES
+        if full or time.monotonic() - self.written > BLOCK_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Write what waits."""
+        if self.rows:
+            self.store.add(list(self.rows), torch.stack([*self.rows.values()]))
+        self.rows.clear()
+        self.written = time.monotonic()
 
 
 class _Pass:

@@ -65,6 +65,16 @@ def _mode_as_flag(flags: list[str], overrides: list[str]) -> tuple[list[str], li
     return flags, [word for word in overrides if word not in modes]
 
 
+def _own_folder(folder: str | None, shared: bool, folders: set[str], number: int) -> str | None:
+    """Return a folder for the run of this number in a sweep, and add it to those that are taken."""
+    if folder and shared:  # each has a folder of its own, as in Hydra's sweeps
+        folder = f"{folder}/{number}"
+    elif folder in folders:  # of a sweep over more than the folder
+        folder = f"{folder}-{number}"
+    folders.add(folder or "")
+    return folder
+
+
 def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Callable[[], None]) -> int:
     import hydra  # here, so that help pages and wrong flags need none of it
     from hydra.errors import HydraException
@@ -88,11 +98,7 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
         try:
             config = plain(composed)
             check(config)
-            if shared and config["output_dir"]:  # each has a folder of its own, as in Hydra's sweeps
-                config["output_dir"] = f"{config['output_dir']}/{runs}"
-            elif config["output_dir"] in folders:  # of a sweep over more than the folder
-                config["output_dir"] = f"{config['output_dir']}-{runs}"
-            folders.add(config["output_dir"] or "")
+            config["output_dir"] = _own_folder(config["output_dir"], shared, folders, runs)
             runs += 1
             result = task(config)
             objective = result if isinstance(result, float) else None

@@ -131,13 +131,17 @@ class DogImages(LightningDataModule):
         self.max_pixels = max_pixels
         self.scan_memory = scan_memory
         self.seed, self.quiet = seed, quiet
+        self._check_arguments()
+        self._reset()
+
+    def _reset(self) -> None:
+        """Hold nothing yet; `setup` lists the images."""
         self.classes: list[str] = []
         self.samples: dict[str, SplitFiles] = {}
         self.skipped: list[Skipped] = []
         self._unsplit: tuple[Entries, list[str]] | None = None
         self.warnings: list[str] = []
         self._readers: dict[str, FeatureReader] = {}
-        self._check_arguments()
 
     def _check_arguments(self) -> None:
         for name, choices in CHOICES.items():

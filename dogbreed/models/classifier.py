@@ -125,27 +125,31 @@ class DogBreedClassifier(LightningModule):
             raise DogbreedError(f"{len(self.class_names)} class names were given for {num_classes} classes.")
         class_names, preprocessing = self.class_names, self.preprocessing.to_dict()
         self.save_hyperparameters(ignore=["network"])  # plain values, so that a checkpoint loads with weights_only=True
-        size = self.preprocessing.size
-        if network is not None:
-            self.network = own_networks.with_new_head(network, head, num_classes, seed)
-        elif weights is None:
-            self.network = backbones.skeleton(backbone, num_classes, size)
-        else:
-            self.network = backbones.create(backbone, num_classes, weights=weights, seed=seed, size=size)
+        self.network = self._make_network(network)
         backbones.to_channels_last(self.network)
         backbones.freeze(self.network, backbone, trainable, freeze_norm)
+        self.mixing = mixing.build(num_classes, mixup, cutmix, trainable)
+        self._add_measures(num_classes, label_smoothing)
+        if optimizer == "lbfgs":
+            lbfgs.check_head(self.network, trainable)
+        self.train()
+
+    def _make_network(self, network: nn.Module | None) -> nn.Module:
+        """Return a person's own network with a new head, or the one that the hyperparameters name."""
+        hparams, size = self.hparams, self.preprocessing.size
+        num_classes, seed, weights = hparams["num_classes"], hparams["seed"], hparams["weights"]
+        if network is not None:
+            return own_networks.with_new_head(network, hparams["head"], num_classes, seed)
+        if weights is None:
+            return backbones.skeleton(hparams["backbone"], num_classes, size)
+        return backbones.create(hparams["backbone"], num_classes, weights=weights, seed=seed, size=size)
+
+    def _add_measures(self, num_classes: int, label_smoothing: float) -> None:
         # Both are modules, so that hooks on modules see every loss.
         self.criterion = nn.CrossEntropyLoss(label_smoothing=label_smoothing)
         self.eval_criterion = nn.CrossEntropyLoss()
-        self.mixing = mixing.build(num_classes, mixup, cutmix, trainable)
-        self._add_metrics(num_classes)
         self.images_seen = 0
-        if optimizer == "lbfgs":
-            lbfgs.check_head(self.network, trainable)
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
-        self.train()
-
-    def _add_metrics(self, num_classes: int) -> None:
         accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
         self._train_sums: Tensor | None = None  # of loss and hits over the images of the epoch, and their number, [3]
         self.val_loss = MeanMetric()

@@ -75,36 +75,27 @@ def evaluate(
     _check_arguments(split, on_unknown, on_bad_image, batch_size, num_workers)
     cache = cache or FeatureCache(quiet=quiet)
     predictor = Predictor(find_model(Path(model)), device=find_device(device), max_pixels=max_pixels)
-    data = find_files(
-        root,
-        labels,
-        split,
-        predictor.class_names,
-        predictor.model.config.get("data", {}),
-        renamed=names or {},
-        skip_unknown=on_unknown == "skip",
-    )
-    memory = cache.folder.parent / "scan.sqlite"
-    samples, skipped = _usable(data.files[split], on_bad_image, max_pixels, memory, num_workers, quiet)
+    settings, skip = predictor.model.config.get("data", {}), on_unknown == "skip"
+    data = find_files(root, labels, split, predictor.class_names, settings, renamed=names or {}, skip_unknown=skip)
+    samples, skipped = _usable(data.files[split], on_bad_image, max_pixels, cache, num_workers, quiet)
     logits = compute_logits(predictor, samples, cache, batch_size=batch_size, num_workers=num_workers, quiet=quiet)
     labelled = torch.from_numpy(samples.labels)
     predictions = Predictions(split, logits, labelled, samples.paths, predictor.model.temperature)
     metrics = _metrics(predictor, predictions, data, skipped)
     metrics |= {"model": str(model), "cache": cache.state, "seconds": round(time.monotonic() - started, 3)}
-    destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
     photos = {split: samples, **{other: _listed(rest) for other, rest in data.files.items() if other != split}}
     command = _command(str(model), data.folder, labels, split, on_unknown, names or {})
     report = _report(command, data.folder, predictor, photos, predictions, metrics, skipped)
     caveats = training_report.caveats(report)
     metrics |= caveats.metrics
+    destination = Path(output_dir) if output_dir else new_folder(Path("evaluation"))
+    rows = prediction_rows(predictions, predictor.class_names, data.folder)
     write_json(destination / "metrics.json", metrics)
-    write_csv(
-        destination / "predictions.csv", PREDICTIONS, prediction_rows(predictions, predictor.class_names, data.folder)
-    )
+    write_csv(destination / "predictions.csv", PREDICTIONS, rows)
     training_report.write_safely(destination / "report.html", report)
     if not quiet:
-        lines = [*caveats.leak, test_line(predictions, metrics[f"{PREFIX[split]}_loss"])]
-        print(*lines, _summary(report, caveats.sentences, destination, data.unknown), sep="\n", flush=True)
+        print(*caveats.leak, test_line(predictions, metrics[f"{PREFIX[split]}_loss"]), sep="\n")
+        print(_summary(report, caveats.sentences, destination, data.unknown), flush=True)
     return Result(metrics, destination, predictions)
 
 
@@ -178,7 +169,12 @@ def _report(
 
 
 def _usable(
-    files: Sequence[tuple[Path, int]], on_bad_image: str, max_pixels: int, memory: Path, num_workers: int, quiet: bool
+    files: Sequence[tuple[Path, int]],
+    on_bad_image: str,
+    max_pixels: int,
+    cache: FeatureCache,
+    workers: int,
+    quiet: bool,
 ) -> tuple[SplitFiles, list[Skipped]]:
     """Return the files that are images, and the others with the reason.
 
@@ -187,7 +183,8 @@ def _usable(
         DogbreedError: None can be used.
     """
     paths = [path for path, _ in files]
-    scanned = scan(paths, memory=memory, max_pixels=max_pixels, workers=num_workers or None, quiet=quiet)
+    memory = cache.folder.parent / "scan.sqlite"  # as in a run
+    scanned = scan(paths, memory=memory, max_pixels=max_pixels, workers=workers or None, quiet=quiet)
     skipped = [Skipped(file.path, file.reason) for file in scanned if file.reason]
     if skipped and on_bad_image == "error":
         raise BadImage(skipped[0].reason, str(skipped[0].path))
