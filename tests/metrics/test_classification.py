@@ -170,4 +170,5 @@ def test_order_is_that_of_comparing_all_pairs(monkeypatch, seed, levels):
 def test_prediction_rows():
     given = Predictions("test", torch.tensor([[0.0, 2.0]]), torch.tensor([0]), [Path("/data/test/a/x.jpg")], 0.5)
     (row,) = prediction_rows(given, ["a", "b"], Path("/data"))
-    assert row == ("test/a/x.jpg", "a", "b", 0, "0.982014", "b=0.9820 a=0.0180")
+    loss = np.log(1 + np.exp(2))  # in nats, without the temperature
+    assert row == ("test/a/x.jpg", "a", "b", 0, "0.982014", "b=0.9820 a=0.0180", "0.017986", f"{loss:.6f}")

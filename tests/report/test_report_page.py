@@ -69,7 +69,7 @@ def of_120_breeds(root: Path, planted: Path) -> ReportInputs:
         Predictions("test", logits, torch.from_numpy(labels), test.paths, 1.3),
         METRICS,
         HISTORY,
-        [Skipped(root / "train" / "broken.jpg", "the file is truncated")],
+        skipped=[Skipped(root / "train" / "broken.jpg", "the file is truncated")],
         command="python -m dogbreed.train data.root=dogs120",
         network=backbones.create("squeezenet1_1", len(names), weights="none"),
         findings=[overfit([int(epoch) for epoch in epochs], *losses)],
