@@ -50,7 +50,7 @@ def calibration_interval(
 
     The error is biased upwards, the more the fewer images there are, and that of a resample again as much; so the
     interval is the reflected one (Davison and Hinkley, 1997, 5.2). It begins at 0 where a perfectly calibrated model
-    with these confidences shows as large an error on one of 20 splits: whether it is calibrated cannot be told then.
+    with these confidences shows as large an error on one of 20 splits, which is no proof that it is not calibrated.
 
     Args:
         logits: [N, classes].

@@ -167,7 +167,7 @@ class Comparison:
         return sorted(differ, key=order)
 
     @property
-    def verdicts(self) -> list[str]:
+    def conclusions(self) -> list[str]:
         """What the tests say, a sentence each, and why runs were not tested."""
         sentences = []
         for test in self.tests:
@@ -196,13 +196,13 @@ class Comparison:
         return [list(row) for row in zip(*rows, strict=True)] if len(self.runs) <= MOST_COLUMNS else rows
 
     def lines(self) -> list[str]:
-        """Return the table and the verdicts as a terminal shows them."""
+        """Return the table and the conclusions as a terminal shows them."""
         table = self.table(MOST_SETTINGS)
         widths = [max(map(len, column)) for column in zip(*table, strict=True)]
         lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in table]
         if len(self.differing) > MOST_SETTINGS:
             lines.append(f"{len(self.differing) - MOST_SETTINGS} more settings differ; the page and --json have all.")
-        lines = [*(line.rstrip() for line in lines), "", *self.verdicts]
+        lines = [*(line.rstrip() for line in lines), "", *self.conclusions]
         if self.tested:
             total = count(len(self.tested[0].answers), "image")
             lines.append(f"The runs disagree on {len(self.disagreements):,} of {total}.")

@@ -27,7 +27,7 @@ def write(file: Path, comparison: Comparison) -> None:
         Section("images", "Images on which they disagree", lambda: _disagreements(comparison)),
     ]
     title = f"Comparison of {count(len(comparison.runs), 'run')}"
-    write_page(file, title, lambda: fragment(TEMPLATE, "header", title, comparison.verdicts), sections)
+    write_page(file, title, lambda: fragment(TEMPLATE, "header", title, comparison.conclusions), sections)
 
 
 def _tests(comparison: Comparison) -> Markup | None:
