@@ -33,7 +33,9 @@ PACKAGES = (
 # In TorchServe's log.
 FAILED_TO_LOAD = "Load model failed"
 FROM_HANDLERS = "MODEL_LOG - "
+WORKER_CLOSED = "-stdout org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner"
 START_SECONDS = 180
+LOG_SECONDS = 10
 STOP_SECONDS = 20
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
@@ -145,9 +147,17 @@ def _wait_until_ready(process: subprocess.Popen[bytes], ports: dict[str, int], l
         if workers and all(worker.get("status") == "READY" for worker in workers):
             return
         if FAILED_TO_LOAD in log.read_text(errors="replace"):
+            _wait_for_traceback(log)
             raise ContainerFailed(f"The model cannot be loaded in the container: {_last_line(log, of=FROM_HANDLERS)}")
         time.sleep(0.2)
     raise ContainerFailed(f"The container was not ready within {START_SECONDS} s: {_last_line(log)}")
+
+
+def _wait_for_traceback(log: Path) -> None:
+    """Wait until the worker's output is in the log: another thread writes it, often after the failure itself."""
+    deadline = time.monotonic() + LOG_SECONDS
+    while WORKER_CLOSED not in log.read_text(errors="replace") and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 def _workers(port: int) -> list[dict[str, Any]]:
