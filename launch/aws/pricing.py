@@ -5,7 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -41,6 +41,20 @@ class Estimate:
     job_seconds: float | None
     max_run: int
     because: tuple[str, ...]
+
+
+class Passes(NamedTuple):
+    """Images that go through a network.
+
+    Attributes:
+        shared: Through all of it, for features that are computed once, however many trainings use them.
+        whole: Through all of it, in each training.
+        head: Through the last layer alone, in each training.
+    """
+
+    shared: int
+    whole: int
+    head: int
 
 
 class Prices:
@@ -143,23 +157,42 @@ class Prices:
             return None, source
         if counts is None:
             return None, "the number of images is not known"
-        whole, head = self.passes(counts)
+        passes = self.passes(counts)
+        whole, head = passes.shared + trainings * passes.whole, trainings * passes.head
         start = self.table["start_seconds"]
         machines = self.config["sagemaker"]["instance_count"]
-        seconds = start + whole / speed / machines + trainings * head / self.table["head_images_per_second"]
+        seconds = start + whole / speed / machines + head / self.table["head_images_per_second"]
         return seconds, (
             f"{whole:,} images through the network at {speed:,.0f} per second ({source}), {start} s to start (assumed)"
         )
 
-    def passes(self, counts: Mapping[str, int]) -> tuple[int, int]:
-        """Return images through the whole network, and through the last layer alone, in one training."""
+    def passes(self, counts: Mapping[str, int]) -> Passes:
+        """Return what one training computes, a first stage with the head alone included."""
         config = self.config
+        data, model, first = config["data"], config["model"], config["head_stage"]
         epochs = config["trainer"]["max_epochs"]
-        train, others = counts["train"], counts["valid"] + counts["test"]
-        if config["model"]["trainable"] == "head" and config["cache"]["mode"] != "off":
-            views = {"none": 1, "flip": 2, "crop": config["cache"]["views"]}[config["data"]["augment"]]
-            return views * train + others, epochs * (train + counts["valid"]) + others
-        return epochs * (train + counts["valid"]) + others, 0
+        if model["trainable"] == "head":
+            if model["optimizer"] == "lbfgs":
+                epochs = 1
+            if not data["transforms"]:
+                return self._head(counts, data["augment"], epochs)
+        whole = epochs * (counts["train"] + counts["valid"]) + counts["valid"] + counts["test"]
+        if not first["epochs"]:
+            return Passes(0, whole, 0)
+        stage = self._head(counts, first["augment"], 1 if first["optimizer"] == "lbfgs" else first["epochs"])
+        return stage._replace(whole=stage.whole + whole)
+
+    def _head(self, counts: Mapping[str, int], augment: str, epochs: int) -> Passes:
+        """Return what it takes to train the head alone; of an image's views only those are computed that are shown."""
+        config, (train, valid, test) = self.config, (counts[split] for split in ("train", "valid", "test"))
+        folds = config["data"]["folds"] or 0
+        head = epochs * (train + valid) * (1 + bool(config["refit"]) + folds) + valid + test
+        if config["cache"]["mode"] == "off":
+            return Passes(0, head, 0)
+        views = {"none": 1, "flip": 2, "crop": config["cache"]["views"]}[augment]
+        # Each epoch shows an image in one of them, drawn anew.
+        shown = views if folds else views * (1 - (1 - 1 / views) ** epochs)
+        return Passes(round(shown * (train + valid * bool(folds or config["refit"])) + valid + test), 0, head)
 
     def storage(self, size: int) -> float:
         """Return US dollars per month for bytes in S3."""

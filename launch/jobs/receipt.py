@@ -73,6 +73,7 @@ def _speed(
     if counts is None or not complete or config["search"]["where"] == "one_job":
         return None
     seconds = sum((stage["EndTime"] - stage["StartTime"]).total_seconds() for stage in stages)
-    whole, head = prices.passes(counts)
+    shared, whole, head = prices.passes(counts)
+    whole += shared
     seconds -= head / prices.table["head_images_per_second"]
     return round(whole / seconds / job["ResourceConfig"]["InstanceCount"], 1) if seconds > 1 else None
