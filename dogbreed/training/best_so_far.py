@@ -1,12 +1,13 @@
 """The best model of a run that is under way, kept where it is looked for when the run is stopped."""
 
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 
+from dogbreed.core.background import in_background
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
 from dogbreed.inference import archive
@@ -51,9 +52,8 @@ def kept(checkpoint: Path, folder: Path) -> Iterator[None]:
         checkpoint: That of the best epoch; need not exist yet.
         folder: For the model.
     """
-    ended = threading.Event()
 
-    def keep() -> None:
+    def keep(ended: Event) -> None:
         exported: int | None = None
         pause = POLL_SECONDS
         while not ended.wait(pause):
@@ -67,13 +67,8 @@ def kept(checkpoint: Path, folder: Path) -> Iterator[None]:
                 print(f"The best model so far could not be kept: {error}", file=sys.stderr, flush=True)
             exported, pause = written, max(POLL_SECONDS, PAUSE * (time.monotonic() - start))
 
-    thread = threading.Thread(target=keep, daemon=True)
-    thread.start()
-    try:
+    with in_background(keep):
         yield
-    finally:
-        ended.set()
-        thread.join()
 
 
 def _written(file: Path) -> int | None:

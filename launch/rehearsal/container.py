@@ -22,6 +22,7 @@ from typing import Any, Literal
 
 import psutil
 
+from dogbreed.core.background import in_background
 from dogbreed.core.errors import DogbreedError
 from launch.rehearsal.environment import Environment
 from launch.rehearsal.s3 import LocalS3
@@ -369,7 +370,6 @@ def synchronised(request: Request, root: Path, s3: LocalS3) -> Iterator[None]:
         return
     folder, uri = checkpoints(request, root), request["CheckpointConfig"]["S3Uri"].rstrip("/")
     copied: dict[Path, tuple[int, int]] = {}
-    ended = threading.Event()
 
     def copy() -> None:
         for file in sorted(folder.rglob("*")):
@@ -381,17 +381,14 @@ def synchronised(request: Request, root: Path, s3: LocalS3) -> Iterator[None]:
             except FileNotFoundError:
                 continue  # renamed or removed in the meantime
 
-    def repeat() -> None:
+    def repeat(ended: threading.Event) -> None:
         while not ended.wait(SYNC_SECONDS):
             copy()
 
-    thread = threading.Thread(target=repeat, daemon=True)
-    thread.start()
     try:
-        yield
+        with in_background(repeat):
+            yield
     finally:
-        ended.set()
-        thread.join()
         copy()
 
 

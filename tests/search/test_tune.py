@@ -25,16 +25,7 @@ from dogbreed.tune import main
 
 pytest.importorskip("optuna", reason="the search needs Optuna: pip install 'dogbreed[search]'")
 
-SMALL = (
-    "model.backbone=mobilenet_v3_small",
-    "model.weights=none",
-    "data.size=64",
-    "data.num_workers=0",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=3",
-    "loggers=null",
-    "search.space.data.batch_size.choices=[4,8]",
-)
+SMALL = (*runs.STACKABLE, "search.space.data.batch_size.choices=[4,8]")
 
 
 def trials_of(folder: Path) -> list[dict[str, str]]:

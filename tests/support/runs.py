@@ -35,6 +35,17 @@ TINY = (
     "loggers=null",
 )
 
+# A hidden layer and a dropout lie between MobileNetV3's features and its last layer.
+STACKABLE = (
+    "model.backbone=mobilenet_v3_small",
+    "model.weights=none",
+    "data.size=64",
+    "data.num_workers=0",
+    "trainer.accelerator=cpu",
+    "trainer.max_epochs=3",
+    "loggers=null",
+)
+
 # What says how long a run took or how it came to its result, not what the result is.
 NOT_THE_RESULT = ("seconds", "images_per_second", "cache")
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from support import runs
 from torch import Tensor, nn
 
 from dogbreed.config.compose import compose
@@ -20,17 +21,7 @@ from dogbreed.training.build import build_cache, build_data, build_model
 from dogbreed.training.run import train
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable
 
-# A hidden layer and a dropout lie between MobileNetV3's features and its last layer.
-SMALL = (
-    "model.backbone=mobilenet_v3_small",
-    "model.weights=none",
-    "data.size=64",
-    "data.num_workers=0",
-    "trainer.accelerator=cpu",
-    "trainer.max_epochs=3",
-    "loggers=null",
-    "progress=none",
-)
+SMALL = (*runs.STACKABLE, "progress=none")
 
 
 @pytest.fixture
