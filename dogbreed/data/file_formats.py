@@ -3,6 +3,8 @@
 import zlib
 from itertools import pairwise
 
+from PIL import Image
+
 PNG = b"\x89PNG\r\n\x1a\n"
 LARGE = 1_000_000  # bytes of unpacked metadata; Pillow refuses a PNG with a little more
 _UNSUPPORTED = {
@@ -13,7 +15,18 @@ _UNSUPPORTED = {
     b"8BPS": "Photoshop",
     b"FUJIFILMCCD-RAW": "raw",
     b"%PDF": "PDF",
-    b"<svg": "SVG",
+    b"GIMP xcf": "GIMP",
+}
+_NO_IMAGE = {
+    b"<!doctype html": "an HTML page",
+    b"<html": "an HTML page",
+    b"<?xml": "an XML document",
+    b"{": "a text, perhaps JSON",
+    b"pk\3\4": "a zip file",
+    b"\x1f\x8b": "packed by gzip",
+    b"data:image/": "a data URL, which belongs into JSON",
+    b"/9j/": "base64, which belongs into JSON",
+    b"ivborw0kggo": "base64, which belongs into JSON",
 }
 _BRANDS = {
     **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIC"),
@@ -30,12 +43,16 @@ def is_heic(data: bytes) -> bool:
 
 def why_not(data: bytes) -> str:
     """Return why a file that no decoder recognises is no use."""
-    head = data[:200].lstrip().lower()
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "an HTML page, not an image"
+    head = data[:1000].removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     if head.startswith(b"version https://git-lfs"):
         return "a pointer of Git LFS, not the image; run git lfs pull"
+    if head.startswith(b"<") and b"<svg" in head:
+        return "SVG is not supported; convert it to JPEG"
+    if other := next((name for start, name in _NO_IMAGE.items() if head.startswith(start)), None):
+        return f"{other}, not an image"
     kind = _brand(data) or next((name for start, name in _UNSUPPORTED.items() if data.startswith(start)), None)
+    if kind == "AVIF" and "AVIF" in Image.OPEN:
+        return "a damaged AVIF"
     return f"{kind} is not supported; convert it to JPEG" if kind else "not an image"
 
 

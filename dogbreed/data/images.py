@@ -240,10 +240,11 @@ def dimensions(source: bytes | str | os.PathLike[str]) -> tuple[int, int]:
     path = None if isinstance(source, bytes) else os.fspath(source)
     try:
         image = _open(source if isinstance(source, bytes) else Path(source).read_bytes())
+        stored = (image.tag_v2[256], image.tag_v2[257]) if image.format == "TIFF" else image.size  # type: ignore[attr-defined]
         turned = image.getexif().get(0x0112) in (5, 6, 7, 8)  # Exif 2.3, Orientation
     except Exception as error:
         raise BadImage(_reason(error), path) from error
-    return image.size[::-1] if turned else image.size
+    return stored[::-1] if turned else stored
 
 
 def to_input(image: Tensor, preprocessing: Preprocessing, view: View = WHOLE) -> Tensor:

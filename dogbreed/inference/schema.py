@@ -21,10 +21,12 @@ import binascii
 import csv
 import io
 import json
+import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from typing import Any
+from urllib.parse import unquote
 
 from dogbreed.core.errors import DogbreedError
 
@@ -36,8 +38,10 @@ BYTES_TYPES = ("application/octet-stream", "binary/octet-stream", "application/x
 TOP_K = 5
 MAX_IMAGES = 64  # in one request
 MAX_PARTS = 80  # of a form
+MAX_HEAD = 8192  # bytes of a part's own headers
 OPTIONS = ("top_k", "logits")
 KEYS = ("image", "images", *OPTIONS)
+_PARAMETER = re.compile(r'(?:"[^"]*"|[^;])+')  # a semicolon within quotes ends no parameter
 
 
 class RequestError(DogbreedError):
@@ -171,6 +175,7 @@ def negotiate(accept: str | None, options: Options | None = None) -> tuple[str, 
     """
     options = options or Options()
     ranges = [parse_media_type(part) for part in (accept or "*/*").split(",")]
+    ranges = [entry for entry in ranges if _quality(entry[1]) > 0]  # 0 is what the client does not take
     ranges.sort(key=lambda entry: -_quality(entry[1]))
     for kind, parameters in ranges:
         if kind in (JSON, "application/*", "*/*", ""):
@@ -211,8 +216,8 @@ def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
 
     `application/json; top_k=3` is `application/json` and `{"top_k": "3"}`.
     """
-    kind, *rest = header.split(";")
-    pairs = (part.partition("=") for part in rest)
+    kind, _, rest = header.partition(";")
+    pairs = (part.partition("=") for part in _PARAMETER.findall(rest))
     return kind.strip().lower(), {name.strip().lower(): value.strip().strip('"') for name, _, value in pairs}
 
 
@@ -220,8 +225,7 @@ def _read_json(body: bytes | str, options: Options) -> Request:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError) as error:
-        cause = "nested too deeply" if isinstance(error, RecursionError) else str(error)[:200]
-        raise RequestError(400, f"The body is not JSON: {cause}.") from error
+        raise RequestError(400, f"The body is not JSON: {_why_not_json(error)}.") from error
     if not isinstance(content, dict) or ("image" in content) == ("images" in content):
         raise RequestError(400, 'The JSON is an object with "image" (base64 of a file) or "images" (a list of them).')
     unknown = [key for key in content if key not in KEYS]
@@ -236,11 +240,23 @@ def _read_json(body: bytes | str, options: Options) -> Request:
     return Request([_decode(image) for image in images], several=True, options=options)
 
 
+def _why_not_json(error: Exception) -> str:
+    match error:
+        case json.JSONDecodeError():
+            return str(error)
+        case UnicodeDecodeError():
+            return f"byte {error.start} is not {error.encoding.upper()}"
+        case RecursionError():
+            return "nested too deeply"
+    return "a number with too many digits"
+
+
 def _decode(value: object) -> bytes:
     """Return the bytes of base64, plain or in a data URL, in either alphabet and with line breaks."""
     if isinstance(value, str):
         head, comma, text = value.partition(",") if value[:5].lower() == "data:" else (";base64", ",", value)
         if comma and head.rstrip().lower().endswith(";base64"):
+            text = unquote(text)  # in a URL + / = may be written as %2B %2F %3D
             try:
                 return b64decode("".join(text.split()).translate(str.maketrans("-_", "+/")), validate=True)
             except (binascii.Error, ValueError):
@@ -249,20 +265,24 @@ def _decode(value: object) -> bytes:
 
 
 def _read_form(body: bytes, boundary: str, options: Options) -> Request:
-    """Return the request of a form: every part is an image, except those named as an option."""
+    """Return the request of a form: its files and whatever is called `image`, options, and fields that say nothing.
+
+    A part with an empty file name and no content is a browser's for an input where nobody chose a file.
+    """
     images, fields = [], {}
-    for name, content in _parts(body, boundary):
+    for name, file, content in _parts(body, boundary):
         if name in OPTIONS:
             fields[name] = content[:100].decode("utf-8", "replace").strip()
-        else:
+        elif content if file == "" else file is not None or name in KEYS or not _is_text(content):
             images.append(content)
+    options = options.merge(fields)
     if not 1 <= len(images) <= MAX_IMAGES:
         raise RequestError(400, f"The form has {len(images)} images; send 1 to {MAX_IMAGES} (curl -F image=@dog.jpg).")
-    return Request(images, several=len(images) > 1, options=options.merge(fields))
+    return Request(images, several=len(images) > 1, options=options)
 
 
-def _parts(body: bytes, boundary: str) -> Iterator[tuple[str, bytes]]:
-    """Yield the name and content of each part of a form."""
+def _parts(body: bytes, boundary: str) -> Iterator[tuple[str, str | None, bytes]]:
+    """Yield the name, the file name (None where it is no file) and the content of each part of a form."""
     delimiter = b"\r\n--" + boundary.encode("latin-1", "replace")
     sections = (b"\r\n" + body).split(delimiter, MAX_PARTS + 1)
     if not boundary or len(sections) < 2 or not sections[-1].startswith(b"--"):
@@ -271,11 +291,18 @@ def _parts(body: bytes, boundary: str) -> Iterator[tuple[str, bytes]]:
         )
     for section in sections[1:-1]:
         head, _, content = section.partition(b"\r\n\r\n")
-        name = ""
-        for line in head.decode("utf-8", "replace").split("\r\n"):
+        names: dict[str, str] = {}
+        for line in head[:MAX_HEAD].decode("utf-8", "replace").split("\r\n"):
             if line.lower().startswith("content-disposition:"):
-                name = parse_media_type(line)[1].get("name", "")
-        yield name, content
+                names = parse_media_type(line)[1]
+        yield names.get("name", ""), names.get("filename", names.get("filename*")), content
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        return content.decode() is not None
+    except UnicodeDecodeError:
+        return False
 
 
 def _result(response: Response | DogbreedError, options: Options) -> dict[str, Any]:

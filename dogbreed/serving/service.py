@@ -96,7 +96,8 @@ class Service:
         Raises:
             RequestError: With the status and the sentence of the response.
         """
-        kind, options = schema.negotiate(request.headers.get("accept"), Options().merge(request.query_params))
+        accept = ",".join(request.headers.getlist("accept"))
+        kind, options = schema.negotiate(accept, Options().merge(request.query_params))
         async with self._body(request) as body:
             content, inputs = await self._decode(body, request.headers.get("content-type"), options)
             logits = await _results(*(self.batcher.submit(value) for value in inputs if isinstance(value, Tensor)))
@@ -157,6 +158,8 @@ class Service:
 
     async def _receive(self, request: Request) -> bytes:
         limits, body = self.limits, bytearray()
+        if (encoding := request.headers.get("content-encoding", "identity").strip().lower()) not in ("", "identity"):
+            raise RequestError(415, f"Content-Encoding {encoding[:40]!a} is not supported; send the body as it is.")
         too_large = RequestError(
             413, f"The request is larger than {limits.body_bytes / 1e6:g} MB; send a smaller file."
         )

@@ -1,5 +1,7 @@
 """Decoding and preprocessing: exact values against independent references, and hostile bytes."""
 
+import base64
+import gzip
 import hashlib
 import io
 import json
@@ -36,6 +38,7 @@ from dogbreed.data.images import (
     _quiet_pillow,
     check,
     decode,
+    dimensions,
     load,
     random_box,
     to_input,
@@ -125,6 +128,7 @@ def test_every_kind_of_image_becomes_upright_rgb(
     got = decode(data)
     turned = carries_exif and orientation in (5, 6, 7, 8)
     assert (got.dtype, tuple(got.shape)) == (torch.uint8, (3, *(size[::-1] if turned else size)))
+    assert dimensions(data) == (got.shape[2], got.shape[1])
     check(data)
     if name not in ("JPEG", "WEBP", "GIF") and mode not in ("1", "P", "CMYK") and orientation is None:
         reference = (
@@ -448,11 +452,21 @@ def box(brand: bytes) -> bytes:
         (b"%PDF-1.7", "PDF is not supported"),
         (b"  <!DOCTYPE html><p>403", "an HTML page, not an image"),
         (b"version https://git-lfs.github.com/spec/v1\noid", "run git lfs pull"),
+        (b'<?xml version="1.0"?>\n<!-- drawn -->\n<svg/>', "SVG is not supported; convert it to JPEG"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error><Code>AccessDenied", "an XML document, not an image"),
+        (b'{"message": "Not Found"}', "perhaps JSON, not an image"),
+        (base64.b64encode(b"\xff\xd8\xff\xe0\x00\x10JFIF"), "base64, which belongs into JSON, not an image"),
+        (gzip.compress(b"dog"), "packed by gzip, not an image"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_files_of_other_formats_are_named(data: bytes, reason: str) -> None:
     assert reason in refusal(data).reason
+
+
+@pytest.mark.skipif("AVIF" not in Image.OPEN, reason="this Pillow has no AVIF")
+def test_an_avif_that_is_cut_off_is_called_damaged() -> None:
+    assert refusal(encode(picture(8, 8), "AVIF")[:200]).reason == "a damaged AVIF"
 
 
 def test_heic_is_read_where_the_extra_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:

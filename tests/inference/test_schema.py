@@ -2,6 +2,7 @@
 
 import base64
 import json
+from urllib.parse import quote
 
 import pytest
 import requests
@@ -65,6 +66,7 @@ def test_base64_in_lines_as_many_tools_write_it():
         f"data:image/jpeg;base64,{TEXT}",
         f"DATA:image/png;name=dog.png;Base64,{TEXT}",
         f"data:;base64, {TEXT}",
+        f"data:image/png;base64,{quote(TEXT, safe='')}",
         base64.urlsafe_b64encode(PICTURE).decode(),
     ],
 )
@@ -93,6 +95,20 @@ def test_forms():
     assert read(form(image, boundary="a b'()+_,-./:=?"), 'multipart/form-data; boundary="a b\'()+_,-./:=?"')
 
 
+def test_a_form_of_a_page_has_other_fields_and_inputs_without_a_file():
+    kind = 'multipart/form-data; boundary="x;z"'
+    parts = (
+        ('name="token"', b"abc"),
+        ('name="a"; filename="a; name=top_k"', PICTURE),
+        ("name=\"b\"; filename*=UTF-8''%e2%82%ac.jpg", PICTURE),
+        ('name="c"; filename=""\r\nContent-Type: application/octet-stream', b""),
+        ('name="send"', b"Send"),
+    )
+    assert read(form(*parts, boundary="x;z"), kind) == Request([PICTURE, PICTURE], several=True)
+    with pytest.raises(RequestError, match="has 0 images"):
+        read(form(parts[3], boundary="x;z"), kind)
+
+
 def test_a_form_as_an_http_client_writes_it():
     prepared = requests.Request(
         "POST", "http://localhost", files={"image": ("a;b.jpg", PICTURE, "image/jpeg")}, data={"top_k": "1"}
@@ -109,7 +125,8 @@ def test_a_form_as_an_http_client_writes_it():
         (400, "application/json", b"", "not JSON"),
         (400, "application/json", b"\xff\xfe\x00", "not JSON"),
         (400, "application/json", b"[" * 100_000, "nested too deeply"),
-        (400, "application/json", b'{"image": ' + b"9" * 10_000 + b"}", "not JSON"),
+        (400, "application/json", b'{"image": "\xe9"}', "not JSON: byte 11 is not UTF-8."),
+        (400, "application/json", b'{"image": ' + b"9" * 10_000 + b"}", "not JSON: a number with too many digits."),
         (400, "application/json", b"[]", 'object with "image"'),
         (400, "application/json", b"{}", 'object with "image"'),
         (400, "application/json", b'{"image": "", "images": []}', 'object with "image"'),
@@ -161,6 +178,7 @@ def test_the_nearer_option_wins():
         ("*/*", ("application/json", Options())),
         ("text/html,application/xhtml+xml,*/*;q=0.8", ("application/json", Options())),
         ("text/csv", ("text/csv", Options())),
+        ("application/json;q=0, text/csv", ("text/csv", Options())),
         ("application/json;q=0.1, text/csv; top_k=2", ("text/csv", Options(2))),
         ('Application/JSON; top_k="7"; logits=true', ("application/json", Options(7, True))),
     ],
@@ -169,9 +187,10 @@ def test_accept(header, expected):
     assert negotiate(header) == expected
 
 
-def test_accept_neither():
+@pytest.mark.parametrize("header", ["text/html, image/*;q=x", "application/json;q=0"])
+def test_accept_neither(header):
     with pytest.raises(RequestError, match="Accept names neither") as refused:
-        negotiate("text/html, image/*;q=x")
+        negotiate(header)
     assert refused.value.status == 406
 
 

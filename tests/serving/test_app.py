@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import json
 import re
 import shutil
@@ -98,7 +99,7 @@ def test_options(server, photos, expected):
     ):
         assert len(answer.json()["predictions"]) == 2
         assert same(answer.json()["predictions"], expected[0])
-    csv = server.post(photos[0], Accept="text/csv").body.decode().splitlines()
+    csv = server.post(photos[0], Accept="text/html\r\nAccept: text/csv").body.decode().splitlines()
     assert [line.split(",")[0] for line in csv] == [guess.label for guess in expected[0].top]
 
 
@@ -195,6 +196,7 @@ def wide_png(width: int, height: int) -> bytes:
         (413, {"body": bytes(1_000_001)}, "larger than 1 MB"),
         (415, {"body": b"dog", "kind": "text/plain"}, "'text/plain' is not supported"),
         (415, {"body": b"", "kind": "text/plain", "path": "/explain"}, "is not supported"),
+        (415, {"body": gzip.compress(b"dog"), "Content-Encoding": "gzip"}, "Content-Encoding 'gzip' is not supported"),
     ],
 )
 def test_refusals_are_sentences(server, status, sent, said):
