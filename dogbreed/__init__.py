@@ -28,8 +28,9 @@ if TYPE_CHECKING:
 
 # OpenMP reads this once, when torch is loaded. Its threads wait by spinning unless this says not to, and take the cores
 # from whatever shares them, the processes that decode images first of all: MobileNetV2 then ran at 6 images per second
-# instead of 39 on two busy cores.
-os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# instead of 39 on two busy cores. Where torch came first, `core.threads.stop_spinning` does it another way.
+if "torch" not in sys.modules:
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 _CLASSES = {
     "DogBreedClassifier": "models.classifier",

@@ -1,11 +1,12 @@
 """Threads that each have their own number of torch's threads."""
 
 import os
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
-from threading import Barrier, local
+from threading import Barrier, Event, Thread, local
 from typing import Any, TypeVar
 
 import torch
@@ -62,6 +63,31 @@ def in_order(
         finally:  # also after Ctrl-C: do not go through the rest
             for future in waiting:
                 future.cancel()
+
+
+@cache
+def stop_spinning() -> None:
+    """Let OpenMP's threads sleep soon where torch was loaded before dogbreed, as notebooks do.
+
+    libgomp reads OMP_WAIT_POLICY while it is loaded. Without it threads wait by spinning for milliseconds, and on busy
+    cores for each other: features took five times as long. Where it has more threads than cores, though, they sleep
+    after a hundred turns (`gomp_throttled_spin_count_var`); so here are more, of which all sleep.
+    """
+    if sys.platform != "linux" or "OMP_WAIT_POLICY" in os.environ:
+        return
+    before, cores, started = torch.get_num_threads(), len(os.sched_getaffinity(0)), Event()
+
+    def hold() -> None:
+        try:
+            set_num_threads(cores + 1)
+            torch.empty((cores + 1) * 2**15, dtype=torch.uint8).fill_(0)  # 2**15 elements are one thread's least share
+        finally:
+            started.set()
+        Event().wait()  # its team lives as long as it does
+
+    Thread(target=hold, name="dogbreed-idle", daemon=True).start()
+    started.wait()
+    torch.set_num_threads(before)  # which is also what threads to come will have
 
 
 @cache
