@@ -137,15 +137,6 @@ def _deployment_lines(
     yield "Below are the requests in their order."
     yield from _assumed(deployment.target, "they are")
     yield ""
-    archive = deployment.archive
-    size = sum(map(archive.size, archive.names))
-    code = [name for name in archive.names if name.startswith(f"{CODE}/dogbreed/")]
-    yield f"Sent along: {deployment.model_uri}"
-    yield f"  {count(len(archive.names), 'file')}, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
-    yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
-    yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
-    yield f"Certificate: {certificate}."
-    yield ""
     yield from _deployment_cost(config, deployment, prices)
     lines = list(_deployment_warnings(config, deployment))
     try:
@@ -153,6 +144,16 @@ def _deployment_lines(
     except DogbreedError as error:
         lines.insert(0, f"mode=submit would refuse this. {str(error).rstrip('.')}")
     yield from _warnings(lines)
+    yield ""
+    archive = deployment.archive
+    size = sum(map(archive.size, archive.names))
+    code = [name for name in archive.names if name.startswith(f"{CODE}/dogbreed/")]
+    yield f"Sent along: {deployment.model_uri}"
+    yield f"  {count(len(archive.names), 'file')}, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
+    yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
+    yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
+    yield f"Installed in the container: {', '.join(archive.texts[f'{CODE}/requirements.txt'].split())}"
+    yield f"Certificate: {certificate}."
 
 
 def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices) -> Iterator[str]:

@@ -147,6 +147,10 @@ def hand_over(folder: Path, metrics: dict[str, Any]) -> None:
     shutil.copytree(folder, output, dirs_exist_ok=True, ignore=shutil.ignore_patterns("checkpoints", "model"))
     print(EXPORT_LINE.format(**metrics), flush=True)
     print(json.dumps(metrics), flush=True)
+    if jobs := os.environ.get("DOGBREED_JOBS"):
+        address = f"{jobs}/{os.environ.get('TRAINING_JOB_NAME', 'job')}/output"
+        print(f"In S3 once the job has ended:\n  {address}/model.tar.gz   the model, which deploys as it is")
+        print(f"  {address}/output.tar.gz  report.html, metrics.json, predictions.csv and the like", flush=True)
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ def folders(config: Mapping[str, Any]) -> tuple[str, ...]:
 TRAINING = "CreateTrainingJob"
 TUNING = "CreateHyperParameterTuningJob"
 
-# In the container. The entry point finds the first two in its environment.
+# In the container. The entry point finds the first two in its environment, and where jobs leave their results.
 CHECKPOINTS = "/opt/ml/checkpoints"
 CACHE = "/tmp/dogbreed"  # noqa: S108  the container's own, on the job's volume
 CHANNELS = "/opt/ml/input/data"
@@ -261,7 +261,11 @@ class _Builder:
         return machines
 
     def _environment(self) -> dict[str, str]:
-        variables = {"DOGBREED_CHECKPOINTS": CHECKPOINTS, "DOGBREED_CACHE": CACHE}
+        variables = {
+            "DOGBREED_CHECKPOINTS": CHECKPOINTS,
+            "DOGBREED_CACHE": CACHE,
+            "DOGBREED_JOBS": f"{self.folder}/jobs",
+        }
         if self.cloud["isolate"]:
             variables["PIP_NO_INDEX"] = "1"
         if self.cloud["packages"]:

@@ -182,10 +182,10 @@ class Container:
         limit = self.request["StoppingCondition"]["MaxRuntimeInSeconds"] - self.outcome.seconds
         enough = threading.Event()
 
-        def read(process: subprocess.Popen[str]) -> None:
+        def read(process: subprocess.Popen[str], root: Path) -> None:
             assert process.stdout is not None
             for line in process.stdout:
-                self._read_line(line.rstrip("\n"))
+                self._read_line(line.rstrip("\n").replace(str(root), str(OPT_ML)))
                 if lines is not None and self.lines_with_metrics >= lines:
                     enough.set()
 
@@ -195,7 +195,7 @@ class Container:
             for root in roots:
                 machines.enter_context(synchronised(self.request, root, self.s3))
                 processes.append(self._start(root))
-                reader = threading.Thread(target=read, args=processes[-1:], daemon=True)
+                reader = threading.Thread(target=read, args=(processes[-1], root), daemon=True)
                 reader.start()
                 machines.enter_context(_ended(processes[-1], reader))
             while time.monotonic() - started < limit and not self.cancelled.is_set():
@@ -408,4 +408,5 @@ def collect(request: Request, root: Path, s3: LocalS3, *, failed: bool) -> tuple
 def failure(root: Path) -> str:
     """Return what the toolkit wrote about a job that failed; the service shows it as the FailureReason."""
     file = root / "output" / "failure"
-    return file.read_text(errors="replace").strip()[:1024] if file.is_file() else ""
+    reason = file.read_text(errors="replace").strip() if file.is_file() else ""
+    return reason.replace(str(root), str(OPT_ML))[:1024]

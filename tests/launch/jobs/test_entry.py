@@ -52,6 +52,7 @@ def container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("SM_OUTPUT_DATA_DIR", str(ml / "output" / "data"))
     monkeypatch.setenv("DOGBREED_CHECKPOINTS", str(ml / "checkpoints"))
     monkeypatch.setenv("DOGBREED_CACHE", str(ml / "cache"))
+    monkeypatch.setenv("DOGBREED_JOBS", "s3://mine/dogbreed/jobs")
     monkeypatch.setenv("TRAINING_JOB_NAME", "one")
     monkeypatch.delenv("SM_CHANNEL_TRAINING", raising=False)
     with runs.one_thread():
@@ -85,6 +86,10 @@ def test_the_same_run_as_at_home(container, tmp_path, capfd):
     # The tuner takes the last value of a metric: that of the exported weights.
     exported = json.loads((output / "metrics.json").read_text())["val_loss"]
     assert float(re.findall(METRIC_REGEXES["val_loss"], out)[-1]) == pytest.approx(exported, abs=1e-6)
+
+    assert "  s3://mine/dogbreed/jobs/one/output/model.tar.gz " in out
+    assert f"{container}/checkpoints/one" not in out, "that folder is gone with the machine"
+    assert "Next: " not in out
 
     # Started once more, as after an interruption, it goes on instead of starting anew.
     assert entry.main([*WIRE, "--epochs", "3"]) == 0

@@ -132,6 +132,8 @@ def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) 
     assert len(job["emitted"]["best_val_loss"]) == 4, "one an epoch"
     assert len(set(job["emitted"]["train_loss"])) == 4, "it learned something that could differ"
     assert not left_behind(place)
+    assert "| Data:   /opt/ml/input/data" in trained.out, "as in the cloud"
+    assert f"{temporary(place)}/dogbreed-rehearsal-" not in trained.out, "a folder that is gone"
 
 
 @pytest.mark.slow

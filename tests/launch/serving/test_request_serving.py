@@ -205,6 +205,9 @@ def test_plan(model, capsys, monkeypatch):
         "none yet",
     ):
         assert words in said
+    assert (
+        said.index("per month if it is forgotten") < said.index("Sent along") < said.index("Installed in the container")
+    )
     assert sagemaker_deploy.main([str(model), "mode=plan", "kind=serverless"]) == 0
     assert "Costs $0.00 per hour when it is not used" in capsys.readouterr().out
     assert sagemaker_deploy.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
