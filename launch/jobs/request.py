@@ -5,9 +5,11 @@
 
 import hashlib
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from launch.jobs.source import ENTRY_POINT, Source, stage
 from launch.jobs.tuning import LOCAL_OBJECTIVES, parameter_ranges, tuning_config
 
 SPLITS = ("train", "valid", "test")
+REGISTERED = re.compile(r"^@register_model\(\).*?^def (\w+)", re.DOTALL | re.MULTILINE)
 
 
 def folders(config: Mapping[str, Any]) -> tuple[str, ...]:
@@ -108,9 +111,20 @@ def in_one_job(config: Mapping[str, Any]) -> bool:
     return where == "one_job"
 
 
+def torchvision_names() -> set[str]:
+    """Return the classification networks that the installed torchvision registers.
+
+    Its source is read: to import it takes seconds, and a plan needs nothing else of it.
+    """
+    found = find_spec("torchvision")
+    folders = found.submodule_search_locations if found else None
+    files = [file for folder in folders or () for file in Path(folder, "models").glob("*.py")]
+    return {name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))}
+
+
 def _check_backbone(name: str) -> None:
     """Check the name where torchvision is installed; a plan needs none, and the default is one of its networks."""
-    if name == "vgg16":
+    if name == "vgg16" or name in torchvision_names():
         return
     try:
         from dogbreed.models.backbones import check_name

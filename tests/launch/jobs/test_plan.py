@@ -22,7 +22,7 @@ from launch.aws.account import offline_target
 from launch.aws.validate import WORDS, check_request
 from launch.jobs import debugger
 from launch.jobs.hyperparameters import STAYS_HERE, settings
-from launch.jobs.request import data_uri
+from launch.jobs.request import data_uri, torchvision_names
 from launch.jobs.source import requirements
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -568,6 +568,12 @@ def test_the_words_are_those_of_the_training_code():
     assert WORDS["model.schedule"] == optim.SCHEDULES
     assert WORDS["cache.mode"] == callback.MODES
     assert WORDS["cache.precision"] == tuple(extract.PRECISIONS)
+
+
+def test_the_networks_are_those_that_torchvision_registers():
+    import torchvision
+
+    assert torchvision_names() == set(torchvision.models.list_models(module=torchvision.models))
 
 
 def test_a_folder_has_its_own_name(tmp_path, monkeypatch):
