@@ -115,6 +115,8 @@ def _report(error: Exception) -> int:
         return _say(f"error: The disk is full{where}; free some space, or choose a folder on another disk", 2)
     if _os_error(error, (errno.EMFILE, errno.ENFILE)):
         return _say("error: Too many files are open; raise the limit (ulimit -n 4096), or give data.num_workers=0", 2)
+    if cause := _os_error(error, (errno.ENAMETOOLONG,)):
+        return _say(f"error: {str(cause.filename)[:60]}... is too long a name for this disk; choose another", 2)
     if cause := _os_error(error, _FORBIDDEN):
         return _say(f"error: No permission to use {cause.filename or 'a file'} ({cause.strerror})", 2)
     traceback.print_exception(error)

@@ -26,6 +26,7 @@ _DAMAGE = (
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, lzma.LZMAError, struct.error, EOFError),
     *(IndexError, NotImplementedError, OverflowError, RuntimeError, ValueError),
 )
+_NAMES = (errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.EILSEQ)
 MAX_RATIO = 100  # photographs hardly shrink in an archive; a bomb does a thousandfold
 
 
@@ -71,6 +72,11 @@ def unpack(archive: Path, root: Path, *, check: Callable[[Path], None] | None = 
     except (*_DAMAGE, OSError) as error:
         if isinstance(error, RuntimeError) and "password" in str(error):
             raise DogbreedError(f"{archive} is encrypted: unpack it yourself and give the folder.") from error
+        if isinstance(error, OSError) and error.errno in _NAMES and root.parent.is_dir():
+            raise DogbreedError(
+                f"{archive} holds a name that the disk does not take ({error.strerror}): unpack it yourself and give "
+                "the folder."
+            ) from error
         # bz2 and seeking raise OSError on damaged bytes, without a number or with that of a wrong argument
         if isinstance(error, OSError) and error.errno not in (None, errno.EINVAL):
             raise disk_error(error, root.parent) from error
@@ -91,7 +97,11 @@ def _extract(archive: Path, folder: Path, quiet: bool) -> None:
     if not tarfile.is_tarfile(archive):
         raise tarfile.ReadError("neither a zip nor a tar file")
     with tarfile.open(archive) as packed_tar:
-        files = [info for info in packed_tar if info.isfile() and not _is_noise(info.name)]
+        regular = {info.name: info for info in packed_tar if info.isfile()}
+        # A file of two names is packed once, and links under the other: no link is made, the file is written twice.
+        links = [info for info in packed_tar if info.islnk() and info.linkname in regular]
+        files = [*regular.values(), *(regular[info.linkname].replace(name=info.name, deep=False) for info in links)]
+        files = [info for info in files if not _is_noise(info.name)]
         _check_size(archive, sum(info.size for info in files))
         folder.mkdir()
         for member in _progress(files, archive, quiet):

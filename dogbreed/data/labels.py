@@ -20,6 +20,7 @@ LABELS = ("label", "class", "breed", "category", "classname", "labelname", "spec
 _SHOWN = {PATHS: "path, file, filename, image, image_id or id", LABELS: "label, class or breed"}
 MOST_COLUMNS = 8  # that a sentence lists
 SPLIT = "split"
+_LIKE_SPLIT = (SPLIT, "subset", "set", "partition", "phase")  # the others only where they name splits alone
 
 
 class LabelledFile(NamedTuple):
@@ -82,6 +83,8 @@ def _rows(table: Path) -> Iterator[_Row]:
         text = content.decode("utf-16" if wide else "utf-8-sig", errors="replace" if wide else "surrogateescape")
     except OSError as error:
         raise DogbreedError(f"data.labels={table} cannot be read: {error.strerror or error}.") from error
+    if "\0" in text:  # a workbook, a packed file, or UTF-16 that does not say so
+        raise DogbreedError(f"{table} is not plain text; save it as CSV in UTF-8.")
     first = re.match(r"(?:sep=.[ ]*[\r\n]|[ \t]*[\r\n])*", text)  # Excel's own line, and empty ones
     text, skipped = text[first.end() :] if first else text, first[0].count("\n") if first else 0
     head = text.partition("\n")[0]
@@ -123,10 +126,15 @@ def _columns(table: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) 
     """Return where the names, the labels and (None where there is none) the splits stand."""
     positions = [next((header.index(name) for name in names if name in header), None) for names in (PATHS, LABELS)]
     name, label = positions
+    for position in positions:
+        if position is not None and any(len({row[at] for at in _same(header, header[position])}) > 1 for row in rows):
+            raise DogbreedError(f"{table} has several columns {header[position]} that differ; remove all but one.")
     if label is None and name is not None:
         others = [at for at, title in enumerate(header) if at != name and title != SPLIT]
         if len(others) > 1 and rows and all(row[at] in ("0", "1", "0.0", "1.0") for row in rows for at in others):
             raise _several_labels(f"{table} has a column of 0 and 1 for each of {len(others)} labels")
+    if not any(header):
+        raise DogbreedError(f"{table} is empty: no column for the image; its first line is a header, as path,label.")
     some = [title[:40] for title in header[:MOST_COLUMNS]]
     shown = ", ".join([*some, "..."] if len(header) > len(some) else some)
     for position, what, names in ((name, "image", PATHS), (label, "class", LABELS)):
@@ -137,7 +145,17 @@ def _columns(table: Path, header: Sequence[str], rows: Sequence[Sequence[str]]) 
             )
     assert name is not None
     assert label is not None
-    return name, label, header.index(SPLIT) if SPLIT in header else None
+    splits = (at for title in _LIKE_SPLIT for at in _same(header, title) if title == SPLIT or _are_splits(rows, at))
+    return name, label, next(splits, None)
+
+
+def _same(header: Sequence[str], title: str) -> list[int]:
+    """Return where the columns of a title stand."""
+    return [at for at, other in enumerate(header) if other == title]
+
+
+def _are_splits(rows: Sequence[Sequence[str]], at: int) -> bool:
+    return {row[at].lower() for row in rows} <= SPLIT_OF.keys()
 
 
 def _several_labels(fact: str) -> DogbreedError:
@@ -171,10 +189,17 @@ def _find(root: Path, row: _Row, folders: dict[Path, dict[str, list[Path]]], tab
 def _missing(table: Path, root: Path, rows: Sequence[_Row]) -> DogbreedError:
     first = rows[0]
     more = f" ({len(rows) - 1} more are missing, too)" if len(rows) > 1 else ""
-    name = Path(first.name).name
-    elsewhere = next((file for file in root.rglob("*") if name in (file.name, file.stem) and file.is_file()), None)
-    if elsewhere is None:
+    parts = first.name.replace("\\", "/").split("/")
+    whole = next((folder for folder in (root.parent, table.parent) if (folder / first.name).is_file()), None)
+    stem = Path(parts[-1]).stem.lower()
+    alike = [file for file in root.rglob("*") if file.stem.lower() == stem and file.is_file()]
+    elsewhere = min(alike, key=lambda file: (file.name != parts[-1], len(file.parts), file), default=None)
+    if whole is not None:
+        way_out = f"paths are relative to data.root={root}; give data.root={whole}"
+    elif elsewhere is None:
         way_out = f"paths are relative to data.root={root}; correct the path, or remove the line"
     else:
-        way_out = f"there is {elsewhere}: give the path from data.root={root}, or data.root={elsewhere.parent}"
+        way_out = f"there is {elsewhere}: write {elsewhere.relative_to(root)}"
+        if len(parts) == 1 and elsewhere.parent != root:
+            way_out += f", or give data.root={elsewhere.parent}"
     return DogbreedError(f"{table}, line {first.line}: {first.name} does not exist{more}; {way_out}.")

@@ -91,6 +91,14 @@ def class_folders(folder: Path) -> dict[str, Path]:
     return folders
 
 
+def inner_class_folders(folder: Path) -> dict[str, Path]:
+    """Return `class_folders`; a folder around all classes, as in train/train, is no class."""
+    folders = class_folders(folder)
+    while len(folders) == 1 and not holds_images(only := next(iter(folders.values()))) and class_folders(only):
+        folders = class_folders(only)
+    return folders
+
+
 def plain_name(name: str) -> str:
     """Return the class name without the number in front: `001.Affenpinscher` is Affenpinscher, 2.75 is 2.75."""
     return re.sub(r"^\d+\.(?=[^\W\d])", "", name)
@@ -99,7 +107,8 @@ def plain_name(name: str) -> str:
 def find_splits(root: Path) -> dict[str, Path]:
     """Return the folders of the splits by their names here: train, valid and test.
 
-    A folder with photographs directly in it is a class that happens to be called so.
+    A folder with photographs directly in it is a class that happens to be called so, unless it has class folders, too,
+    and another split is beside it.
 
     Raises:
         DogbreedError: Two folders stand for the same split.
@@ -118,13 +127,17 @@ def _loosely(name: str) -> str:
 
 
 def _named_splits(root: Path, names: Mapping[Path, str]) -> dict[str, Path]:
+    called = {path: SPLIT_OF[name] for path, name in names.items() if name in SPLIT_OF and path.is_dir()}
+    plain = {split for path, split in called.items() if not holds_images(path)}
     splits: dict[str, Path] = {}
-    for path, name in names.items():
-        split = SPLIT_OF.get(name)
-        if split is None or not path.is_dir() or holds_images(path):
+    for path, split in called.items():
+        if holds_images(path) and not (plain - {split} and class_folders(path)):
             continue
         if split in splits:
-            raise DogbreedError(f"{root} has two folders for one split, {splits[split].name}/ and {path.name}/.")
+            raise DogbreedError(
+                f"{root} has two folders for one split, {splits[split].name}/ and {path.name}/; merge them, or rename "
+                "one."
+            )
         splits[split] = path
     return splits
 

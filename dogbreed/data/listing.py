@@ -10,9 +10,20 @@ import numpy as np
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count
+from dogbreed.data.archives import is_archive
 from dogbreed.data.columns import Entries, Paths
 from dogbreed.data.labels import read_labels
-from dogbreed.data.layout import SPLITS, class_folders, find_splits, holds_files, holds_images, list_files, plain_name
+from dogbreed.data.layout import (
+    SPLITS,
+    class_folders,
+    find_splits,
+    holds_files,
+    holds_images,
+    inner_class_folders,
+    is_noise,
+    list_files,
+    plain_name,
+)
 
 MOST_NAMED = 5
 
@@ -61,7 +72,7 @@ def list_data(root: Path, labels: Path | None = None, class_mismatch: str = "err
     classes = listing.classes
     if len(set(classes)) < len(classes):
         twice = Counter(classes).most_common(1)[0][0]
-        raise DogbreedError(f"{root} has two classes that are both named {twice} but for their number.")
+        raise DogbreedError(f"{root} has two classes that are both named {twice} but for their number; rename one.")
     listing.notes.extend(_odd_classes(classes))
     return listing
 
@@ -92,6 +103,8 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
                     f"{alone}."
                 )
         folders = {split: class_folders(splits[split]) for split in SPLITS if split in splits}
+        if all(len(by_name) == 1 for by_name in folders.values()):  # one class would be nothing to learn
+            folders = {split: inner_class_folders(splits[split]) for split in SPLITS if split in splits}
         if not any(folders.values()):
             raise DogbreedError(f"{root} is empty: train/, valid/ and test/ should hold one folder per class.")
         where = {str(splits[split]): by_name.keys() for split, by_name in folders.items() if split}
@@ -112,14 +125,15 @@ def _of_folders(root: Path, class_mismatch: str) -> Listing:
 
 def _unsplit_classes(root: Path) -> dict[str, Path]:
     """Return the class folders of a folder without splits, without those that hold nothing."""
-    folders = class_folders(root)
-    while len(folders) == 1 and not holds_images(only := next(iter(folders.values()))) and class_folders(only):
-        folders = class_folders(only)  # one class would be nothing to learn: this is a folder around the classes
+    folders = inner_class_folders(root)
     for path in folders.values():
         if "train" in find_splits(path):
             raise DogbreedError(f"{root} has no folder train/, but {path} has: give data.root={path}.")
     folders = {name: path for name, path in folders.items() if holds_files(path)}
     if not folders:
+        packed = next((path for path in sorted(root.iterdir()) if not is_noise(path.name) and is_archive(path)), None)
+        if packed is not None:
+            raise DogbreedError(f"{root} holds no photographs but an archive; give data.root={packed}.")
         alone = holds_images(root)
         way_out = (
             "give their labels with data.labels=FILE.csv, or sort them into one folder per class"

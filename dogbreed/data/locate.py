@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from urllib.parse import unquote, urlsplit
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.archives import is_archive, unpack
@@ -36,7 +37,9 @@ def find_folder(root: Path | str, *, quiet: bool = False) -> Path:
         DogbreedError: There is no such folder, or it has to be fetched first.
     """
     address = str(root)
-    if scheme := re.match(r"([A-Za-z][A-Za-z0-9]+):/+(.+)", address):
+    if address.lower().startswith("file://"):
+        root = unquote(urlsplit(address).path)
+    elif scheme := re.match(r"([A-Za-z][A-Za-z0-9]+):/+(.+)", address):
         raise DogbreedError(_how_to_fetch(scheme[1].lower(), scheme[2]))
     folder = Path(os.path.expanduser(root))
     if is_archive(folder):

@@ -10,7 +10,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.labels import read_labels
-from dogbreed.data.layout import class_folders, find_splits, list_images, plain_name
+from dogbreed.data.layout import class_folders, find_splits, inner_class_folders, list_images, plain_name
 from dogbreed.data.locate import find_folder, find_root
 
 Files = list[tuple[Path, int]]
@@ -67,7 +67,7 @@ def find_files(
     same = own is not None and Path(own).exists() and Path(root).exists() and Path(own).samefile(root)
     labels = labels or (trained.get("labels") if same else None)
     folder = find_folder(root) if labels else find_root(root)
-    named = _of_table(Path(labels), folder) if labels else _of_folders(folder)
+    named = _of_table(Path(labels), folder) if labels else _of_folders(folder, class_names)
     if same and labels == trained.get("labels") and "" in named:
         named = _of_training(folder, trained)
     evaluated = named.pop(split, named.get(""))
@@ -96,12 +96,15 @@ def _root(root: str | Path | None, own: str | None) -> str | Path:
     return own
 
 
-def _of_folders(root: Path) -> dict[str, list[_Class]]:
-    """Return the classes by split; by "" where there are no splits."""
-    return {
-        split: [_Class(name, list_images(inside)) for name, inside in sorted(class_folders(folder).items())]
-        for split, folder in (find_splits(root) or {"": root}).items()
-    }
+def _of_folders(root: Path, class_names: Sequence[str]) -> dict[str, list[_Class]]:
+    """Return the classes by split; by "" where there are no splits. A folder around the classes is none of them."""
+    named: dict[str, list[_Class]] = {}
+    for split, folder in (find_splits(root) or {"": root}).items():
+        folders = class_folders(folder)
+        if not {name for own in folders for name in (own, plain_name(own))} & set(class_names):
+            folders = inner_class_folders(folder)
+        named[split] = [_Class(name, list_images(inside)) for name, inside in sorted(folders.items())]
+    return named
 
 
 def _of_table(table: Path, root: Path) -> dict[str, list[_Class]]:

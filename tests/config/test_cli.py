@@ -177,6 +177,11 @@ def raiser(error):
             2,
             "error: No permission to use /x (Permission denied)\n",
         ),
+        (
+            OSError(errno.ENAMETOOLONG, "File name too long", "x" * 300),
+            2,
+            f"error: {'x' * 60}... is too long a name for this disk; choose another\n",
+        ),
     ],
 )
 def test_errors_of_a_task(error, code, printed, capsys):

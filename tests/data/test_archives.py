@@ -14,6 +14,7 @@ from support.archives import dog_images, make_zip
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.archives import is_archive, locked, unpack
+from dogbreed.data.listing import list_data
 from dogbreed.data.locate import find_root
 
 BODY = random.Random(3).randbytes(600_000)
@@ -76,6 +77,41 @@ def test_links_and_pipes_become_plain_files(archive, tmp_path, mode):
     unpack(archive, tmp_path / "dogs", quiet=True)
     assert (tmp_path / "dogs" / "train" / "a.jpg").read_bytes() == b"/etc/passwd"
     assert not (tmp_path / "dogs" / "train" / "a.jpg").is_symlink()
+
+
+def test_a_file_of_two_names_in_a_tar_file_and_no_link_out_of_it(tmp_path):
+    archive = tmp_path / "some.tar"
+    with tarfile.open(archive, "w") as packed:
+        for name, kind, target in (
+            ("dogs/a/1.jpg", tarfile.REGTYPE, ""),
+            ("dogs/b/1.jpg", tarfile.LNKTYPE, "dogs/a/1.jpg"),
+            ("dogs/b/2.jpg", tarfile.LNKTYPE, "/etc/passwd"),
+            ("dogs/b/3.jpg", tarfile.SYMTYPE, "/etc/passwd"),
+            ("dogs/b/4.jpg", tarfile.LNKTYPE, "dogs/b/3.jpg"),
+        ):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname, info.size = kind, target, 0 if target else len(BODY)
+            packed.addfile(info, io.BytesIO(BODY))
+    unpack(archive, tmp_path / "dogs", quiet=True)
+    assert files_below(tmp_path / "dogs") == {"a/1.jpg": BODY, "b/1.jpg": BODY}
+
+
+def test_names_that_the_disk_does_not_take(archive, tmp_path):
+    for name in ("dogImages/" + "x" * 300, "dogImages/train/000.Dog/Dog_0.jpg/x"):
+        archive.write_bytes(make_zip(dog_images() | {name: b"1"}))
+        with pytest.raises(
+            DogbreedError, match=r"some\.zip holds a name that the disk does not take .* give the folder"
+        ):
+            unpack(archive, tmp_path / "dogs", quiet=True)
+        assert os.listdir(tmp_path) == ["some.zip"]
+
+
+def test_an_archive_in_an_archive(archive, tmp_path):
+    archive.write_bytes(make_zip({"readme.txt": b"", "inner.zip": make_zip(dog_images(1, 2))}))
+    inner = tmp_path / "some.zip.unpacked" / "inner.zip"
+    with pytest.raises(DogbreedError, match=rf"but an archive; give data\.root={inner}\."):
+        list_data(find_root(archive, quiet=True))
+    assert len(list_data(find_root(f"file://{inner}", quiet=True)).entries) == 6
 
 
 def test_tar_files_and_archives_without_a_top_folder(tmp_path):

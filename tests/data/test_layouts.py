@@ -15,6 +15,7 @@ from PIL import Image, ImageOps
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.layout import SPLITS
+from dogbreed.data.listing import list_data
 from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
 
 CLASSES = ("001.Beagle", "002.Collie", "010.Poodle")
@@ -183,6 +184,15 @@ def test_a_folder_around_the_classes_and_one_around_the_splits(copy, tmp_path, d
         images(tmp_path)
 
 
+def test_a_folder_around_the_classes_of_each_split_and_a_stray_image_in_one(dog_tree, tmp_path):
+    for split in SPLITS:
+        shutil.copytree(dog_tree / split, tmp_path / split / split)
+    noise(1).save(tmp_path / "train" / "overview.png")
+    assert {split: [path.name for path in files.paths] for split, files in images(tmp_path).samples.items()} == {
+        split: [path.name for path in files.paths] for split, files in images(dog_tree).samples.items()
+    }
+
+
 def test_images_without_class_folders(tmp_path):
     noise(1).save(tmp_path / "1.png")
     with pytest.raises(DogbreedError, match=r"has images, but no class folders; give their labels with"):
@@ -243,11 +253,12 @@ def test_labels_from_a_table(loose, tmp_path, text, encoding):
     assert sum(len(files) for files in data.samples.values()) == 12
 
 
-def test_a_table_with_splits_and_its_relative_address(loose, tmp_path):
+@pytest.mark.parametrize("title", ["Split", "subset", "set", "Partition"])
+def test_a_table_with_splits_and_its_relative_address(loose, tmp_path, title):
     root = Path(shutil.copytree(loose, tmp_path / "loose"))
     lines = rows().split()
     splits = ["train"] * 6 + ["VAL"] * 3 + ["eval"] * 3
-    table_of(root, "path,label,split\n" + "".join(f"{a},{b}\n" for a, b in zip(lines, splits, strict=True)))
+    table_of(root, f"path,label,{title}\n" + "".join(f"{a},{b}\n" for a, b in zip(lines, splits, strict=True)))
     data = images(root, labels="labels.csv")
     assert {split: len(files) for split, files in data.samples.items()} == {"train": 6, "valid": 3, "test": 3}
     assert data.samples["valid"].paths == [root / f"im{number:02d}.jpg" for number in (8, 6, 7)]
@@ -270,6 +281,9 @@ def test_a_table_with_splits_and_its_relative_address(loose, tmp_path):
         ("path,kind\nim00.jpg,cat\n", r"no column for the class: name one of its columns \(path, kind\) label"),
         ("picture,label\nim00.jpg,cat\n", r"no column for the image: name one of its columns \(picture, label\) path"),
         ("path,label\nim00.jpg,cat,more\n", "line 2, has 3 cells where its header has 2"),
+        ("path,label,label\nim00.jpg,cat,dog\n", "several columns label that differ; remove all but one"),
+        ("path,label\nIM00.PNG,cat\n", r"IM00\.PNG does not exist; there is .*im00\.jpg: write im00\.jpg\."),
+        ("PK\3\4\0\0workbook", "is not plain text; save it as CSV in UTF-8"),
         ("path,label\n", "has no rows below its header"),
         ("", "no column for the image"),
     ],
@@ -284,11 +298,15 @@ def test_a_table_that_is_missing_or_not_utf8_or_relative_to_another_folder(loose
         images(loose, labels=tmp_path / "nowhere.csv")
     with pytest.raises(DogbreedError, match=r"name is not UTF-8, L\\udcf6wchen; save the table as UTF-8"):
         images(loose, labels=table_of(tmp_path, "path,label\n" + rows(), "latin-1"))
+    root = Path(shutil.copytree(loose, tmp_path / "above" / "loose"))
     table = table_of(tmp_path, "id,breed\n" + rows("im{:02d},{}"))
-    with pytest.raises(
-        DogbreedError, match=rf"there is {loose}/im00\.jpg: give the path from .* or data\.root={loose}"
-    ):
-        images(loose.parent, labels=table)
+    sentence = rf"there is {root}/im00\.jpg: write loose/im00\.jpg, or give data\.root={root}"
+    with pytest.raises(DogbreedError, match=sentence):
+        images(root.parent, labels=table)
+    table = table_of(tmp_path, "id,breed\n" + rows("loose/im{:02d}.jpg,{}"))
+    with pytest.raises(DogbreedError, match=rf"relative to data\.root={root}; give data\.root={root.parent}\."):
+        images(root, labels=table)
+    assert len(list_data(root.parent, table).entries) == 12
 
 
 # Classes that are not in every split

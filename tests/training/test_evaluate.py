@@ -75,10 +75,10 @@ def test_another_split(trained, tmp_path, capsys):
 
 
 def test_breeds_are_matched_by_name(model, dog_tree, tmp_path, capsys):
-    photos = tmp_path / "photos"
+    photos = tmp_path / "photos" / "unpacked"  # a folder around the classes is none of them
     shutil.copytree(dog_tree / "test" / "004.Red_terrier", photos / "Red_terrier")
     shutil.copytree(dog_tree / "test" / "002.Blue_spitz", photos / "17.Blue_spitz")
-    assert main([str(model), f"data.root={photos}", f"output_dir={tmp_path / 'out'}"]) == 0
+    assert main([str(model), f"data.root={photos.parent}", f"output_dir={tmp_path / 'out'}"]) == 0
     assert {row["label"] for row in rows(tmp_path / "out" / "predictions.csv")} == {"Red_terrier", "Blue_spitz"}
     assert "No images of 2 of the model's classes: Amber_hound, Green-eyed_setter." in capsys.readouterr().out
     assert runs.metrics(tmp_path / "out")["classes_without_images"] == 2
