@@ -65,16 +65,21 @@ def read_state(file: Path) -> dict[str, Tensor]:
         DogbreedError: Missing, truncated, not a state_dict, or a pickle that would run code.
     """
     if file.is_dir():  # a run's folder, or its model/
-        file = next((path for path in (file / "model" / WEIGHTS, file / WEIGHTS) if path.is_file()), file)
+        usual = (file / "model" / WEIGHTS, file / WEIGHTS, file / "pytorch_model.bin")
+        file = next((path for path in usual if path.is_file()), file)
+    if file.is_dir():
+        raise DogbreedError(f"The folder {file} holds no {WEIGHTS}; give the file of the weights.")
     if not file.is_file():
         raise DogbreedError(f"The weights file {file} does not exist; model.weights is imagenet, none, or a path.")
     try:
         with file.open("rb") as stream:  # by its content: files are renamed
-            is_safetensors = stream.read(9)[8:] == b"{"
-        if is_safetensors:
-            content: Any = load_file(file)
-        else:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
+            if stream.read(9)[8:] == b"{":
+                content: Any = load_file(file)
+            elif file.suffix == ".safetensors":  # torch goes by the name of a file
+                stream.seek(0)
+                content = torch.load(stream, map_location="cpu", weights_only=True)
+            else:
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(file))
     except pickle.UnpicklingError as error:
         code = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:global|class|operand)", str(error))
         if code and (zipfile.is_zipfile(file) or _begins_as_pickle(file)):
@@ -83,9 +88,9 @@ def read_state(file: Path) -> dict[str, Tensor]:
                 f"{file} is a pickle that would run code{named} when loaded, so it was not; save the plain "
                 "state_dict with torch.save(model.state_dict(), PATH) or as .safetensors."
             ) from error
-        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+        raise DogbreedError(f"{file} is not a readable weights file ({_kind_of(file)}).") from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError, AttributeError, SafetensorError) as error:
-        raise DogbreedError(f"{file} is not a readable weights file (truncated or of another kind).") from error
+        raise DogbreedError(f"{file} is not a readable weights file ({_kind_of(file)}).") from error
     if isinstance(content, Mapping) and content.get("frozen"):
         content = read_checkpoint(file)  # of a run, whose frozen weights lie beside it
     content = _innermost(content)
@@ -98,6 +103,14 @@ def read_state(file: Path) -> dict[str, Tensor]:
     return {str(name).removeprefix("module.").removeprefix("network."): value for name, value in content.items()}
 
 
+def _kind_of(file: Path) -> str:
+    with file.open("rb") as stream:
+        head = stream.read(40)
+    if head.startswith(b"version https://git-lfs"):
+        return "a pointer of Git LFS; run git lfs pull"
+    return "truncated or of another kind"
+
+
 def _is_state(content: Any) -> bool:
     return isinstance(content, Mapping) and all(isinstance(value, Tensor) for value in content.values())
 
@@ -105,10 +118,10 @@ def _is_state(content: Any) -> bool:
 def _innermost(content: Any) -> Any:
     """Return the state_dict within a checkpoint, under a usual name or as the only one in it."""
     while isinstance(content, Mapping) and not _is_state(content):
-        states = [value for value in content.values() if value and _is_state(value)]
+        states = [value for value in content.values() if isinstance(value, Mapping) and value and _is_state(value)]
         named = next((content[key] for key in _STATES if isinstance(content.get(key), Mapping)), None)
-        if named is None and len(states) != 1:
-            return content
+        if named is None and len(states) != 1:  # names and tensors, and perhaps an epoch among them
+            return {name: value for name, value in content.items() if isinstance(value, Tensor)} or content
         content = states[0] if named is None else named
     return content
 
@@ -127,7 +140,7 @@ def _begins_as_pickle(file: Path) -> bool:
 
 
 def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[str, Tensor], file: Path) -> None:
-    """Copy everything but a head of another size; all other names and shapes have to agree."""
+    """Copy everything but a head of another size or build; all other names and shapes have to agree."""
     expected = network.state_dict()
     state = _without_prefix(state, expected)
     state = {_OLD_DENSENET.sub(r"\1\2", key): value for key, value in state.items() if not key.startswith(_AUXILIARY)}
@@ -136,11 +149,21 @@ def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[s
         state = {name: value for name, value in state.items() if name not in of_head}
     # Published files older than PyTorch 0.4.1 lack this counter; evaluation never reads it.
     counters = {name for name in expected if name.endswith("num_batches_tracked")}
+    missing = [name for name in expected if name not in state and name not in of_head.keys() | counters]
+    if not missing:  # a head that was put in place of the network's has names within it, or of its own
+        stems = {name.partition(".")[0] for name in expected}
+        other = {name for name in state if name.startswith(f"{head}.") or name.partition(".")[0] not in stems}
+        state = {name: value for name, value in state.items() if name in expected or name not in other}
     problems = {
-        "missing": [name for name in expected if name not in state and name not in of_head.keys() | counters],
+        "missing": missing,
         "unknown to it": [name for name in state if name not in expected],
         "of another shape": [
             name for name, value in state.items() if name in expected and value.shape != expected[name].shape
+        ],
+        "quantised to whole numbers": [
+            name
+            for name, value in state.items()
+            if name in expected and expected[name].is_floating_point() and not value.is_floating_point()
         ],
     }
     if any(problems.values()):

@@ -218,6 +218,27 @@ def test_a_file_without_a_head_fits(tmp_path, squeezenet):
     assert torch.equal(network.features[0].weight, squeezenet["features.0.weight"])
 
 
+@pytest.mark.parametrize("head", ["classifier.1.1", "head", "projection.0"])
+def test_a_head_of_another_build_and_what_is_no_tensor_are_left_out(tmp_path, squeezenet, head):
+    state = {name.replace("classifier.1", head): value for name, value in squeezenet.items()}
+    torch.save({**state, "epoch": 3, "_extra_state": None}, tmp_path / "other.pth")
+    network = create("squeezenet1_1", 5, weights=str(tmp_path / "other.pth"))
+    assert torch.equal(network.features[0].weight, squeezenet["features.0.weight"])
+
+
+def test_whole_numbers_are_no_weights(tmp_path, squeezenet):
+    torch.save({name: value.to(torch.int8) for name, value in squeezenet.items()}, tmp_path / "int8.pth")
+    with pytest.raises(DogbreedError, match=r"do not fit squeezenet1_1: features.0.weight and .* quantised to whole"):
+        create("squeezenet1_1", 5, weights=str(tmp_path / "int8.pth"))
+
+
+def test_folders_of_weights(tmp_path, squeezenet):
+    with pytest.raises(DogbreedError, match=r"The folder .* holds no model\.safetensors; give the file of the weights"):
+        read_state(tmp_path)
+    torch.save(squeezenet, tmp_path / "pytorch_model.bin")
+    assert same_values(read_state(tmp_path), squeezenet)
+
+
 def test_imagenet_takes_torchvisions_file(cache_dir, no_network, squeezenet):
     folder = cache_dir / "torch" / "hub" / "checkpoints"
     folder.mkdir(parents=True)
@@ -518,4 +539,6 @@ def test_weights_that_are_no_numbers(tmp_path, change, says):
 def test_safetensors_are_told_by_their_content_not_by_their_name(tmp_path):
     state = torchvision.models.squeezenet1_1(num_classes=3).state_dict()
     save_file(state, tmp_path / "a.pth")
-    assert torch.equal(read_state(tmp_path / "a.pth")["features.0.bias"], state["features.0.bias"])
+    torch.save(state, tmp_path / "b.safetensors")
+    for file in (tmp_path / "a.pth", tmp_path / "b.safetensors"):
+        assert torch.equal(read_state(file)["features.0.bias"], state["features.0.bias"])
