@@ -18,6 +18,7 @@ Prints the least IAM policy for a command, for the names in the configuration.
   upload train tune deploy delete invoke logs   for whoever runs launch/sagemaker_COMMAND.py
   execution                                     for the role that jobs and endpoints run under (sagemaker.role)
   trust                                         the trust policy of that role; with its ARN, for its account alone
+  scheduler scheduler-trust                     the same two for the role that deletes endpoints (scheduler_role)
 
   sagemaker.role=NAME sagemaker.bucket=NAME sagemaker.region=us-east-1 sagemaker.prefix=dogbreed
   sagemaker.job_name=NAME sagemaker.endpoint.name=NAME   where these do not begin with the prefix

@@ -16,6 +16,7 @@ from launch.aws.images import patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
 from launch.jobs.estimate import counts, estimates, warnings
 from launch.jobs.request import TUNING, Job
+from launch.jobs.source import APART_FILE
 from launch.serving import cost
 from launch.serving.request import Deployment, parse_span
 
@@ -78,6 +79,8 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     yield from (f"  {file.stat().st_size:>9,}  {file} -> {address}" for address, file in job.sent_along.items())
     packages = job.source.files["requirements.txt"].decode().split("\n")
     yield f"Installed in the container: {', '.join(filter(None, packages))}"
+    if apart := job.source.files.get(APART_FILE):
+        yield f"Installed in a folder of its own: {', '.join(apart.decode().split())}"
 
 
 def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
@@ -135,6 +138,8 @@ def _deployment_lines(
 ) -> Iterator[str]:
     yield f"Plan of {deployment.name} ({deployment.kind}): nothing was sent, and no account was asked."
     yield "Below are the requests in their order."
+    if config["sagemaker"]["endpoint"]["update"]:
+        yield "UpdateEndpoint and its alarms take the place of CreateEndpoint where there is an endpoint of this name."
     yield from _assumed(deployment.target, "they are")
     yield ""
     yield from _deployment_cost(config, deployment, prices)
@@ -190,7 +195,9 @@ def _deployment_warnings(config: Mapping[str, Any], deployment: Deployment) -> I
     options = config["sagemaker"]["endpoint"]
     if notice := patch_notice(deployment.request("CreateModel")["PrimaryContainer"]["Image"]):
         yield f"{notice}. It is the last that AWS has for inference with PyTorch; image= takes one of yours"
-    if options["expires"]:
+    if options["scheduler_role"]:
+        yield "EventBridge Scheduler deletes the endpoint then; its settings and its model stay, which cost nothing"
+    elif options["expires"]:
         yield "Nothing deletes it by itself: run python launch/sagemaker_delete.py expired=true, by hand or from cron"
     elif deployment.kind in ("realtime", "async"):
         yield "It costs until it is deleted: python launch/sagemaker_delete.py NAME; expires=2h reminds of it"

@@ -26,6 +26,8 @@ What people change most, with the defaults:
   name=...                    of the endpoint: the prefix and the backbone
   update=false                true puts the new model behind the endpoint of that name, without a pause
   expires=...                 2h, 30m, 7d: a tag that python launch/sagemaker_delete.py expired=true goes by
+                              scheduler_role=ROLE has EventBridge Scheduler delete it
+  watch=...                   10m: an update goes back by itself if requests fail; canary=10 tries a part first
   instance_type=ml.m5.large   instance_count=1, max_count=... for auto scaling
   photo=...                   an image, or a folder of them, to prove and to test it with
   capture=0                   percent of requests and answers to keep

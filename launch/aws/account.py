@@ -79,15 +79,20 @@ def resolve_target(config: Mapping[str, Any], region: str | None, account: str |
     else:
         if not cloud["role"]:
             assumed["role"] = f"arn:{partition(region)}:iam::{account}:role/{STAND_IN_ROLE}"
-        role_arn = _role_arn(region, account, cloud["role"] or STAND_IN_ROLE)
+        role_arn = arn_of_role(region, account, cloud["role"] or STAND_IN_ROLE)
     return Target(region, account, role_arn, _bucket(cloud["bucket"], region, account, assumed), assumed)
 
 
-def _role_arn(region: str, account: str, name: str) -> str:
+def arn_of_role(region: str, account: str, name: str, key: str = "sagemaker.role") -> str:
+    """Return the ARN of a role that a key gives by its name or its ARN.
+
+    Raises:
+        DogbreedError: It is neither.
+    """
+    if _ROLE.fullmatch(name):
+        return name
     if not _ROLE_NAME.fullmatch(name):
-        raise DogbreedError(
-            f"sagemaker.role={name} is neither a role's name nor its ARN, arn:aws:iam::123456789012:role/NAME."
-        )
+        raise DogbreedError(f"{key}={name} is neither a role's name nor its ARN, arn:aws:iam::123456789012:role/NAME.")
     return f"arn:{partition(region)}:iam::{account}:role/{name}"
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.aws.account import Target
+from launch.aws.account import Target, arn_of_role
 from launch.aws.naming import MARK, parse_s3_uri, partition, prefix
 
 Statement = dict[str, Any]
@@ -35,6 +35,9 @@ class _Names:
         self.alarms = self._arn("cloudwatch", "alarm:*")
         self.scales = any(endpoint[key] is not None for key in ("min_count", "max_count"))
         self.queues = endpoint["kind"] == "async"
+        self.watches = bool(endpoint["watch"])
+        role = endpoint["scheduler_role"]
+        self.scheduler = arn_of_role(target.region, self.account, role, "scheduler_role") if role else None
         self.vpc = bool(cloud["subnets"])
         self.kms = [self._key(key) for key in dict.fromkeys((cloud["kms_key"], cloud["volume_kms_key"])) if key]
         self.disks = [self._key(cloud["volume_kms_key"])] if cloud["volume_kms_key"] else []
@@ -62,6 +65,13 @@ class _Names:
     def objects(self, *folders: str) -> list[str]:
         return [f"{self.bucket}/{self.prefix}/{folder}/*" for folder in folders]
 
+    def watched(self) -> list[str]:
+        """Return the alarms of updates."""
+        return [self._arn("cloudwatch", f"alarm:{name}") for name in self.own]
+
+    def schedules(self) -> list[str]:
+        return [self._arn("scheduler", f"schedule/default/{name}") for name in self.own]
+
     def named(self, *kinds: str) -> list[str]:
         """Return what SageMaker makes under the prefix and the names that the configuration gives."""
         return [self._arn("sagemaker", f"{kind}/{name}") for kind in kinds for name in self.own]
@@ -71,7 +81,8 @@ def policy(command: str, config: Mapping[str, Any], target: Target) -> dict[str,
     """Return the policy document for a command.
 
     Args:
-        command: `upload`, `train`, `tune`, `deploy`, `delete`, `invoke`, `logs`, `execution` or `trust`.
+        command: `upload`, `train`, `tune`, `deploy`, `delete`, `invoke`, `logs`, `execution`, `trust`, `scheduler` or
+            `scheduler-trust`.
         config: A composed configuration.
         target: Where it runs.
 
@@ -207,6 +218,8 @@ def _deploy(names: _Names) -> list[Statement]:
         *_invoke(names),
         _allow(["logs:DescribeLogStreams", "logs:GetLogEvents"], [f"{names.logs}/Endpoints/*"]),
         *(_scaling() if names.scales else []),
+        *([_allow(["cloudwatch:PutMetricAlarm", "cloudwatch:DeleteAlarms"], names.watched())] if names.watches else []),
+        *_scheduling(names),
         _price(names),
         *_keys(names),
         *_disks(names),
@@ -231,7 +244,23 @@ def _delete_all(names: _Names) -> list[Statement]:
         *_delete(names),
         _allow(["application-autoscaling:DeregisterScalableTarget"], "*"),
         _allow(["cloudwatch:DeleteAlarms"], [names.alarms]),
+        _allow(["scheduler:DeleteSchedule"], names.schedules()),
     ]
+
+
+def _scheduling(names: _Names) -> list[Statement]:
+    """Allow scheduling an endpoint's end, under the role for it."""
+    if not names.scheduler:
+        return []
+    passed = {"iam:PassedToService": "scheduler.amazonaws.com"}
+    return [
+        _allow([f"scheduler:{verb}Schedule" for verb in ("Create", "Update", "Delete")], names.schedules()),
+        _allow(["iam:PassRole"], [names.scheduler], StringEquals=passed),
+    ]
+
+
+def _scheduler(names: _Names) -> list[Statement]:
+    return [_allow(["sagemaker:DeleteEndpoint"], names.named("endpoint"))]
 
 
 def _scaling() -> list[Statement]:
@@ -285,14 +314,15 @@ def _execution(names: _Names) -> list[Statement]:
         *_keys(names),
         *_disks(names),
         *([_allow([f"ec2:{action}" for action in VPC], "*")] if names.vpc else []),
+        *([_allow(["cloudwatch:DescribeAlarms"], names.watched())] if names.watches else []),
     ]
 
 
-def _trust(names: _Names) -> list[Statement]:
-    """Trust SageMaker, on behalf of this account alone where it is known."""
-    service = {"Effect": "Allow", "Principal": {"Service": "sagemaker.amazonaws.com"}, "Action": "sts:AssumeRole"}
+def _trust(names: _Names, service: str = "sagemaker") -> list[Statement]:
+    """Trust a service, on behalf of this account alone where it is known."""
+    trusted = {"Effect": "Allow", "Principal": {"Service": f"{service}.amazonaws.com"}, "Action": "sts:AssumeRole"}
     own = {"Condition": {"StringEquals": {"aws:SourceAccount": names.account}}}
-    return [service if names.account == "*" else service | own]
+    return [trusted if names.account == "*" else trusted | own]
 
 
 _STATEMENTS: dict[str, Callable[[_Names], list[Statement]]] = {
@@ -305,4 +335,6 @@ _STATEMENTS: dict[str, Callable[[_Names], list[Statement]]] = {
     "logs": _read_logs,
     "execution": _execution,
     "trust": _trust,
+    "scheduler": _scheduler,
+    "scheduler-trust": lambda names: _trust(names, "scheduler"),
 }

@@ -31,7 +31,7 @@ _TEXTS = (
     ),
     *("resume_from", "scaling", "prices", "instance_type", "prefix"),
 )
-_ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output")
+_ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output", "scheduler_role")
 _LISTS = ("subnets", "security_groups", "warm_start")
 _POSITIVE = ("max_cost", "images_per_second")
 VOLUME_GB = 30  # by default

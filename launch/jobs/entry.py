@@ -11,7 +11,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -51,6 +53,7 @@ def run(argv: Sequence[str]) -> None:
     """
     show_channels()
     check_gpu(argv)
+    install_apart()
     folder = Path(os.environ["DOGBREED_CHECKPOINTS"]) / os.environ.get("TRAINING_JOB_NAME", "job")
     fetch_earlier_run(folder)
     _, overrides = split_argv(argv)
@@ -97,6 +100,19 @@ def check_gpu(argv: Sequence[str]) -> None:
             "costs the same and takes many times as long. Use an instance that this image's CUDA supports, or an older "
             "sagemaker.pytorch_version; trainer.accelerator=cpu trains without."
         )
+
+
+def install_apart() -> None:
+    """Install what would replace packages of the image into a folder of this process alone, ahead of the image's."""
+    file = Path(__file__).with_name("apart.txt")
+    if not file.is_file():
+        return
+    folder = tempfile.mkdtemp(prefix="dogbreed-apart-")
+    command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", str(file)]
+    if subprocess.run(command, check=False).returncode:  # noqa: S603
+        raise DogbreedError("smdebug could not be installed (see the log above); sagemaker.debugger.enabled=false.")
+    sys.path.insert(0, folder)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))  # for workers
 
 
 def is_first() -> bool:

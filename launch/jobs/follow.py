@@ -14,7 +14,7 @@ from launch.aws.account import Account, elsewhere
 from launch.aws.errors import AwsError, explained
 from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import RECEIPTS, Prices
-from launch.jobs import trials
+from launch.jobs import managed_rules, trials
 from launch.jobs.receipt import receipt
 
 POLL_SECONDS = 5.0
@@ -45,6 +45,9 @@ def follow_training(config: Mapping[str, Any], name: str, account: Account, pric
     if fetch_output(account, job, folder):
         print(f"  results  {folder}/ (metrics.json, report.html, predictions.csv)")
     print("\n".join(f"  {line}" for line in receipt(config, job, prices, folder)))
+    with suppress(KeyboardInterrupt):  # the job is done
+        for line in managed_rules.results(account, job, folder):
+            print(f"  {line}", flush=True)
     words = f"job={name}{_region_setting(account.target.region)}"
     print(f"\nDeploy it: python launch/sagemaker_deploy.py mode=plan {words}", flush=True)
 

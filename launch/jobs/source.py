@@ -37,6 +37,13 @@ PINS = {
 }
 
 
+# smdebug and what of its needs the image lacks, or has in a version that smdebug does not run with: each job installs
+# them into a folder of its own, and nothing of the image's moves.
+APART_FILE = "apart.txt"
+APART = ("smdebug==1.0.34", "protobuf==3.20.3", "pyinstrument==3.4.2", "pyinstrument-cext==0.2.4")
+_NOT_BESIDE = ("smdebug", "setuptools")  # of the extra: the first is apart, the image's own of the second will do
+
+
 @dataclass(frozen=True)
 class Source:
     """The staged archive.
@@ -69,6 +76,8 @@ def stage(config: Mapping[str, Any], *, search: bool = False) -> Source:
         ENTRY_POINT: (ROOT / "launch" / "jobs" / ENTRY_POINT).read_bytes(),
         "requirements.txt": requirements(config, search=search).encode(),
     }
+    if config["sagemaker"]["debugger"]["enabled"]:
+        files[APART_FILE] = "".join(f"{line}\n" for line in APART).encode()
     files = dict(sorted(files.items()))
     digest = hashlib.sha256()
     for name, content in files.items():
@@ -124,6 +133,6 @@ def requirements(config: Mapping[str, Any], *, search: bool = False) -> str:
         match = re.match(r"[A-Za-z0-9_.-]+", requirement)
         assert match, requirement
         name = match[0].lower().replace("_", "-")
-        if name not in IN_THE_IMAGE:
+        if name not in (*IN_THE_IMAGE, *_NOT_BESIDE):
             lines.append(f"{name}{PINS[name]}" if name in PINS else requirement)
     return "\n".join(sorted(lines)) + "\n"

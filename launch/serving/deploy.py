@@ -20,6 +20,7 @@ from launch.aws.storage import Bucket
 from launch.serving import certificates
 from launch.serving.cost import check_cost
 from launch.serving.delete import delete_unused
+from launch.serving.guardrails import BY_SCHEDULER
 from launch.serving.invoke import IMAGES
 from launch.serving.request import EXPIRES, SCALING, Deployment, describe
 from launch.serving.resources import delete_resource, find, scalable_targets, settled, wait
@@ -137,7 +138,8 @@ class Deployer:
             self._check_update(deployment, present, update)
         former = None if present is None else str(present["EndpointConfigName"])
         self.upload(deployment)
-        with self._undone_on_error(name) as made:
+        guard = None if former in (None, settings) else self._guard(deployment)
+        with self._watched(deployment, guard), self._undone_on_error(name) as made:
             for kind in ("Model", "EndpointConfig"):
                 if self._create_once(kind, deployment.request(f"Create{kind}")):
                     made.append((kind, str(deployment.request(f"Create{kind}")[f"{kind}Name"])))
@@ -147,13 +149,16 @@ class Deployer:
             elif former != settings:
                 made.append(("Update", former))
                 serverless = deployment.kind == "serverless"  # has no instances that could be kept
-                self._update(name, settings, scales=not serverless and bool(scalable_targets(self.account, name)))
-            self._wait(name, settings)
+                self._update(
+                    name, settings, scales=not serverless and bool(scalable_targets(self.account, name)), guard=guard
+                )
+            self._wait(name, settings, guard)
             self._scale(deployment)
             self.say(f"Testing {name}")
             self.test(name)
             if present is not None:
                 self._tag(deployment)
+            self._schedule(deployment)
         return None if former == settings else former
 
     def batch(self, deployment: Deployment) -> None:
@@ -217,9 +222,42 @@ class Deployer:
         with explained(f"making {request[f'{kind}Name']}"):
             getattr(self.sagemaker, calls[kind])(**request)
 
-    def _update(self, name: str, settings: str, *, scales: bool) -> None:
+    def _guard(self, deployment: Deployment) -> dict[str, Any] | None:
+        """Return how an update is watched; None where it is not."""
+        updates = deployment.requests("UpdateEndpoint")
+        config: dict[str, Any] | None = updates[0].get("DeploymentConfig") if updates else None
+        return config
+
+    @contextmanager
+    def _watched(self, deployment: Deployment, guard: Mapping[str, Any] | None) -> Iterator[None]:
+        """Have the alarms of an update for as long as it takes."""
+        names = [each["AlarmName"] for each in guard["AutoRollbackConfiguration"]["Alarms"]] if guard else []
+        cloudwatch = self.account.client("cloudwatch") if names else None
+        try:
+            for alarm in deployment.requests("PutMetricAlarm"):
+                if cloudwatch and alarm["AlarmName"] in names:
+                    with explained(f"making the alarm {alarm['AlarmName']}"):
+                        cloudwatch.put_metric_alarm(**alarm)
+            yield
+        finally:
+            if cloudwatch:
+                with explained("deleting the alarms of the update"):
+                    cloudwatch.delete_alarms(AlarmNames=names)
+
+    def _schedule(self, deployment: Deployment) -> None:
+        """Have the endpoint deleted when it expires; one that was to be deleted at another time gets the new one."""
+        for request in deployment.requests("CreateSchedule"):
+            client = self.account.client("scheduler")
+            with explained(f"scheduling the end of {deployment.name}"):
+                try:
+                    client.create_schedule(**request)
+                except client.exceptions.ConflictException:
+                    client.update_schedule(**request)
+            self.say(f"EventBridge Scheduler deletes it: {request['ScheduleExpression']}, UTC")
+
+    def _update(self, name: str, settings: str, *, scales: bool, guard: Mapping[str, Any] | None = None) -> None:
         """Put other settings behind an endpoint; one that has scaled out keeps its instances, and loses no request."""
-        retain: dict[str, Any] = {}
+        retain: dict[str, Any] = {"DeploymentConfig": guard} if guard else {}
         if scales:
             retain["RetainAllVariantProperties"] = True
             retain["ExcludeRetainedVariantProperties"] = [{"VariantPropertyType": "DataCaptureConfig"}]
@@ -235,14 +273,18 @@ class Deployer:
         if EXPIRES in tags:
             self.say(f"{deployment.name} expires at {tags[EXPIRES]}")
 
-    def _wait(self, name: str, settings: str) -> None:
-        """Wait until the endpoint is in service with these settings.
+    def _wait(self, name: str, settings: str, guard: Mapping[str, Any] | None = None) -> None:
+        """Wait until the endpoint is in service with these settings, and no longer watched.
 
         Raises:
             DeploymentFailed: It failed, with SageMaker's reason and the last line of its log, or took too long; or
                 SageMaker itself went back to the former settings, where an update fails.
         """
-        endpoint = settled(self.sagemaker, name, self.say) or {"EndpointStatus": "gone", "EndpointConfigName": settings}
+        more = guard["BlueGreenUpdatePolicy"]["MaximumExecutionTimeoutInSeconds"] if guard else 0
+        endpoint = settled(self.sagemaker, name, self.say, more) or {
+            "EndpointStatus": "gone",
+            "EndpointConfigName": settings,
+        }
         reason = _reason(endpoint, "no reason given")
         if endpoint["EndpointStatus"] != "InService":
             raise DeploymentFailed(f"{name} is {endpoint['EndpointStatus']}: {reason}{self._last_log_line(name)}")
@@ -261,7 +303,7 @@ class Deployer:
                     policy = getattr(self.account.client(SCALING), calls[step.operation])(**step.request).get(
                         "PolicyARN"
                     )
-                elif step.operation == "PutMetricAlarm":
+                elif "AlarmActions" in step.request:
                     self.account.client(step.service).put_metric_alarm(**{**step.request, "AlarmActions": [policy]})
 
     # What is there, and taking it back
@@ -269,6 +311,10 @@ class Deployer:
     def _check_update(self, deployment: Deployment, present: Mapping[str, Any], update: bool) -> None:
         with explained(f"reading the tags of {deployment.name}"):
             tags = self.sagemaker.list_tags(ResourceArn=present["EndpointArn"])["Tags"]
+        if BY_SCHEDULER in tags and deployment.expires and not deployment.requests("CreateSchedule"):
+            raise DogbreedError(
+                f"A schedule deletes {deployment.name} at another time; give scheduler_role= with expires= here, too."
+            )
         if MARK not in tags:
             raise DogbreedError(
                 f"There is an endpoint {deployment.name} that this project has not made; give name=OTHER."

@@ -19,9 +19,10 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
 from dogbreed.models.manifest import WEIGHTS
-from launch.aws.account import Target
+from launch.aws.account import Target, arn_of_role
 from launch.aws.naming import parse_s3_uri, prefix, tags
 from launch.aws.validate import check_disks, check_request
+from launch.serving import guardrails
 
 KINDS = ("realtime", "serverless", "async", "batch")
 VARIANT = "AllTraffic"
@@ -44,6 +45,8 @@ READ_BY = {
     "output": ("async", "batch"),
     "expires": ("realtime", "serverless", "async"),
     "update": ("realtime", "serverless", "async"),
+    "scheduler_role": ("realtime", "serverless", "async"),
+    **dict.fromkeys(("watch", "canary", "max_errors", "max_latency"), ("realtime",)),
 }
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 # TorchServe takes 6.5 MB at most unless told otherwise (its max_request_size), as InvokeEndpoint does; the others take
@@ -76,7 +79,8 @@ class Deployment:
         name: Of the endpoint, or of the transform job.
         archive: Is uploaded to `model_uri`.
         model_uri: Address of the model's archive.
-        steps: The calls, in their order; an update sends UpdateEndpoint in place of CreateEndpoint.
+        steps: The calls, in their order; with `update=true` UpdateEndpoint takes the place of CreateEndpoint where
+            there is an endpoint of this name already.
         target: Where it runs.
         images: Local folder that is uploaded as the input of a batch; None where it is in S3 already.
     """
@@ -89,9 +93,18 @@ class Deployment:
     target: Target
     images: Path | None = None
 
+    @property
+    def expires(self) -> bool:
+        """Whether the endpoint is to end at a time."""
+        return any(tag["Key"] == EXPIRES for tag in self.request("CreateEndpoint")["Tags"])
+
     def request(self, operation: str) -> dict[str, Any]:
         """Return the parameters of one of the calls."""
-        return next(step.request for step in self.steps if step.operation == operation)
+        return self.requests(operation)[0]
+
+    def requests(self, operation: str) -> list[dict[str, Any]]:
+        """Return the parameters of all calls of one kind."""
+        return [step.request for step in self.steps if step.operation == operation]
 
 
 def describe(
@@ -171,13 +184,43 @@ class _Builder:
         ]
         if self.options["expires"]:
             self.tags.append({"Key": EXPIRES, "Value": stamp(now + parse_span(self.options["expires"]))})
+        if self.options["scheduler_role"]:
+            self.tags.append(guardrails.BY_SCHEDULER)
 
     def endpoint(self) -> tuple[Step, ...]:
         model = self._model()
         settings = self._settings(str(model.request["ModelName"]))
         name = settings.request["EndpointConfigName"]
         create = {"EndpointName": self.name, "EndpointConfigName": name, "Tags": self.tags}
-        return (model, settings, Step("sagemaker", "CreateEndpoint", create), *self._scaling())
+        steps = (model, settings, Step("sagemaker", "CreateEndpoint", create), *self._update(name), *self._scaling())
+        return (*steps, *self._schedule())
+
+    def _update(self, settings: str) -> tuple[Step, ...]:
+        """Return what is sent in place of CreateEndpoint where there is an endpoint, and the alarms before it."""
+        options = self.options
+        watch = int(parse_span(options["watch"], "watch").total_seconds()) if options["watch"] else 0
+        guardrails.check(options, watch)
+        update = {"EndpointName": self.name, "EndpointConfigName": settings}
+        if not watch:
+            return (Step("sagemaker", "UpdateEndpoint", update),) if options["update"] else ()
+        alarms = guardrails.alarms(self.name, VARIANT, options)
+        names = [alarm["AlarmName"] for alarm in alarms]
+        update["DeploymentConfig"] = guardrails.deployment_config(watch, options["canary"], names)
+        return (
+            *(Step("cloudwatch", "PutMetricAlarm", alarm) for alarm in alarms),
+            Step("sagemaker", "UpdateEndpoint", update),
+        )
+
+    def _schedule(self) -> tuple[Step, ...]:
+        """Return the schedule that deletes the endpoint when it expires, where that is wanted."""
+        role, expires = self.options["scheduler_role"], self.options["expires"]
+        if not role:
+            return ()
+        if not expires:
+            raise DogbreedError("scheduler_role says who deletes the endpoint when it expires; give expires=2h too.")
+        role = arn_of_role(self.target.region, self.target.account, role, "scheduler_role")
+        end = self.now + parse_span(expires)
+        return (Step("scheduler", "CreateSchedule", guardrails.schedule(self.name, end, role, self.target.region)),)
 
     def batch(self) -> tuple[Step, ...]:
         model = self._model()
@@ -366,15 +409,15 @@ class _Builder:
         return {key: f"{self.base[:54]}-{digest}", **request}
 
 
-def parse_span(text: str) -> timedelta:
-    """Parse a span of time as people write it: 30m, 2h, 7d.
+def parse_span(text: str, key: str = "expires") -> timedelta:
+    """Parse the span of time of a key as people write it: 30m, 2h, 7d.
 
     Raises:
         DogbreedError: It is none.
     """
     match = _SPAN.fullmatch(str(text).strip().lower())
     if not match or not int(match[1]):
-        raise DogbreedError(f"expires={text} is no span of time; it looks like 30m, 2h or 7d.")
+        raise DogbreedError(f"{key}={text} is no span of time; it looks like 30m, 2h or 7d.")
     return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[match[2]]: int(match[1])})
 
 

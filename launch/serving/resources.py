@@ -12,6 +12,7 @@ from launch.aws.account import Account
 from launch.aws.errors import AwsError, explained
 from launch.aws.naming import MARK
 from launch.aws.pricing import Prices
+from launch.serving.guardrails import BY_SCHEDULER
 from launch.serving.request import ALARM, DIMENSION, EXPIRES, SCALING
 
 POLL_SECONDS = 10.0
@@ -155,13 +156,14 @@ def wait(waiter: Any, seconds: float, **names: str) -> float:
     return time.monotonic() - start
 
 
-def settled(client: Any, name: str, say: Callable[[str], None] = print) -> dict[str, Any] | None:
+def settled(client: Any, name: str, say: Callable[[str], None] = print, more: float = 0) -> dict[str, Any] | None:
     """Wait until SageMaker lets an endpoint be changed.
 
     Args:
         client: boto3's client of `sagemaker`.
         name: Of the endpoint.
         say: Gets a line where it has to wait.
+        more: Seconds that it may take besides what a start takes.
 
     Returns:
         The endpoint's description; None where there is none.
@@ -176,7 +178,7 @@ def settled(client: Any, name: str, say: Callable[[str], None] = print) -> dict[
         return endpoint
     say(f"Waiting for {name}, which is {endpoint['EndpointStatus']}")
     model = WaiterModel({"version": 2, "waiters": {"EndpointSettled": _SETTLED}})
-    seconds = wait(create_waiter_with_client("EndpointSettled", model, client), START_SECONDS, EndpointName=name)
+    seconds = wait(create_waiter_with_client("EndpointSettled", model, client), START_SECONDS + more, EndpointName=name)
     endpoint = find(client, "Endpoint", name)
     if endpoint is not None and endpoint["EndpointStatus"] in _UNDER_WAY:
         status, minutes = endpoint["EndpointStatus"], seconds / 60
@@ -192,7 +194,8 @@ def delete_resource(account: Account, kind: str, name: str, say: Callable[[str],
     """
     client = account.client("sagemaker")
     if kind == "Endpoint":
-        settled(client, name, say)
+        if endpoint := settled(client, name, say):
+            _delete_schedule(account, client, endpoint)
         _delete_scaling(account, name)
     try:
         with explained(f"deleting {name}"):
@@ -212,6 +215,16 @@ def scalable_targets(account: Account, name: str) -> list[dict[str, Any]]:
         scope = {"ServiceNamespace": "sagemaker", "ScalableDimension": DIMENSION}
         targets = account.client(SCALING).describe_scalable_targets(**scope)["ScalableTargets"]
     return [target for target in targets if target["ResourceId"].startswith(f"endpoint/{name}/")]
+
+
+def _delete_schedule(account: Account, client: Any, endpoint: Mapping[str, Any]) -> None:
+    """Delete what would delete the endpoint later: by then, another one may have its name."""
+    name = endpoint["EndpointName"]
+    with explained(f"deleting the schedule of {name}"):
+        if BY_SCHEDULER in client.list_tags(ResourceArn=endpoint["EndpointArn"])["Tags"]:
+            scheduler = account.client("scheduler")
+            with suppress(scheduler.exceptions.ResourceNotFoundException):
+                scheduler.delete_schedule(Name=name)
 
 
 def _delete_scaling(account: Account, name: str) -> None:

@@ -14,7 +14,7 @@ from launch.policies import main
 
 ROLE = "arn:aws:iam::123456789012:role/DogbreedExecution"
 WORDS = ("sagemaker.bucket=mine", f"sagemaker.role={ROLE}", "sagemaker.region=us-east-1")
-COMMANDS = ("upload", "train", "tune", "deploy", "delete", "invoke", "logs", "execution")
+COMMANDS = ("upload", "train", "tune", "deploy", "delete", "invoke", "logs", "execution", "scheduler")
 # Actions for which AWS knows no resource to name.
 OF_THE_ACCOUNT = {
     "cloudwatch:GetMetricData",
@@ -90,6 +90,33 @@ def test_names_that_do_not_begin_with_the_prefix():
     assert allows("delete", "sagemaker:DeleteEndpoint", f"{arn}endpoint/dogbreed-vgg16")
     assert not allows("delete", "sagemaker:DeleteEndpoint", f"{arn}endpoint/other")
     assert not allows("delete", "sagemaker:CreateEndpoint", f"{arn}endpoint/dogbreed-vgg16")
+
+
+def test_an_update_that_is_watched_and_an_end_that_is_scheduled():
+    alarm = "arn:aws:cloudwatch:us-east-1:123456789012:alarm:dogbreed-vgg16-ModelLatency"
+    watch = "sagemaker.endpoint.watch=5m"
+    for command, action in (("deploy", "PutMetricAlarm"), ("deploy", "DeleteAlarms"), ("execution", "DescribeAlarms")):
+        assert allows(command, f"cloudwatch:{action}", alarm, watch)
+        assert not allows(command, f"cloudwatch:{action}", alarm.replace("dogbreed", "other"), watch)
+        assert not allows(command, f"cloudwatch:{action}", alarm)
+    schedule = "arn:aws:scheduler:us-east-1:123456789012:schedule/default/dogbreed-vgg16"
+    role = "sagemaker.endpoint.scheduler_role=Sweeper"
+    for verb in ("Create", "Update", "Delete"):
+        assert allows("deploy", f"scheduler:{verb}Schedule", schedule, role)
+        assert not allows("deploy", f"scheduler:{verb}Schedule", schedule.replace("dogbreed", "other"), role)
+    assert allows("delete", "scheduler:DeleteSchedule", schedule)
+    passed = {s["Resource"][0]: s["Condition"] for s in statements("deploy", role) if "iam:PassRole" in s["Action"]}
+    condition = {"StringEquals": {"iam:PassedToService": "scheduler.amazonaws.com"}}
+    assert passed["arn:aws:iam::123456789012:role/Sweeper"] == condition
+    assert "scheduler" not in json.dumps(statements("deploy"))
+    (only,) = statements("scheduler")
+    assert only["Action"] == ["sagemaker:DeleteEndpoint"]
+    assert allows(
+        "scheduler", "sagemaker:DeleteEndpoint", "arn:aws:sagemaker:us-east-1:123456789012:endpoint/dogbreed-x"
+    )
+    (trust,) = statements("scheduler-trust")
+    assert trust["Principal"] == {"Service": "scheduler.amazonaws.com"}
+    assert trust["Condition"] == {"StringEquals": {"aws:SourceAccount": "123456789012"}}
 
 
 def test_sagemaker_is_trusted_on_behalf_of_this_account_alone():

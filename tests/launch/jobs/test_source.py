@@ -1,11 +1,14 @@
 """The archive: equal content, equal name; nothing but source; small; and whole enough to run from."""
 
 import io
+import os
 import re
 import subprocess
 import sys
 import tarfile
 import tomllib
+import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -98,8 +101,43 @@ def test_requirements_are_pyprojects_without_what_the_image_has():
         assert max(lowest) >= floor, line
     exact = {line.name for line in lines if any(part.operator == "~=" for part in line.specifier)}
     assert {"lightning", "hydra-core", "torchmetrics"} <= exact
-    debugging = source.requirements(compose(["sagemaker.debugger.enabled=true"]))
-    assert "smdebug==1.0.34" in debugging.splitlines()
+
+
+def test_smdebug_replaces_nothing_of_the_image():
+    """It wants protobuf 3.20 and the image has 6: neither is among what is installed beside the image's packages."""
+    staged = stage(compose(["sagemaker.debugger.enabled=true"]))
+    beside = [Requirement(line).name for line in staged.files["requirements.txt"].decode().splitlines()]
+    assert not {"smdebug", "protobuf", "setuptools"} & set(beside)
+    assert {"pandas", "psutil", "requests"} <= set(beside), (
+        "what smdebug imports and does not declare; the image has it"
+    )
+    extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["debugger"]
+    apart = staged.files["apart.txt"].decode().splitlines()
+    assert extra[0] in apart, "the version that the tests ran with"
+    assert "apart.txt" not in stage(compose(())).files
+
+
+@pytest.mark.slow
+def test_what_is_apart_goes_before_the_image_and_into_no_folder_of_it(tmp_path):
+    (tmp_path / "entry.py").write_bytes((ROOT / "launch" / "jobs" / "entry.py").read_bytes())
+    (tmp_path / "apart.txt").write_text("safetensors==99.0\n")
+    with zipfile.ZipFile(tmp_path / "safetensors-99.0-py3-none-any.whl", "w") as wheel:
+        wheel.writestr("safetensors/__init__.py", "")
+        wheel.writestr(
+            "safetensors-99.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: safetensors\nVersion: 99.0\n"
+        )
+        wheel.writestr(
+            "safetensors-99.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        wheel.writestr("safetensors-99.0.dist-info/RECORD", "")
+    code = "import entry; entry.install_apart(); import safetensors; print(safetensors.__file__)"
+    own = {"PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT))), "TMPDIR": str(tmp_path)}
+    own |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **own}, capture_output=True, text=True, check=True
+    )
+    assert Path(done.stdout.strip()).is_relative_to(tmp_path)
+    assert version("safetensors") != "99.0", "this environment is as it was"
 
 
 @pytest.mark.slow

@@ -258,6 +258,23 @@ def test_update_in_place(aws, address, model, other, monkeypatch, capsys):
     assert bodies[-1]["RetainAllVariantProperties"], "what has scaled out stays so"
     assert bodies[-1]["ExcludeRetainedVariantProperties"] == [{"VariantPropertyType": "DataCaptureConfig"}]
 
+    watched = ("update=true", "watch=5m", "canary=50", "instance_count=2", "sagemaker.region=us-east-1")
+    capsys.readouterr()
+    assert run_deploy(model, *watched, "mode=plan") == 0
+    plan = [document for document in yaml.safe_load_all(capsys.readouterr().out) if document]
+    during: list[str] = []
+
+    def look(self: EndpointProbe, name: str) -> None:
+        during.extend(a["AlarmName"] for a in client("cloudwatch").describe_alarms()["MetricAlarms"])
+
+    monkeypatch.setattr(EndpointProbe, "__call__", look)
+    assert run_deploy(model, *watched) == 0
+    (config,) = (document["DeploymentConfig"] for document in plan if "DeploymentConfig" in document)
+    assert bodies[-1]["DeploymentConfig"] == config
+    assert f"{NAME}-Invocation5XXErrors" in during
+    names = [alarm["AlarmName"] for alarm in client("cloudwatch").describe_alarms()["MetricAlarms"]]
+    assert f"{NAME}-Invocation5XXErrors" not in names, "they are there for the update alone"
+
 
 def test_an_endpoint_that_scales_to_zero(aws, model, monkeypatch, capsys):
     monkeypatch.setattr(EndpointProbe, "__call__", lambda self, name: None)  # no moto runs an asynchronous endpoint
@@ -353,6 +370,25 @@ def test_the_same_again_with_another_end(aws, model, capsys):
     assert run_deploy(model) == 0
     assert expires() == second, "nothing was said about it"
     assert f"{NAME} expires at {second}" in capsys.readouterr().out
+
+
+def test_a_schedule_ends_it_and_goes_with_it(aws, model, monkeypatch, capsys):
+    monkeypatch.setattr(EndpointProbe, "__call__", lambda self, name: None)
+
+    def schedules() -> list[str]:
+        client_ = client("scheduler")
+        listed = client_.list_schedules()["Schedules"]
+        return [client_.get_schedule(Name=each["Name"])["ScheduleExpression"] for each in listed]
+
+    assert run_deploy(model, "expires=2h", "scheduler_role=Sweeper") == 0, capsys.readouterr().err
+    (first,) = schedules()
+    assert run_deploy(model, "expires=7d", "scheduler_role=Sweeper") == 0
+    (second,) = schedules()
+    assert second > first
+    assert run_deploy(model, "expires=9d") == 2
+    assert f"A schedule deletes {NAME} at another time; give scheduler_role=" in capsys.readouterr().err
+    assert sagemaker_delete.main([NAME, *CLOUD]) == 0
+    assert schedules() == [], "another endpoint of this name would be deleted"
 
 
 class _Raw:

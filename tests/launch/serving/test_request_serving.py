@@ -1,5 +1,6 @@
 """The requests of a deployment and what a plan says of them; nothing is sent."""
 
+import json
 import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
@@ -137,6 +138,49 @@ def test_an_image_that_is_too_large_to_test_with_is_refused_first(tmp_path):
     assert list(deploy.read_images(compose(overrides))[0]) == [str(image)]
 
 
+def test_an_update_that_goes_back_by_itself(model):
+    words = ("update=true", "watch=10m", "canary=25", "instance_count=4", "max_errors=2", "max_latency=800")
+    made = describe(model, *words)
+    update = made.request("UpdateEndpoint")
+    assert update["EndpointConfigName"] == made.request("CreateEndpoint")["EndpointConfigName"]
+    policy = update["DeploymentConfig"]["BlueGreenUpdatePolicy"]
+    canary = {"Type": "CAPACITY_PERCENT", "Value": 25}
+    assert policy["TrafficRoutingConfiguration"] == {
+        "Type": "CANARY",
+        "CanarySize": canary,
+        "WaitIntervalInSeconds": 600,
+    }
+    assert policy["TerminationWaitInSeconds"] == 600
+    assert policy["MaximumExecutionTimeoutInSeconds"] > 600 + 600
+    alarms = made.requests("PutMetricAlarm")
+    rollback = update["DeploymentConfig"]["AutoRollbackConfiguration"]
+    assert rollback["Alarms"] == [{"AlarmName": alarm["AlarmName"]} for alarm in alarms]
+    assert [(a["MetricName"], a["Threshold"]) for a in alarms] == [
+        ("Invocation5XXErrors", 0.02),
+        ("ModelLatency", 800_000),
+    ]
+    for alarm in alarms:
+        dimensions = {each["Name"]: each["Value"] for each in alarm["Dimensions"]}
+        assert dimensions == {"EndpointName": made.name, "VariantName": "AllTraffic"}
+    whole = describe(model, "update=true", "watch=5m").request("UpdateEndpoint")["DeploymentConfig"]
+    traffic = whole["BlueGreenUpdatePolicy"]["TrafficRoutingConfiguration"]
+    assert (traffic["Type"], whole["BlueGreenUpdatePolicy"]["TerminationWaitInSeconds"]) == ("ALL_AT_ONCE", 300)
+    assert "DeploymentConfig" not in describe(model, "update=true").request("UpdateEndpoint")
+
+
+def test_an_end_that_comes_by_itself(model):
+    made = describe(model, "expires=2h", "scheduler_role=Sweeper")
+    schedule = made.request("CreateSchedule")
+    assert schedule["ScheduleExpression"] == "at(2026-05-01T12:30:00)"
+    assert (schedule["Name"], schedule["ActionAfterCompletion"]) == (made.name, "DELETE")
+    target = schedule["Target"]
+    assert target["Arn"] == "arn:aws:scheduler:::aws-sdk:sagemaker:deleteEndpoint"
+    assert target["RoleArn"] == "arn:aws:iam::123456789012:role/Sweeper"
+    assert json.loads(target["Input"]) == {"EndpointName": made.name}
+    assert {"Key": "expires-by", "Value": "scheduler"} in made.request("CreateEndpoint")["Tags"]
+    assert not describe(model, "expires=2h").requests("CreateSchedule")
+
+
 def test_batch(model, tmp_path):
     made = describe(model, "kind=batch", f"input={tmp_path}", "concurrency=4")
     assert [step.operation for step in made.steps] == ["CreateModel", "CreateTransformJob"]
@@ -178,6 +222,17 @@ def test_batch(model, tmp_path):
         (["kind=batch"], "kind=batch needs input=FOLDER"),
         (["kind=batch", "input=nowhere"], "input=nowhere is no folder"),
         (["sagemaker.isolate=true"], "may lack pillow"),
+        (["watch=10m"], "watch and canary are for an update of an endpoint; give update=true"),
+        (["update=true", "canary=10", "instance_count=2"], "canary=10 needs watch=10m"),
+        (["update=true", "watch=10m", "canary=10"], "canary=10 needs instance_count=2 or more"),
+        (["update=true", "watch=10m", "canary=60", "instance_count=2"], "canary=60 is out of range"),
+        (["update=true", "watch=2h"], "SageMaker watches for 60m at most"),
+        (["update=true", "watch=soon"], "watch=soon is no span of time"),
+        (["update=true", "watch=5m", "max_errors=0"], "max_errors=0 is out of range"),
+        (["update=true", "watch=5m", "max_latency=-1"], "max_latency=-1 is out of range"),
+        (["kind=async", "update=true", "watch=5m"], "watch=5m cannot go with kind=async; it is for realtime"),
+        (["scheduler_role=Sweeper"], "give expires=2h too"),
+        (["scheduler_role=a b", "expires=2h"], "scheduler_role=a b is neither a role's name nor its ARN"),
     ],
 )
 def test_bad_use(words, sentence, model):
