@@ -1,6 +1,7 @@
 """Bad use: one sentence that names the cause and the way out, exit code 2, no traceback, nothing half-written."""
 
 import hashlib
+import os
 import pickle
 import re
 import shlex
@@ -21,6 +22,10 @@ from support import runs
 from torchvision.models import mobilenet_v3_small
 
 from dogbreed import DogBreedClassifier
+from dogbreed.export import main as export
+from dogbreed.inspect import main as inspect
+from dogbreed.predict import main as predict
+from dogbreed.train import main as train
 
 
 def refused(ran: runs.Ran, *parts: str) -> str:
@@ -140,6 +145,41 @@ def test_truncated_weights(bad: Callable[..., str], tmp_path: Path) -> None:
         bad(f"model.weights={file}", says=[name, "not a readable weights file"])
 
 
+def test_silent_proxy_in_front_of_the_weights(
+    bad: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It accepts the connection and says nothing, which ends after the limit."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.setattr("dogbreed.models.weights.TIMEOUT", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name in ("https_proxy", "HTTPS_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{silent.getsockname()[1]}")
+        for name in ("no_proxy", "NO_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        bad("model.weights=imagenet", says=["weights of squeezenet1_1 could not be downloaded", "timed out"])
+    assert socket.getdefaulttimeout() is None
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there are no named pipes")
+def test_pipes_that_nobody_writes(done: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A command that opened one would wait for ever."""
+    pipe, model = tmp_path / "pipe.csv", tmp_path / "model"
+    os.mkfifo(pipe)
+    shutil.copytree(done / "model", model)
+    (model / "model.safetensors").unlink()
+    os.mkfifo(model / "model.safetensors")
+    commands: list[tuple[Callable[[list[str]], int], list[object]]] = [
+        (train, [*runs.overrides(tmp_path / "run"), f"data.labels={pipe}"]),
+        (inspect, [runs.photographs(), "--labels", pipe, "--output", tmp_path / "page"]),
+        (predict, [model, next(runs.photographs().rglob("*.jpg"))]),
+        (export, [done, pipe, "--torch-export", tmp_path / "model.pt2"]),
+    ]
+    for command, arguments in commands:
+        assert command([str(argument) for argument in arguments]) == 2
+        assert "is no regular file" in capsys.readouterr().err
+    assert {file.name for file in tmp_path.iterdir()} == {"pipe.csv", "model"}
+
+
 def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
     bad(f"model.weights={tmp_path / 'none.pth'}", says=["none.pth does not exist", "model.weights is imagenet, none"])
 
@@ -176,6 +216,10 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
         (["trainer.limit_val_batches=0"], ["trainer.limit_val_batches=0", "best epoch"]),
         (["trainer.max_epochs=-1", "model.schedule=cosine"], ["model.schedule=cosine", "no end", "max_epochs"]),
         (["seed=-1"], ["seed=-1 is out of range", "from 0"]),
+        (["seed=99999999999999999999"], ["is out of range", "to 2^63 - 1"]),
+        (["~data"], ["can be changed, but not removed"]),
+        (["~loggers"], ["loggers is missing"]),
+        (["hydra.mode=FOO"], ["hydra.mode=FOO is unknown", "RUN, MULTIRUN"]),
         (["trainer.max_epoch=3"], ["Unknown key trainer.max_epoch", "did you mean trainer.max_epochs?"]),
         (["cache.mode=require", "model.trainable=all"], ["cache.mode=require", "cannot be used"]),
     ],
@@ -288,6 +332,24 @@ def test_resume_from_something_else(bad: Callable[..., str], tmp_path: Path) -> 
     bad(f"resume={text}", says=["text.ckpt is not a readable checkpoint"])
     bad(f"resume={state}", says=["state.pth is no checkpoint of this project", "model.weights=PATH"])
     bad("resume=last", says=["resume=last: there is no checkpoint in", "resume=auto"])
+
+
+@pytest.mark.parametrize("content", [b"", b"- a\n", b"model: 3\n", b"a: [", b"\xff\xfe\0\0"], ids=ascii)
+def test_resume_with_damaged_settings(bad: Callable[..., str], done: Path, tmp_path: Path, content: bytes) -> None:
+    shutil.copytree(done, tmp_path / "damaged")
+    (tmp_path / "damaged" / "config.yaml").write_bytes(content)
+    bad(f"resume={tmp_path / 'damaged'}", says=[f"{tmp_path / 'damaged' / 'config.yaml'} "])
+
+
+@pytest.mark.slow
+def test_resume_with_a_damaged_best_checkpoint(bad: Callable[..., str], tmp_path: Path) -> None:
+    """Where the best epoch is not the last, its weights are needed at the end: that shows before anything trains."""
+    more = ["test=false", "model.lr=3", "model.optimizer=sgd", "data.batch_size=4"]
+    runs.train_in(tmp_path / "half", *more, "trainer.max_epochs=7")
+    assert runs.metrics(tmp_path / "half")["best_epoch"] < 7
+    file = tmp_path / "half" / "checkpoints" / "best.ckpt"
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    bad(*more, "trainer.max_epochs=8", f"resume={tmp_path / 'half'}", says=["best.ckpt is not a readable checkpoint"])
 
 
 def test_resume_from_a_checkpoint_alone(bad: Callable[..., str], done: Path, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from dogbreed.config.overrides import quote, split_argv
 from dogbreed.core.cli import guard
+from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
 
 # Gets the configuration; returns the exit code, or the value of the objective, which Hydra's sweepers minimize.
@@ -60,6 +61,9 @@ def _run(task: Task, prog: str, help: str, argv: list[str], at_end: Callable[[],
 def _mode_as_flag(flags: list[str], overrides: list[str]) -> tuple[list[str], list[str]]:
     """Write `hydra.mode=MULTIRUN` as the flag that it is another name of."""
     modes = [word for word in overrides if word.lstrip("+").startswith("hydra.mode=")]
+    for word in modes:
+        if word.partition("=")[2].upper() not in ("RUN", "MULTIRUN", "NULL"):
+            raise DogbreedError(f"{word} is unknown; it is one of RUN, MULTIRUN.")
     if modes and "MULTIRUN" in modes[-1].upper() and "--multirun" not in flags:
         flags = [*flags, "--multirun"]
     return flags, [word for word in overrides if word not in modes]

@@ -150,17 +150,23 @@ def with_resumed(overrides: Iterable[str]) -> list[str]:
     run = find_run(values.get("resume"), values.get("output_dir"))
     if run is None or values["resume"] == "auto" or not (run / "config.yaml").is_file():
         return own  # what may start from scratch has all its settings
-    try:
-        kept = OmegaConf.to_container(OmegaConf.load(run / "config.yaml"))
-    except (OSError, YAMLError, OmegaConfBaseException) as error:
-        raise ConfigError(f"{run / 'config.yaml'} cannot be read: {_first_line(str(error))}") from error
-    assert isinstance(kept, dict)
+    kept = _kept_by(run / "config.yaml")
     groups = tuple(f"{'loggers' if key == 'logger' else f'{key}.'}" for key in values if "." not in key)
     taken_over = overrides_of({str(key): value for key, value in kept.items()})
     # What the words add or take out may be so in the run already.
     own = [f"+{text}" if re.match(r"\+[^+]", text) else text for text in own]
     own = [text for text in own if not text.startswith("~") or _has(kept, text[1:].partition("=")[0])]
     return [*(text for text in taken_over if not text.startswith(groups)), *own]
+
+
+def _kept_by(file: Path) -> dict[Any, Any]:
+    try:
+        kept: Any = OmegaConf.to_container(OmegaConf.load(file))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"{file} cannot be read: {_first_line(str(error))}") from error
+    if not (isinstance(kept, dict) and all(isinstance(kept.get(group), dict) for group in ("data", "model"))):
+        raise ConfigError(f"{file} does not hold a run's settings; remove it, and give those of the run as key=value")
+    return kept
 
 
 def _has(config: Any, key: str) -> bool:
@@ -341,6 +347,8 @@ def explain(error: Exception) -> ConfigError:
 def unknown_key(key: str, prefix: str = "") -> ConfigError:
     """Return the error for a key that does not exist, with the most similar one that does."""
     near = _nearest(key)
+    if near == key:
+        return ConfigError(f"{prefix}{key} is missing; a key of the configuration can be changed, but not removed")
     way_out = f"did you mean {prefix}{near}?" if near else "--cfg job shows all keys"
     return ConfigError(f"Unknown key {prefix}{key}; {way_out}")
 

@@ -98,6 +98,12 @@ def discarded_if_empty(folder: Path, *, made: bool, mark: str | None = None) -> 
         raise
 
 
+def is_special(path: str | Path) -> bool:
+    """Return whether a path is a pipe, a socket or a device, which may be read for ever; not a shell's `<(command)`."""
+    there = os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+    return there and not str(path).startswith(("/dev/fd/", "/proc/self/fd/"))
+
+
 def remove(paths: Iterable[Path]) -> None:
     """Delete files and folders, whether they are there or not."""
     for path in paths:

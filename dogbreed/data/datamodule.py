@@ -150,7 +150,7 @@ class DogImages(LightningDataModule):
         _at_least_one("cache.views", self.num_views)
         _at_least_one("data.max_pixels", self.max_pixels)
         if not 0 <= self.seed < 1 << 63:
-            raise DogbreedError(f"seed={self.seed} is out of range; it is a whole number from 0.")
+            raise DogbreedError(f"seed={self.seed} is out of range; it is a whole number from 0 to 2^63 - 1.")
         if not (isinstance(self.num_workers, int) and self.num_workers >= 0):
             raise DogbreedError(f"data.num_workers={self.num_workers} is out of range; it is auto or 0 and more.")
 

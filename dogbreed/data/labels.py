@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import is_special
 from dogbreed.core.text import join
 from dogbreed.data.layout import SPLIT_OF, is_noise
 
@@ -77,6 +78,8 @@ def read_labels(table: Path, root: Path) -> list[LabelledFile]:
 
 def _rows(table: Path) -> Iterator[_Row]:
     """Yield the rows that are not empty, with their line; every one has a name and one label."""
+    if is_special(table):
+        raise DogbreedError(f"data.labels={table} is no regular file; write the table to one.")
     try:  # a class name that is not UTF-8 is refused later, with its name
         content = table.read_bytes()
         wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))  # as Excel writes "Unicode text"

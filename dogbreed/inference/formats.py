@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, is_special
 from dogbreed.core.text import size
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.data.images import load as read_image
@@ -78,10 +78,14 @@ def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Te
     for path in paths:
         if not path.exists():
             raise DogbreedError(f"{path} does not exist; give photographs, or folders of them.")
+        if is_special(path):
+            raise DogbreedError(f"{path} is no regular file; give photographs, or folders of them.")
         inside = list_images(path) if path.is_dir() else [path]
-        files += [file for file in inside if file == path or file.suffix.lower() in IMAGE_SUFFIXES]
+        files += (file for file in inside if file == path or file.suffix.lower() in IMAGE_SUFFIXES)
     inputs: list[Tensor] = []
     for file in files[:: max(1, len(files) // CHECKED_ON)]:
+        if is_special(file):
+            continue
         try:
             inputs.append(read_image(file, preprocessing))
         except BadImage:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import write_csv
+from dogbreed.core.files import is_special, write_csv
 from dogbreed.core.progress import track
 from dogbreed.core.text import count
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
@@ -116,23 +116,16 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
         if path == STDIN or not os.path.isdir(path):
             if path != STDIN and not os.path.exists(path):
                 raise DogbreedError(f"{path} does not exist; give photographs, folders, or - for standard input.")
-            if (
-                path != STDIN and _is_special(path) and not path.startswith(("/dev/fd/", "/proc/self/fd/"))
-            ):  # <(command)
+            if path != STDIN and is_special(path):
                 raise DogbreedError(f"{path} is no regular file; give photographs, folders, or - for standard input.")
             names.append(path)
             continue
         inside = [str(file) for file in list_images(Path(path)) if file.suffix.lower() in IMAGE_SUFFIXES]
-        inside = [file for file in inside if not _is_special(file)]
+        inside = [file for file in inside if not is_special(file)]
         if not inside:
             raise DogbreedError(f"{path} holds no image; known are {' '.join(sorted(IMAGE_SUFFIXES))}.")
         names += inside
     return names
-
-
-def _is_special(path: str) -> bool:
-    """Tell whether a path is a pipe, a socket or a device, which may be read for ever."""
-    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
 
 
 class _Csv:

@@ -29,10 +29,7 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise DogbreedError(f"The checkpoint {file} does not exist.")
-    try:
-        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        raise DogbreedError(f"{file} is not a readable checkpoint (truncated or of another kind).") from error
+    checkpoint = _load(file)
     if not isinstance(checkpoint, Mapping) or not {"state_dict", "hyper_parameters"} <= checkpoint.keys():
         raise DogbreedError(f"{file} is no checkpoint of this project; weights alone go into model.weights=PATH.")
     checkpoint = dict(checkpoint)
@@ -51,6 +48,13 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
             raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
         checkpoint["state_dict"] = {**values, **checkpoint["state_dict"]}
     return checkpoint
+
+
+def _load(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError, pickle.UnpicklingError) as error:
+        raise DogbreedError(f"{file} is not a readable checkpoint (truncated or of another kind).") from error
 
 
 def digest_of(values: Mapping[str, Tensor]) -> str:
@@ -73,7 +77,7 @@ def digest_in(file: Path) -> str | None:
 
 def changed_state(file: Path) -> dict[str, Tensor]:
     """Return only what a run's checkpoint itself holds of the network: the values that training may change."""
-    return network_state(torch.load(file, map_location="cpu", weights_only=True))
+    return network_state(_load(file))
 
 
 def network_state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, is_special
 from dogbreed.core.version import __version__
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones
@@ -110,6 +110,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         raise DogbreedError(f"The device {device} cannot be used: {str(error).splitlines()[0]}") from error
+    if is_special(folder / WEIGHTS):
+        raise DogbreedError(f"{folder / WEIGHTS} is no regular file; copy the folder again.")
     backbone, names = manifest.get("backbone"), manifest["class_names"]
     network = backbones.skeleton(str(backbone), len(names), manifest["preprocessing"].get("size"))
     try:

@@ -2,8 +2,10 @@
 
 import pickle
 import re
+import socket
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.download import TIMEOUT
 from dogbreed.models.checkpoints import read_checkpoint
 
 WEIGHTS = "model.safetensors"  # in an exported model
@@ -42,13 +45,25 @@ def published_file(backbone: str, member: Any = None) -> Path:
     hash_prefix = file.stem.rpartition("-")[2]  # torchvision names its files NAME-HASH.pth
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=True)
+        with _socket_timeout(TIMEOUT):
+            torch.hub.download_url_to_file(url, str(file), hash_prefix=hash_prefix, progress=True)
     except (URLError, OSError, RuntimeError) as error:
         raise DogbreedError(
             f"The ImageNet weights of {backbone} could not be downloaded from {url} ({error}); give a file with "
             f"model.weights=PATH, place it at {file}, or train without pretrained weights with model.weights=none."
         ) from error
     return file
+
+
+@contextmanager
+def _socket_timeout(seconds: float) -> Iterator[None]:
+    """Limit how long a server may be silent, which torch waits for without end."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
+    finally:
+        socket.setdefaulttimeout(before)
 
 
 _STATES = ("state_dict", "model", "model_state_dict", "model_state", "network", "net", "checkpoint", "module")

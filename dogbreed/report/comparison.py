@@ -275,14 +275,20 @@ def _find(path: Path) -> list[Path]:
 def _read(folder: Path, name: str) -> RunFolder:
     try:
         metrics = json.loads((folder / METRICS).read_text(encoding="utf-8"))
+        if not isinstance(metrics, dict):
+            raise ValueError(f"{METRICS} holds no metrics")
         if (folder / CONFIG).is_file():
             config = yaml.safe_load((folder / CONFIG).read_text(encoding="utf-8"))
+            if not isinstance(config, dict):
+                raise ValueError(f"{CONFIG} holds no settings")
             settings = _flat({key: value for key, value in config.items() if key not in OF_ONE_RUN})
         else:  # an evaluation, which of older versions does not say
             own = {"model": "model", "root": "data.root", "split": "split"}
             settings = {key: metrics[metric] for metric, key in own.items() if metric in metrics}
         return RunFolder(name, folder, metrics, settings, _answers(folder / PREDICTIONS))
-    except (OSError, ValueError, KeyError, AttributeError, yaml.YAMLError) as error:
+    except KeyError as error:
+        raise DogbreedError(f"{folder} cannot be read as a run: {PREDICTIONS} has no column {error}.") from error
+    except (OSError, ValueError, AttributeError, csv.Error, yaml.YAMLError) as error:
         raise DogbreedError(f"{folder} cannot be read as a run: {' '.join(str(error).split())}.") from error
 
 

@@ -251,6 +251,10 @@ def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]
     return [*callbacks, *build_own_callbacks(config.callbacks)]
 
 
+# A tracking server that is silent is waited for a quarter of an hour otherwise. In seconds; attempts after the first.
+_MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+
+
 def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
     """Return Lightning's loggers by their short names, writing into the run's folder.
 
@@ -258,6 +262,8 @@ def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
         DogbreedError: One is unknown, not installed, or does not take its arguments.
     """
     built = []
+    for name, limit in _MLFLOW.items():
+        os.environ.setdefault(name, limit)
     for name, arguments in (loggers or {}).items():
         if name not in LOGGERS:
             raise DogbreedError(f"loggers.{name} is unknown; known are {', '.join(LOGGERS)}.")

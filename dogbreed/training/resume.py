@@ -8,6 +8,7 @@ from dogbreed.config.compose import changed, diff, flatten
 from dogbreed.config.resumed import find_run, last_checkpoint
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
+from dogbreed.models.checkpoints import changed_state
 from dogbreed.monitor.history import BEST
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
@@ -137,7 +138,7 @@ def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:
         path: The best lies beside it, where the last epoch is not the best.
 
     Raises:
-        DogbreedError: It is gone, and could not be exported if it stays the best.
+        DogbreedError: It is gone or damaged, and could not be exported if it stays the best.
     """
     history = checkpoint["callbacks"]["History"]
     best = history["best"]
@@ -151,4 +152,5 @@ def best_before(checkpoint: Mapping[str, Any], path: Path) -> Path | None:
             f"{path} needs {BEST} beside it, which has the weights of epoch {best['epoch']:.0f}, the best so far; move "
             "the whole folder."
         )
+    changed_state(beside)  # damage shows now, not when the epochs have been trained
     return beside

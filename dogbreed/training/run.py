@@ -39,6 +39,7 @@ from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling, mode_of
 from dogbreed.training.build import (
     FOLDER_FOR_RANKS,
+    LOGGERS,
     SEED_FOR_RANKS,
     build_cache,
     build_callbacks,
@@ -209,6 +210,12 @@ def _interruptible(run: Run, checkpoint: Path | None, folder: Path) -> Iterator[
         raise _interrupted(run.history, checkpoint, folder) from None
     except MisconfigurationException as error:
         raise DogbreedError(f"Lightning refuses these settings: {' '.join(str(error).split())}") from error
+    except Exception as error:
+        service = type(error).__module__.partition(".")[0].removesuffix("_ml")  # comet_ml
+        if service not in LOGGERS:
+            raise
+        kept = f"; go on with {shlex.quote(f'resume={folder}')}" if run.history.kept else ""
+        raise DogbreedError(f"loggers.{service}: {' '.join(str(error).split())[:300]}{kept}") from error
     finally:
         os.environ.pop(FOLDER_FOR_RANKS, None)
         os.environ.pop(SEED_FOR_RANKS, None)

@@ -101,6 +101,9 @@ def test_no_test_on_different_images(tmp_path, capsys):
         (["{a}", "{a}/model"], "A comparison takes two different runs or more"),
         (["{a}", "{empty}"], "empty is no finished run: it has no metrics.json"),
         (["{a}", "{damaged}"], "damaged cannot be read as a run: "),
+        (["{a}", "{numbers}"], "numbers cannot be read as a run: metrics.json holds no metrics."),
+        (["{a}", "{settings}"], "settings cannot be read as a run: config.yaml holds no settings."),
+        (["{a}", "{table}"], "table cannot be read as a run: predictions.csv has no column 'path'."),
     ],
 )
 def test_bad_use_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys):
@@ -109,7 +112,10 @@ def test_bad_use_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys)
     (tmp_path / "a" / "model").mkdir()
     (tmp_path / "empty").mkdir()
     (write_run(tmp_path / "damaged", set()) / "metrics.json").write_text("{")
-    places = {name: tmp_path / name for name in ("a", "empty", "damaged")}
+    (write_run(tmp_path / "numbers", set()) / "metrics.json").write_text("[1]")
+    (write_run(tmp_path / "settings", set()) / "config.yaml").write_text("")
+    (write_run(tmp_path / "table", set()) / "predictions.csv").write_text("image,label\n1,2\n")
+    places = {name: tmp_path / name for name in ("a", "empty", "damaged", "numbers", "settings", "table")}
     assert main([argument.format(**places) for argument in arguments]) == 2
     error = capsys.readouterr().err
     assert said in error
