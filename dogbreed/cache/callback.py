@@ -17,6 +17,7 @@ from dogbreed.cache.store import KEY, META, Store, cache_folder, evict, existing
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json
+from dogbreed.core.threads import stop_spinning
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models.arithmetic import effective, float32_as
 from dogbreed.models.classifier import DogBreedClassifier
@@ -163,6 +164,7 @@ class FeatureCache(Callback):
         if enough <= self._epochs or self.mode == "off":
             return
         self._epochs = enough
+        stop_spinning()
         was_training = model.training
         precision = effective(self.precision, device)
         try:

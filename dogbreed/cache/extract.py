@@ -19,7 +19,6 @@ from torch.utils.data import Dataset
 from dogbreed.cache.store import KEY, Keys, Store, row_key
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
-from dogbreed.core.threads import stop_spinning
 from dogbreed.data.columns import comparable
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import ImageLoader, Indices, SplitFiles
@@ -206,7 +205,6 @@ def extract(
         DogbreedError: The disk is full, or a feature is too large for float16.
         OutOfMemoryError: The device's memory does not hold a pass of one image.
     """
-    stop_spinning()
     block = _Block(store)
     how = plan(prefix, device)
     with (
