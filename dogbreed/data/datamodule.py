@@ -245,7 +245,7 @@ class DogImages(LightningDataModule):
         shares = ",".join(f"{share:g}" for share in self.shares)
         return (
             f"{self.root} has no splits: {count(len(images), 'image')} split by content (data.split={shares}) into "
-            f"{counts}. The run keeps it in split.csv, which data.labels=split.csv repeats."
+            f"{counts}. The run keeps it in its split.csv, which data.labels repeats."
         )
 
     def shown_path(self, path: Path) -> str:

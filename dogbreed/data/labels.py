@@ -94,26 +94,24 @@ def _rows(table: Path) -> Iterator[_Row]:
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t|", key=head.count))
     try:
         header = [re.sub(r"[\s_-]", "", cell.lower()) for cell in next(reader, [])]
-        rows = [
-            (skipped + reader.line_num, [cell.strip() for cell in cells])
-            for cells in reader
-            if any(map(str.strip, cells))
-        ]
+        rows = [(skipped + reader.line_num, cells) for cells in reader if any(map(str.strip, cells))]
     except csv.Error as error:
         raise DogbreedError(f"{table}, line {reader.line_num}, is not CSV: {error}.") from error
     for line, cells in rows:
-        while len(cells) > len(header) and not cells[-1]:
+        while len(cells) > len(header) and not cells[-1].strip():
             cells.pop()
         if len(cells) != len(header):
             raise DogbreedError(f"{table}, line {line}, has {len(cells)} cells where its header has {len(header)}.")
-    name, label, split = _columns(table, header, [cells for _, cells in rows])
-    splits = split is not None and any(cells[split] for _, cells in rows)
-    for line, cells in rows:
-        row = _Row(line, cells[name], unicodedata.normalize("NFC", cells[label]), "")
+    stripped = [[cell.strip() for cell in cells] for _, cells in rows]
+    name, label, split = _columns(table, header, stripped)
+    splits = split is not None and any(cells[split] for cells in stripped)
+    for (line, exact), cells in zip(rows, stripped, strict=True):
+        of_folder = exact[label] in exact[name].split("/")  # which may be called anything
+        row = _Row(line, cells[name], unicodedata.normalize("NFC", (exact if of_folder else cells)[label]), "")
         if not row.name or not row.label:
             lacks = f"{row.name} has no label" if row.name else "no image is named"
             raise DogbreedError(f"{table}, line {line}: {lacks}; fill it in, or remove the line.")
-        if ";" in row.label or "|" in row.label:
+        if not of_folder and (";" in row.label or "|" in row.label):
             raise _several_labels(f"{table}, line {line}: {row.name} has several labels, {row.label}")
         if splits and split is not None:
             row = row._replace(split=cells[split].lower())

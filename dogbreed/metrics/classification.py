@@ -185,7 +185,7 @@ class Chance(NamedTuple):
     """What can be had without looking at the images.
 
     Attributes:
-        accuracy: Of predicting the most frequent class every time.
+        accuracy: Of predicting the most frequent class every time; of several the mean.
         loss: Of predicting the classes' frequencies every time, in nats.
     """
 
@@ -203,7 +203,8 @@ def chance(labels: Tensor, known: Tensor, classes: int) -> Chance:
     """
     counts = known.bincount(minlength=classes).double() + 1e-3  # a class that was not known costs 7 nats or so
     shares = counts / counts.sum()
-    return Chance(float((labels == shares.argmax()).double().mean()), float(-shares[labels].log().mean()))
+    most = (shares == shares.max()).double()
+    return Chance(float(most[labels].mean() / most.sum()), float(-shares[labels].log().mean()))
 
 
 def expected_extremes(classes: Sequence[ClassMetrics]) -> tuple[float, float]:

@@ -99,6 +99,15 @@ def test_a_split_is_repeated_from_its_table(flat, tmp_path):
     assert again.own_split == []
 
 
+def test_a_table_repeats_whatever_class_folders_are_called(copy, tmp_path):
+    for path, name in zip(sorted(copy.iterdir()), ("a;b", "c|d ", 'comma, "e"'), strict=True):
+        path.rename(path.with_name(name))
+    data = images(copy)
+    with (tmp_path / "split.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([("path", "label", "split"), *data.own_split])
+    assert list_data(copy, tmp_path / "split.csv").classes == data.classes == ["a;b", 'comma, "e"', "c|d "]
+
+
 def test_the_same_picture_stays_on_one_side(copy):
     before = images(copy)
     tested = before.samples["test"].paths[0]

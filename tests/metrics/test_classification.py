@@ -79,6 +79,7 @@ def test_chance_is_that_of_the_training_frequencies():
     level = chance(labels, known, 2)
     assert level.accuracy == 0.5
     assert level.loss == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2, rel=1e-3)
+    assert chance(labels, torch.tensor([2, 2, 1, 1, 0]), 3).accuracy == 0.25, "classes 1 and 2 are equally frequent"
 
 
 def test_extremes_of_equally_good_classes():
