@@ -66,12 +66,13 @@ def find_duplicates(photos: Mapping[str, SplitFiles], *, quiet: bool = False) ->
             exact = _same_files(photos[split].digests, photos[other].digests)
             pairs += [Pair(split, index, other, twin, True) for index, twin in exact.items()]
             if compare:
-                near = same_pictures(pictures[split], pictures[other])
+                rows = [index for index in range(len(photos[split])) if index not in exact]
+                columns = _distinct(photos[other])  # of copies, every two would be a pair
+                near = same_pictures(pictures[split][rows], pictures[other][columns])
                 known = photos[split].digests and photos[other].digests
-                for index, twin in near.items():
-                    if index not in exact:
-                        same = not known and _same_bytes(photos[split].paths[index], photos[other].paths[twin])
-                        pairs.append(Pair(split, index, other, twin, same))
+                for index, twin in ((rows[row], columns[column]) for row, column in near.items()):
+                    same = not known and _same_bytes(photos[split].paths[index], photos[other].paths[twin])
+                    pairs.append(Pair(split, index, other, twin, same))
     return sorted(pairs, key=lambda pair: not pair.exact)
 
 
@@ -85,6 +86,14 @@ def _same_files(one: Sequence[str], other: Sequence[str]) -> dict[int, int]:
     at = np.searchsorted(known, keys).clip(max=len(known) - 1)
     found = np.flatnonzero(known[at] == keys)
     return dict(zip(found.tolist(), first[at[found]].tolist(), strict=True))
+
+
+def _distinct(samples: SplitFiles) -> list[int]:
+    """Return the positions of the first file of each content; all positions where there are no digests."""
+    if not samples.digests:
+        return list(range(len(samples)))
+    first: list[int] = np.unique(comparable(samples.digests), return_index=True)[1].tolist()
+    return sorted(first)
 
 
 def _same_bytes(one: Path, other: Path) -> bool:

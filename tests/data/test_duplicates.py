@@ -71,6 +71,31 @@ def test_the_very_file_is_found_by_its_digest(data, tmp_path):
     assert (pair.index, pair.other_split, pair.other_index, pair.exact) == (0, "train", 3, True)
 
 
+def test_of_many_copies_the_first_is_named(data, tmp_path):
+    """Every two of them are not compared: with 10,000 links to one photograph it would be for hours."""
+    train, test = data["train"], data["test"]
+    copies = SplitFiles(
+        [*train.paths, *[train.paths[5]] * 300],
+        np.append(train.labels, np.repeat(train.labels[5], 300)),
+        [*train.digests, *[train.digests[5]] * 300],
+        [],
+    )
+    with Image.open(train.paths[5]) as image:
+        image.save(tmp_path / "again.jpg", quality=60)
+    again = with_planted(data, tmp_path / "again.jpg")["test"]
+    planted = SplitFiles(
+        [*again.paths[:-1], train.paths[5], again.paths[-1]],
+        np.append(again.labels, 0),
+        [*again.digests[:-1], train.digests[5], again.digests[-1]],
+        [],
+    )
+    pairs = find_duplicates({"train": copies, "test": planted})
+    assert [(pair.index, pair.other_index, pair.exact) for pair in pairs] == [
+        (len(test), 5, True),
+        (len(test) + 1, 5, False),
+    ]
+
+
 def test_different_photographs_are_no_copies(data):
     assert find_duplicates(data) == []
 
