@@ -10,7 +10,7 @@ import yaml
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count, duration
-from dogbreed.inference.archive import CODE
+from dogbreed.inference.archive import CODE, Archive
 from launch.aws.account import Target
 from launch.aws.images import patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
@@ -157,8 +157,16 @@ def _deployment_lines(
     yield f"  {count(len(archive.names), 'file')}, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
     yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
     yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
-    yield f"Installed in the container: {', '.join(archive.texts[f'{CODE}/requirements.txt'].split())}"
+    yield f"Installed in the container: {', '.join(_requirements(archive))}"
     yield f"Certificate: {certificate}."
+
+
+def _requirements(archive: Archive) -> Iterator[str]:
+    """Yield what code/requirements.txt names, without hashes."""
+    lines = archive.texts[f"{CODE}/requirements.txt"].splitlines()
+    yield from (line.split()[0] for line in lines if not line.startswith("--"))
+    if "--no-index" in lines:
+        yield "from the wheels in the archive alone"
 
 
 def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: Prices) -> Iterator[str]:

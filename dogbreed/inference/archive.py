@@ -13,7 +13,7 @@ import tarfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -38,10 +38,12 @@ class Archive:
     Attributes:
         files: Files of this machine.
         texts: Contents that are not a file here.
+        known: SHA-256 and bytes of files that need not be here before the archive is written.
     """
 
     files: dict[str, Path]
     texts: dict[str, str]
+    known: dict[str, tuple[str, int]] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -54,6 +56,8 @@ class Archive:
 
     def size(self, name: str) -> int:
         """Return the bytes before packing."""
+        if name in self.known:
+            return self.known[name][1]
         return self.files[name].stat().st_size if name in self.files else len(self.texts[name].encode())
 
     @cached_property
@@ -95,6 +99,8 @@ class Archive:
         return self.files[name].open("rb") if name in self.files else io.BytesIO(self.texts[name].encode())
 
     def _digest(self, name: str) -> str:
+        if name in self.known:
+            return self.known[name][0]
         with self._open(name) as content:
             return hashlib.file_digest(content, "sha256").hexdigest()  # type: ignore[arg-type]
 

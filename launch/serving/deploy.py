@@ -17,7 +17,7 @@ from launch.aws.images import inference_image
 from launch.aws.naming import MARK, parse_s3_uri
 from launch.aws.pricing import Prices
 from launch.aws.storage import Bucket
-from launch.serving import certificates
+from launch.serving import certificates, wheels
 from launch.serving.cost import check_cost
 from launch.serving.delete import delete_unused
 from launch.serving.guardrails import BY_SCHEDULER
@@ -196,6 +196,7 @@ class Deployer:
         if bucket.has(key):  # its name says what is in it
             self.say(f"The model is there already: {deployment.model_uri}")
         else:
+            wheels.fetch(deployment.archive)
             with TemporaryDirectory(prefix="dogbreed-deploy-") as folder:
                 bucket.send({key: deployment.archive.write(Path(folder) / "model.tar.gz")})
         if root := deployment.images:

@@ -17,12 +17,12 @@ from dogbreed.config.compose import compose, known_keys
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
-from dogbreed.inference.archive import CODE, HANDLERS, REQUIREMENTS, Archive
+from dogbreed.inference.archive import CODE, HANDLERS, Archive
 from dogbreed.models.manifest import WEIGHTS
 from launch.aws.account import Target, arn_of_role
 from launch.aws.naming import parse_s3_uri, prefix, tags
 from launch.aws.validate import check_disks, check_request
-from launch.serving import guardrails
+from launch.serving import guardrails, wheels
 
 KINDS = ("realtime", "serverless", "async", "batch")
 VARIANT = "AllTraffic"
@@ -125,6 +125,8 @@ def describe(
     """
     kind = config["sagemaker"]["endpoint"]["kind"]
     _check_kind(config["sagemaker"], kind, target.region)
+    if config["sagemaker"]["isolate"] and not config["sagemaker"]["endpoint"]["image"]:
+        archive = wheels.carried(archive, image)  # without network nothing can be fetched at the start
     builder = _Builder(config, archive, backbone, target, image, now)
     steps = builder.batch() if kind == "batch" else builder.endpoint()
     for step in steps:
@@ -240,11 +242,6 @@ class _Builder:
             },
         }
         request: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self.target.role}
-        if self.cloud["isolate"] and not self.options["image"]:
-            raise DogbreedError(
-                f"sagemaker.isolate: AWS's inference image may lack {', '.join(REQUIREMENTS)}, which the container "
-                "fetches when it starts; give image=ADDRESS of one that has them."
-            )
         if self.cloud["isolate"]:
             request["EnableNetworkIsolation"] = True
         if self.cloud["subnets"]:

@@ -1,8 +1,10 @@
 """The requests of a deployment and what a plan says of them; nothing is sent."""
 
+import hashlib
 import json
 import subprocess
 import sys
+import zipfile
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from dogbreed.inference import archive
 from launch import sagemaker_deploy
 from launch.aws.account import resolve_target
 from launch.aws.pricing import Prices
-from launch.serving import cost, delete, deploy, request
+from launch.serving import cost, delete, deploy, request, wheels
 from launch.serving.resources import Resource
 
 NOW = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
@@ -168,6 +170,57 @@ def test_an_update_that_goes_back_by_itself(model):
     assert "DeploymentConfig" not in describe(model, "update=true").request("UpdateEndpoint")
 
 
+def test_an_endpoint_without_network_carries_what_it_installs(model):
+    made, other = describe(model, "sagemaker.isolate=true"), describe(model)
+    assert made.request("CreateModel")["EnableNetworkIsolation"]
+    assert made.model_uri != other.model_uri, "another archive"
+    lines = made.archive.texts["code/requirements.txt"].splitlines()
+    assert lines[:2] == ["--no-index", "--find-links wheels"]
+    pins = dict(line.split(" --hash=sha256:") for line in lines[2:])
+    assert {pin.split("==")[0] for pin in pins} == {"pillow", "safetensors"}
+    inside = {name: made.archive.digests[name] for name in made.archive.names if name.startswith("code/wheels/")}
+    assert sorted(inside.values()) == sorted(pins.values()), "the hashes are in the archive's name too"
+    for pin, sha in pins.items():
+        name, version = pin.split("==")
+        (wheel,) = [file for file, digest in inside.items() if digest == sha]
+        assert Path(wheel).name.startswith(f"{name}-{version}-")
+    assert not [name for name in other.archive.names if "wheels" in name]
+    own = describe(model, "sagemaker.isolate=true", "image=mine")
+    assert own.archive.digest == other.archive.digest, "an image of one's own has them"
+
+
+def test_wheels_are_fetched_by_their_hash_and_install_with_no_index(model, tmp_path, monkeypatch):
+    """With a registry of one's own, in which one wheel lies; and another under its name."""
+    wheel = tmp_path / "toy-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as packed:
+        packed.writestr("toy.py", "")
+        packed.writestr("toy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: toy\nVersion: 1.0\n")
+        packed.writestr("toy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        packed.writestr("toy-1.0.dist-info/RECORD", "")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    toy = wheels.Wheel("toy==1.0", wheel.name, digest, wheel.stat().st_size)
+    monkeypatch.setattr(wheels, "WHEELS", (toy, toy._replace(file="toy-2.0-py3-none-any.whl", requirement="toy==2.0")))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
+    monkeypatch.setattr(wheels, "cached", lambda each: tmp_path / "kept" / each.file)
+    made = describe(model, "sagemaker.isolate=true")
+    with pytest.raises(DogbreedError, match=r"toy==2\.0 could not be fetched for the endpoint"):
+        wheels.fetch(made.archive)
+    monkeypatch.setattr(wheels, "WHEELS", (toy,))
+    wheels.fetch(made.archive)
+    assert (tmp_path / "kept" / wheel.name).read_bytes() == wheel.read_bytes()
+    code = tmp_path / "code"
+    (code / "wheels").mkdir(parents=True)
+    (code / "wheels" / wheel.name).write_bytes(wheel.read_bytes())
+    (code / "requirements.txt").write_text(f"--no-index\n--find-links wheels\ntoy==1.0 --hash=sha256:{digest}\n")
+    for name in ("PIP_NO_INDEX", "PIP_FIND_LINKS"):
+        monkeypatch.delenv(name)
+    target = tmp_path / "installed"
+    command = [sys.executable, "-m", "pip", "install", "-q", "--target", target, "-r", code / "requirements.txt"]
+    assert subprocess.run(command, cwd=tmp_path, check=False).returncode == 0
+    assert (target / "toy.py").is_file()
+
+
 def test_an_end_that_comes_by_itself(model):
     made = describe(model, "expires=2h", "scheduler_role=Sweeper")
     schedule = made.request("CreateSchedule")
@@ -221,7 +274,6 @@ def test_batch(model, tmp_path):
         (["name=bad_name"], "bad_name"),
         (["kind=batch"], "kind=batch needs input=FOLDER"),
         (["kind=batch", "input=nowhere"], "input=nowhere is no folder"),
-        (["sagemaker.isolate=true"], "may lack pillow"),
         (["watch=10m"], "watch and canary are for an update of an endpoint; give update=true"),
         (["update=true", "canary=10", "instance_count=2"], "canary=10 needs watch=10m"),
         (["update=true", "watch=10m", "canary=10"], "canary=10 needs instance_count=2 or more"),
