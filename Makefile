@@ -1,6 +1,7 @@
 # Everything from a bare checkout: each target creates .venv and installs what it needs. `make help` lists the targets.
 
 PYTHON ?= python3
+TORCH ?=
 ARGS ?=
 
 VENV := .venv
@@ -11,12 +12,13 @@ DEBUGGER := .venvs/debugger
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help train test lint docs bench release-check clean
+.PHONY: help train test lint docs debugger bench release-check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 	@echo 'ARGS passes arguments on: make train ARGS="data.root=my_dogs", make test ARGS="-m '"'not slow'"'"'
 	@echo 'PYTHON selects the interpreter, 3.11 to 3.13: make PYTHON=python3.12 test'
+	@echo 'TORCH=cpu takes torch from the index for CPUs, several GB less, into a new .venv: make train TORCH=cpu'
 
 train: $(RUN) ## a first run that learns, on generated images (experiment=quickstart), or with the settings in ARGS
 	$(BIN)/python -m dogbreed.train $(or $(ARGS),experiment=quickstart)
@@ -31,6 +33,10 @@ lint: $(DEV) ## style and types only
 
 docs: $(DEV) ## build the documentation into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+debugger: $(DEBUGGER)/.installed ## an environment for the library of SageMaker Debugger, in .venvs/debugger
+	@test -f $< || { echo 'There is no environment for the debugger: see the messages above.' >&2; exit 1; }
+	@echo 'Ready: $(DEBUGGER)/bin/python -m dogbreed.train debugger.enabled=true'
 
 bench: $(DEV) ## measure, and write benchmarks/results/*.local.json (--record: the tracked ones)
 	$(BIN)/python -m benchmarks $(ARGS)
@@ -54,12 +60,18 @@ clean: ## remove what tools leave behind; .venv, data/ and outputs/ stay
 	rm -rf build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
-# torch and torchvision are installed by one pip call, so that pip selects versions that belong together.
+# torch and torchvision are installed by one pip call, so that pip selects versions that belong together. With TORCH=cpu
+# they come from the index of that name, and satisfy the call that follows.
+TORCH_FIRST = $(if $(TORCH),$(BIN)/python -m pip install torch torchvision \
+	--index-url https://download.pytorch.org/whl/$(TORCH))
+
 $(RUN): pyproject.toml $(VENV)/.made
+	$(TORCH_FIRST)
 	$(BIN)/python -m pip install --editable '.[lite0,serve]'
 	@touch $@
 
 $(DEV): pyproject.toml $(VENV)/.made
+	$(TORCH_FIRST)
 	$(BIN)/python -m pip install --editable '.[dev]'
 	@touch $@ $(RUN)
 
