@@ -6,6 +6,7 @@ Nothing heavy is imported here: a help page or a usage error answers in a fracti
 """
 
 import argparse
+import atexit
 import errno
 import os
 import signal
@@ -57,10 +58,10 @@ def guard(task: Callable[[], int | None]) -> int:
         try:
             code = task() or 0
             sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
-        except KeyboardInterrupt:
-            return _say("stopped", 128 + stopped_by[-1])
-        except Interrupted as interrupted:
-            return _say(str(interrupted), 128 + stopped_by[-1])
+        except (KeyboardInterrupt, Interrupted) as interrupted:
+            # A second Ctrl-C would print a traceback of whatever else is cleared up at exit; this comes first there.
+            atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+            return _say(str(interrupted) or "stopped", 128 + stopped_by[-1])
         except Exception as error:
             return _report(error)
     return code
