@@ -111,6 +111,7 @@ def install_apart() -> None:
     command = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", folder, "-r", str(file)]
     if subprocess.run(command, check=False).returncode:  # noqa: S603
         raise DogbreedError("smdebug could not be installed (see the log above); sagemaker.debugger.enabled=false.")
+    os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"  # smdebug's messages are too old for the others
     sys.path.insert(0, folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))  # for workers
 

@@ -37,10 +37,10 @@ PINS = {
 }
 
 
-# smdebug and what of its needs the image lacks, or has in a version that smdebug does not run with: each job installs
-# them into a folder of its own, and nothing of the image's moves.
+# smdebug and what of its needs the image lacks: each job installs them into a folder of its own, without what they ask
+# for (protobuf 3.20; the image has 6, which TensorBoard needs and smdebug runs with). Nothing of the image moves.
 APART_FILE = "apart.txt"
-APART = ("smdebug==1.0.34", "protobuf==3.20.3", "pyinstrument==3.4.2", "pyinstrument-cext==0.2.4")
+APART = ("smdebug==1.0.34", "pyinstrument==3.4.2", "pyinstrument-cext==0.2.4")
 _NOT_BESIDE = ("smdebug", "setuptools")  # of the extra: the first is apart, the image's own of the second will do
 
 

@@ -104,7 +104,7 @@ def test_requirements_are_pyprojects_without_what_the_image_has():
 
 
 def test_smdebug_replaces_nothing_of_the_image():
-    """It wants protobuf 3.20 and the image has 6: neither is among what is installed beside the image's packages."""
+    """It wants protobuf 3.20 and the image has 6, which TensorBoard needs: none is installed, beside it or apart."""
     staged = stage(compose(["sagemaker.debugger.enabled=true"]))
     beside = [Requirement(line).name for line in staged.files["requirements.txt"].decode().splitlines()]
     assert not {"smdebug", "protobuf", "setuptools"} & set(beside)
@@ -114,6 +114,7 @@ def test_smdebug_replaces_nothing_of_the_image():
     extra = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]["debugger"]
     apart = staged.files["apart.txt"].decode().splitlines()
     assert extra[0] in apart, "the version that the tests ran with"
+    assert not {"protobuf", "numpy", "boto3"} & {Requirement(line).name for line in apart}
     assert "apart.txt" not in stage(compose(())).files
 
 
