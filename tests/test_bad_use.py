@@ -229,6 +229,13 @@ def test_configuration(bad: Callable[..., str], words: list[str], says: list[str
     bad(*words, says=says)
 
 
+def test_output_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("of a person's own")
+    for name in ("file", "file/run"):
+        refused(runs.run(*runs.overrides(tmp_path / name)), f"{tmp_path / 'file'} is a file; give a folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"], "no features were computed"
+
+
 def test_no_time_for_one_epoch(tmp_path: Path) -> None:
     refused(runs.run(*runs.overrides(tmp_path / "run", "trainer.max_time=00:00:00:00")), "epoch", "max_time")
 

@@ -1,5 +1,6 @@
 """Going on with a run: which checkpoint is meant, and whether it belongs to the same run."""
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -67,12 +68,21 @@ def find_checkpoint(config: Config) -> Path | None:
 
 
 def check_folder(config: Config) -> None:
-    """Refuse to write over a finished run.
+    """Refuse to write over a finished run, or where nothing can be written.
 
     Raises:
-        DogbreedError: `output_dir` holds one, and neither `resume` nor `overwrite` is set.
+        DogbreedError: `output_dir` holds a run, and neither `resume` nor `overwrite` is set; it or what is above it is
+            a file, or may not be written to.
     """
-    if config.resume or config.overwrite or not config.output_dir:
+    if not config.output_dir:
+        return
+    folder = Path(config.output_dir)
+    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    if not there.is_dir():
+        raise DogbreedError(f"output_dir={config.output_dir}: {there} is a file; give a folder.")
+    if not os.access(there, os.W_OK):
+        raise DogbreedError(f"output_dir={config.output_dir}: {there} may not be written to; give another folder.")
+    if config.resume or config.overwrite:
         return
     if (Path(config.output_dir) / "metrics.json").is_file():
         raise DogbreedError(
