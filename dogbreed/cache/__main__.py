@@ -11,6 +11,7 @@ examples:
   python -m dogbreed.cache                 list the stores, the most recently used first
   python -m dogbreed.cache verify          check every row against its checksum
   python -m dogbreed.cache delete KEY ...  delete stores (a few characters of the key do); `all` deletes every one
+  python -m dogbreed.cache prune           delete frozen weights that no run has any more
 """
 
 
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     actions = frame.add_subparsers(dest="action")
     actions.add_parser("list", help="what is there (default)")
     actions.add_parser("verify", help="check every row")
+    actions.add_parser("prune", help="delete frozen weights that no run has any more")
     actions.add_parser("delete", help="delete stores").add_argument("key", nargs="+")
     arguments = frame.parse_args(argv)
 

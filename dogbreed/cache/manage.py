@@ -25,7 +25,30 @@ def _description(store: Path) -> dict[str, Any] | None:
         return None
 
 
+def _frozen(folder: Path) -> list[tuple[Path, int, int]]:
+    """Return the frozen weights that runs share, each with its size in bytes and how many runs have it."""
+    files = sorted((folder.parent / "frozen").glob("*.safetensors"))
+    return [(file, file.stat().st_size, file.stat().st_nlink - 1) for file in files]
+
+
 def _list(folder: Path, names: Sequence[str]) -> int:
+    code = _list_stores(folder)
+    for file, size, runs in _frozen(folder):
+        print(f"{file.stem[:24]}  {text.size(size):>8}  frozen weights, kept once for {text.count(runs, 'run')}")
+    return code
+
+
+def _prune(folder: Path, names: Sequence[str]) -> int:
+    """Delete the frozen weights that no run has any more."""
+    unused = [(file, size) for file, size, runs in _frozen(folder) if runs == 0]
+    for file, _ in unused:
+        file.unlink(missing_ok=True)
+    freed = text.size(sum(size for _, size in unused))
+    print(f"Deleted the frozen weights of {text.count(len(unused), 'network')} that no run has any more: {freed}.")
+    return 0
+
+
+def _list_stores(folder: Path) -> int:
     present = sorted(stores(folder), key=lambda entry: -entry[2])
     if not present:
         print(f"No features in {folder}.")
@@ -70,9 +93,14 @@ def _delete_named(folder: Path, names: Sequence[str]) -> int:
     return 0
 
 
-ACTIONS: dict[str, Callable[[Path, Sequence[str]], int]] = {"list": _list, "verify": _verify, "delete": _delete_named}
+ACTIONS: dict[str, Callable[[Path, Sequence[str]], int]] = {
+    "list": _list,
+    "verify": _verify,
+    "delete": _delete_named,
+    "prune": _prune,
+}
 
 
 def manage(action: str, folder: str | None, names: Sequence[str] = ()) -> int:
-    """List, verify or delete stores; return 1 where a row is damaged, else 0."""
+    """List, verify, delete or prune; return 1 where a row is damaged, else 0."""
     return ACTIONS[action](cache_folder(folder or os.environ.get("DOGBREED_CACHE")) / "features", names)

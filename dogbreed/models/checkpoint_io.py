@@ -1,11 +1,14 @@
 """Writing a run's checkpoints through Lightning; `checkpoints` reads them, and needs no Lightning."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 from safetensors.torch import save_file
+from torch import Tensor
 
 from dogbreed.core.files import atomic_write
 from dogbreed.models.checkpoints import FROZEN, PREFIX, digest_in, digest_of, read_checkpoint
@@ -16,10 +19,11 @@ class RunCheckpointIO(CheckpointIO):
 
     Args:
         changing: Names in the network's state_dict that training may change.
+        shared: Folder in which equal frozen values are kept once for all runs, as hard links; None keeps them by run.
     """
 
-    def __init__(self, changing: set[str]) -> None:
-        self.changing = {PREFIX + name for name in changing}
+    def __init__(self, changing: set[str], shared: Path | None = None) -> None:
+        self.changing, self.shared = {PREFIX + name for name in changing}, shared
         self._frozen_digest: str | None = None
         self._written: set[Path] = set()
 
@@ -33,8 +37,7 @@ class RunCheckpointIO(CheckpointIO):
             self._frozen_digest = digest_of(values)
             # A resumed run has the very values that lie there; another run in the same folder has others.
             if digest_in(beside) != self._frozen_digest:
-                with atomic_write(beside) as temporary:
-                    save_file(values, temporary, metadata={"digest": self._frozen_digest})
+                self._write_frozen(values, beside, self._frozen_digest)
             self._written.add(beside)
         kept = {name: value for name, value in state.items() if name in self.changing}
         with atomic_write(file) as temporary:
@@ -43,8 +46,32 @@ class RunCheckpointIO(CheckpointIO):
                 temporary,
             )
 
+    def _write_frozen(self, values: dict[str, Tensor], beside: Path, digest: str) -> None:
+        one = self.shared and self.shared / f"{digest}.safetensors"
+        if one and digest_in(one) == digest and _link(one, beside):
+            return
+        with atomic_write(beside) as temporary:
+            save_file(values, temporary, metadata={"digest": digest})
+        if one:
+            _link(beside, one)
+
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path))
 
     def remove_checkpoint(self, path: Any) -> None:
         Path(path).unlink(missing_ok=True)
+
+
+def _link(source: Path, target: Path) -> bool:
+    """Make `target` another name of a file; return whether that could be done (not across disks, nor on every one)."""
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        os.link(source, temporary)
+        temporary.replace(target)
+    except OSError:
+        return False
+    finally:
+        with suppress(OSError):  # two names of one file are left as they are
+            temporary.unlink(missing_ok=True)
+    return True

@@ -235,6 +235,11 @@ def build_cache(config: Config, quiet: bool) -> FeatureCache:
     )
 
 
+def shared_frozen(config: Config) -> Path | None:
+    """Return where runs keep equal frozen weights once; none without a cache."""
+    return None if config.cache.mode == "off" else cache_folder(config.cache.dir) / "frozen"
+
+
 def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]:
     """Return early stopping, progress, the debugger's hook and a person's own callbacks, where they are wanted."""
     progress = config.progress

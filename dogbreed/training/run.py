@@ -51,6 +51,7 @@ from dogbreed.training.build import (
     read_config,
     run_folder,
     say,
+    shared_frozen,
 )
 from dogbreed.training.folds import check_folds, check_images, check_stackable
 from dogbreed.training.head_stage import HeadResult, bring_along, check_stages, config_of, start_values
@@ -183,7 +184,7 @@ def _prepare(
             "callbacks": callbacks,
             "profiler": (profiling and profiling.timer) or config.trainer["profiler"],
             "logger": build_loggers(config.loggers, folder) if main_process else False,
-            "plugins": [RunCheckpointIO(backbones.changing_names(model.network))],
+            "plugins": [RunCheckpointIO(backbones.changing_names(model.network), shared_frozen(config))],
             "default_root_dir": folder,
             "use_distributed_sampler": False,
             "enable_progress_bar": False,

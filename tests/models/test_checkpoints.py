@@ -2,11 +2,13 @@
 
 import json
 import pickle
+import shutil
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from dogbreed.cache.__main__ import main
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.models.checkpoint_io import RunCheckpointIO
@@ -136,6 +138,27 @@ def test_what_is_frozen_is_written_once(tmp_path):
         assert same(read_checkpoint(tmp_path / name)["state_dict"], checkpoint(step)["state_dict"])
         assert changed_state(tmp_path / name).keys() == {"head.weight"}
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt", "resumed.ckpt", FROZEN}
+
+
+def test_runs_share_equal_frozen_values(tmp_path, capsys):
+    """As hard links, which any run may be deleted of, and the last one by `prune`."""
+    shared = tmp_path / "cache" / "frozen"
+    for run in ("one", "two"):
+        RunCheckpointIO({"head.weight"}, shared).save_checkpoint(checkpoint(), tmp_path / run / "a.ckpt")
+    (kept,) = shared.iterdir()
+    assert (tmp_path / "one" / FROZEN).samefile(kept)
+    assert (tmp_path / "two" / FROZEN).samefile(kept)
+    other = checkpoint()
+    other["state_dict"]["network.body.weight"] = other["state_dict"]["network.body.weight"] + 1
+    RunCheckpointIO({"head.weight"}, shared).save_checkpoint(other, tmp_path / "two" / "a.ckpt")
+    assert same(read_checkpoint(tmp_path / "one" / "a.ckpt")["state_dict"], checkpoint()["state_dict"])
+    assert same(read_checkpoint(tmp_path / "two" / "a.ckpt")["state_dict"], other["state_dict"])
+    shutil.rmtree(tmp_path / "two")
+    assert main(["--dir", str(tmp_path / "cache"), "list"]) == 0
+    assert "frozen weights, kept once for 1 run\n" in capsys.readouterr().out
+    assert main(["--dir", str(tmp_path / "cache"), "prune"]) == 0
+    assert "of 1 network that no run has any more" in capsys.readouterr().out
+    assert [*shared.iterdir()] == [kept]
 
 
 def test_each_folder_gets_its_frozen_values(tmp_path):
