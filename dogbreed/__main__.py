@@ -11,6 +11,7 @@ COMMANDS = {
     "tune": "search hyperparameters on this machine",
     "evaluate": "measure an exported model on folders of photographs",
     "compare": "put runs side by side, and test whether one is better",
+    "study": "find labels that look wrong, and see whether more images would help",
     "predict": "name what is on photographs",
     "serve": "serve an exported model over HTTP, with a page to drop a photograph on",
     "export": "write an exported model as ONNX or for torch.export",

@@ -20,6 +20,7 @@ MISTAKES = {
     "train": (["--lr"], "--lr needs a value"),
     "tune": (["-x"], "names take two dashes"),
     "evaluate": (["model", "shade=1"], "shade is not a setting"),
+    "study": (["--fold", "1", "run", "--folders"], "--folders"),
     "compare": (["--jsn", "a", "b"], "--jsn"),
     "predict": (["model", "a.jpg", "--top-k", "many"], "--top-k"),
     "serve": (["model", "--port", "http"], "--port"),

@@ -282,30 +282,32 @@ class DogImages(LightningDataModule):
 
     def with_valid_in_train(self) -> Self:
         """Return a copy that trains on the images of train and of valid, in this order, and has no other split."""
-        both, (train, valid) = copy(self), (self.samples["train"], self.samples["valid"])
-        labels = np.concatenate([train.labels, valid.labels])
-        views = self._views(len(labels))
-        both.samples = {
+        return self._pooled(("train", "valid"))
+
+    def _pooled(self, splits: Sequence[str]) -> Self:
+        pooled, parts = copy(self), [self.samples[split] for split in splits]
+        labels = np.concatenate([files.labels for files in parts])
+        pooled.samples = {
             "train": SplitFiles(
-                Paths([*Paths.of(train.paths).texts, *Paths.of(valid.paths).texts]),
+                Paths([text for files in parts for text in Paths.of(files.paths).texts]),
                 labels,
-                Digests(np.concatenate([Digests.of(files.digests).values for files in (train, valid)])),
-                views,
+                Digests(np.concatenate([Digests.of(files.digests).values for files in parts])),
+                self._views(len(labels)),
             )
         }
-        both._readers = {}
-        return both
+        pooled._readers = {}
+        return pooled
 
-    def with_folds(self, folds: int) -> tuple[Self, Indices]:
-        """Return a copy that trains on the images of train and valid and validates on the same, and the fold of each.
+    def with_folds(self, folds: int, splits: Sequence[str] = ("train", "valid")) -> tuple[Self, Indices]:
+        """Return a copy that trains on the images of these splits and validates on the same, and the fold of each.
 
         Folds follow from the images' content: `folds_by_content`.
         """
-        both = self.with_valid_in_train()
-        files = both.samples["train"]
-        both.samples["valid"] = replace(files, views=[[WHOLE] * len(files)])
+        pooled = self._pooled(splits)
+        files = pooled.samples["train"]
+        pooled.samples["valid"] = replace(files, views=[[WHOLE] * len(files)])
         groups = self._groups(files.digests, files.paths)
-        return both, np.array(folds_by_content(files.digests, files.labels.tolist(), groups, folds))
+        return pooled, np.array(folds_by_content(files.digests, files.labels.tolist(), groups, folds))
 
     def used_views(self, epochs: int | None) -> dict[str, NDArray[np.bool_]]:
         """Return for each split which views of its images are looked at, [views, images].

@@ -14,8 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout, suppress
 from typing import Any
 
-import torch
-
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
 from dogbreed.core.files import discarded_if_empty
@@ -26,7 +24,7 @@ from dogbreed.training.build import (
     build_cache,
     build_data,
     build_model,
-    build_trainer,
+    device_of,
     prepare_process,
     read_config,
     say,
@@ -107,7 +105,7 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
 
 def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
     """Return what trains heads side by side, or the reason why it is not to be had."""
-    device = _device(config)
+    device = device_of(config)
     data = build_data(config, quiet=config.progress == "none")
     data.prepare_data()
     data.setup()
@@ -120,12 +118,6 @@ def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
         return HeadTrainer(model, data), None
     except NotStackable as error:
         return None, str(error)
-
-
-def _device(config: Config) -> torch.device:
-    """Return where a run with these settings would train; of several devices the first."""
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
-    return build_trainer({**config.trainer, **quiet}).strategy.root_device
 
 
 def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:

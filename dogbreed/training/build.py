@@ -240,6 +240,12 @@ def shared_frozen(config: Config) -> Path | None:
     return None if config.cache.mode == "off" else cache_folder(config.cache.dir) / "frozen"
 
 
+def device_of(config: Config) -> torch.device:
+    """Return where a run with these settings would train; of several devices the first."""
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False}
+    return build_trainer({**config.trainer, **quiet}).strategy.root_device
+
+
 def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]:
     """Return early stopping, progress, the debugger's hook and a person's own callbacks, where they are wanted."""
     progress = config.progress
