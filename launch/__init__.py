@@ -1,11 +1,11 @@
 """What it takes to run dogbreed on AWS SageMaker: see the request and its price, try it here, send it.
 
-For notebooks and other code: `from launch import estimator, tuner`.
+For notebooks and other code: `from launch import estimator, tuner, deployment`.
 """
 
 from typing import Any
 
-__all__ = ["estimator", "tuner"]
+__all__ = ["deployment", "estimator", "tuner"]
 
 
 def __getattr__(name: str) -> Any:

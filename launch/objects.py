@@ -1,29 +1,41 @@
 """The plan as objects of the SageMaker SDK, for notebooks and other code; what they send is what `mode=plan` shows.
 
-    from launch import estimator, tuner
+    from launch import estimator, tuner, deployment
     estimator(["sagemaker.role=MyRole", "model.lr=0.001"]).train()
     tuner(["sagemaker.role=MyRole", "search.trials=10"]).tune()
+    deployment("model.tar.gz", ["sagemaker.role=MyRole"]).create().wait_for_status("InService")
 
 The code and the weights are in S3 when an object is returned; the images have to be there (sagemaker_upload.py).
 """
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dogbreed.config.compose import compose
 from dogbreed.config.overrides import to_overrides
+from dogbreed.core.errors import DogbreedError
+from dogbreed.inference import archive
 from launch.aws.account import Account
+from launch.aws.pricing import Prices
 from launch.aws.validate import check_kinds
 from launch.jobs import submit
 from launch.jobs.estimate import with_max_run
 from launch.jobs.request import Job, describe
 from launch.modes import experiment_of
+from launch.serving import certificates, deploy
+from launch.serving.cost import check_cost
+from launch.serving.request import Deployment, split_arguments
 
 # In place of the SDK's own files: no defaults of theirs are added to a request, and nothing is reported.
 SDK = {"SchemaVersion": "1.0", "SageMaker": {"PythonSDK": {"Modules": {"TelemetryOptOut": True}}}}
 
+RESOURCES = ("Model", "EndpointConfig", "Endpoint")
+
 if TYPE_CHECKING:
+    from sagemaker.core.resources import Endpoint
     from sagemaker.train import ModelTrainer
     from sagemaker.train.tuner import HyperparameterTuner
 
@@ -88,6 +100,62 @@ def tuner(overrides: Sequence[str] = ()) -> "HyperparameterTuner":
     )
 
 
+@dataclass(frozen=True)
+class Deployable:
+    """A model that is certified and in S3, and the requests that make an endpoint of it.
+
+    Attributes:
+        requests: Those of the plan.
+        account: Where they go.
+    """
+
+    requests: Deployment
+    account: Account
+
+    def create(self) -> "Endpoint":
+        """Make model, settings and endpoint as the SDK's resources; return the endpoint, which starts."""
+        os.environ.setdefault("AWS_DEFAULT_REGION", self.account.target.region)
+        from sagemaker.core import resources
+
+        session = {"session": self.account.session, "region": self.account.target.region}
+        # The SDK writes MemorySizeInMB with another ending, which the service does not know.
+        settings = self.requests.request("CreateEndpointConfig")
+        event = "provide-client-params.sagemaker.CreateEndpointConfig"
+        self.account.session.events.register(event, lambda params, **_: params.update(settings))
+        made: Any = None
+        for kind in RESOURCES:
+            made = getattr(resources, kind).create(**_snake(self.requests.request(f"Create{kind}")), **session)
+        endpoint: Endpoint = made
+        return endpoint
+
+
+def deployment(model: str | Path, overrides: Sequence[str] = ()) -> Deployable:
+    """Return what `python launch/sagemaker_deploy.py MODEL OVERRIDES` makes, with the model certified and in S3.
+
+    Args:
+        model: An exported model, the folder of a run, or a model.tar.gz.
+        overrides: As on the command line.
+
+    Raises:
+        DogbreedError: It cannot be deployed from here, or takes more than the SDK's resources.
+    """
+    config = compose(to_overrides(split_arguments(overrides)[1]))
+    check_kinds(config)
+    images, paths = deploy.read_images(config)
+    account = Account(config)
+    with archive.assemble(Path(model)) as packed:
+        requests = deploy.describe_model(config, packed, account.with_role())
+        more = [step.operation for step in requests.steps if step.operation not in {f"Create{r}" for r in RESOURCES}]
+        if more:
+            raise DogbreedError(
+                f"The SDK has no resource for {more[0]}; python launch/sagemaker_deploy.py sends these settings."
+            )
+        check_cost(config, requests, Prices(config))
+        certificates.certify(Path(model), packed, images, paths)
+        deploy.Deployer(account, lambda name: None, kms_key=config["sagemaker"]["kms_key"]).upload(requests)
+    return Deployable(requests, account)
+
+
 def _prepared(overrides: Sequence[str], kind: str) -> tuple[Job, Account]:
     """Describe a job, and put into S3 what it needs."""
     words = to_overrides(overrides)
@@ -143,7 +211,10 @@ def _snake(value: Any) -> Any:
     from sagemaker.core.utils.code_injection.codec import pascal_to_snake
 
     if isinstance(value, Mapping):
-        return {pascal_to_snake(name): _snake(inner) for name, inner in value.items()}
+        # A variable of a container has the name that a person gave it.
+        return {
+            pascal_to_snake(name): inner if name == "Environment" else _snake(inner) for name, inner in value.items()
+        }
     return [_snake(inner) for inner in value] if isinstance(value, list) else value
 
 
