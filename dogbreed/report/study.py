@@ -80,7 +80,7 @@ class Study:
     @property
     def foretold(self) -> float | None:
         """Return the accuracy of the last point as the points up to `FEW` of its images foretell it."""
-        most = FEW * self.curve[-1].images + 1
+        most = 1.05 * FEW * self.curve[-1].images + 1  # of a few images per class, a share is rounded
         return self._expected([point for point in self.curve if point.images <= most], self.curve[-1].images)
 
     def _expected(self, points: list[Point], images: int) -> float | None:

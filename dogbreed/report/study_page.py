@@ -30,8 +30,8 @@ def _labels(study: Study) -> Markup:
     photos = []
     for suspect in study.suspects:
         caption = (
-            f"{shown(suspect.label)} ({percent(suspect.probability, 1)}), "
-            f"or rather {shown(suspect.suggested)} ({percent(suspect.suggested_probability, 1)})"
+            f"Labelled {shown(suspect.label)} ({percent(suspect.probability, 1)}), "
+            f"looks like {shown(suspect.suggested)} ({percent(suspect.suggested_probability, 1)})"
         )
         photos.append(Photo(thumbnail(study.root / suspect.path), shown(suspect.label), caption, suspect.path))
     return fragment(TEMPLATE, "labels", photos)
@@ -45,6 +45,8 @@ def _more(study: Study) -> Markup:
             made.axes.scatter(each, point.folds, s=12, color=INK, alpha=0.4, linewidths=0)
         made.axes.plot(images, [point.accuracy for point in study.curve], color=BLUE, marker="o", linewidth=1.8)
         made.axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
+        made.axes.minorticks_off()
+        made.axes.set_xticks(images, [f"{number:,}" for number in images])
     rows = [
         (f"{point.images:,}", percent(point.accuracy, 1), ", ".join(percent(share, 1) for share in point.folds))
         for point in study.curve
