@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from torchvision.models import get_model_weights
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.download import TIMEOUT
 from dogbreed.models.checkpoints import read_checkpoint
 
 WEIGHTS = "model.safetensors"  # in an exported model
+TIMEOUT = 30.0  # seconds that a server of weights may be silent
 
 # Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
 _AUXILIARY = ("aux1", "aux2", "AuxLogits")
