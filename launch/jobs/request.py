@@ -116,9 +116,12 @@ def torchvision_names() -> set[str]:
 
     Its source is read: to import it takes seconds, and a plan needs nothing else of it.
     """
-    found = find_spec("torchvision")
-    folders = found.submodule_search_locations if found else None
-    files = [file for folder in folders or () for file in Path(folder, "models").glob("*.py")]
+    try:
+        found = find_spec("torchvision")
+    except ModuleNotFoundError:
+        found = None
+    folders = (found.submodule_search_locations if found else None) or ()
+    files = [file for folder in folders for file in Path(folder, "models").glob("*.py")]
     return {name for file in files for name in REGISTERED.findall(file.read_text(encoding="utf-8"))}
 
 
