@@ -74,8 +74,9 @@ class Study:
 
     @property
     def twice(self) -> float | None:
-        """Return the accuracy to expect of twice the images; None where the curve does not tell."""
-        return self._expected(self.curve, 2 * self.curve[-1].images)
+        """Return the accuracy to expect of twice the images, no less than now; None where the curve does not tell."""
+        expected = self._expected(self.curve, 2 * self.curve[-1].images)
+        return None if expected is None else max(expected, self.curve[-1].accuracy)
 
     @property
     def foretold(self) -> float | None:
@@ -100,7 +101,7 @@ class Study:
         }
 
     def judgement(self) -> str:
-        """Return how well the labels can be told, in a sentence."""
+        """Return how many labels heads that have not seen the images agree with, in a sentence."""
         now = self.curve[-1]
         spread = ", ".join(f"{100 * accuracy:.1f}" for accuracy in now.folds)
         return (

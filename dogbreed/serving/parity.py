@@ -1,7 +1,7 @@
 """The inference paths from a file's bytes to its logits, each as it runs in practice: for `dogbreed.certify`.
 
 Each takes an exported model's folder, files by name, and a call for progress, and returns one answer per file, on the
-CPU unless it is told another device.
+CPU unless another device is set.
 """
 
 import http.client

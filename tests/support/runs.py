@@ -20,6 +20,7 @@ from support.forks import SAFE, Forked, command
 from support.places import ROOT
 
 from dogbreed.data.synthetic import make_sample
+from dogbreed.models import backbones
 from dogbreed.train import main
 
 # Inputs of 64 pixels and one thread: a run takes a second, and adds its numbers in the same order each time.
@@ -67,6 +68,13 @@ def photographs(classes: int = 3, train: int = 6, valid: int = 3, test: int = 3)
     root = Path(_KEPT[-1].name) / "dogs"
     make_sample(root, classes=classes, train=train, valid=valid, test=test)
     return root
+
+
+def headless_weights(folder: Path) -> str:
+    """The setting of a ResNet18's weights whose head does not fit, so that a run's head follows from its seed alone."""
+    file = folder / "resnet18.pth"
+    torch.save(backbones.create("resnet18", 7, weights="none").state_dict(), file)
+    return f"model.weights={file}"
 
 
 def overrides(folder: Path, *more: str, data: Path | None = None) -> list[str]:

@@ -19,10 +19,7 @@ MORE = ("trainer.max_epochs=4", "model.schedule=cosine", "model.prior=uniform")
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A backbone whose head does not fit, so that a run's head follows from its seed alone."""
-    file = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(backbones.create("resnet18", 7, weights="none").state_dict(), file)
-    return f"model.weights={file}"
+    return runs.headless_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

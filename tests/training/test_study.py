@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from lightning.pytorch import Trainer
 from support import runs
 
 from dogbreed import DogBreedClassifier, DogImages
 from dogbreed.models import backbones
+from dogbreed.report.study import Point, Study
 from dogbreed.study import main as study_main
 from dogbreed.training.study import draw_images
 
@@ -22,10 +22,7 @@ HEAD = ("model.backbone=resnet18", "model.lr=0.01", "data.batch_size=4", "data.a
 
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A backbone whose head does not fit, so that a run's head follows from its seed alone."""
-    file = tmp_path_factory.mktemp("weights") / "resnet18.pth"
-    torch.save(backbones.create("resnet18", 7, weights="none").state_dict(), file)
-    return f"model.weights={file}"
+    return runs.headless_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +99,14 @@ def test_the_table_trains_again(studied: Path, run: Path, tmp_path: Path) -> Non
     said = runs.train_in(tmp_path / "run", *HEAD, f"data.labels={tmp_path / 'labels.csv'}").out
     left = [sum(row["split"] == split for row in rows[1:]) for split in ("train", "valid", "test")]
     assert f"3 classes, {' / '.join(map(str, left))} images to train / validate / test" in said
+
+
+def test_more_images_are_not_expected_to_do_harm(tmp_path: Path) -> None:
+    curve = [
+        Point(images, [accuracy], accuracy) for images, accuracy in ((10, 0.9), (20, 0.99), (40, 0.991), (80, 1.0))
+    ]
+    assert Study(tmp_path, tmp_path, [], curve).twice == 1.0
+    assert Study(tmp_path, tmp_path, [], curve[:2]).twice is None
 
 
 def test_draws_are_of_each_class_and_part_of_larger_ones() -> None:
