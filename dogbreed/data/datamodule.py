@@ -30,7 +30,7 @@ from dogbreed.data.datasets import (
     stack_images,
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
-from dogbreed.data.duplicates import group_same, read_pictures
+from dogbreed.data.duplicates import MOST_IMAGES, group_same, read_pictures
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.listing import Listing, list_data
@@ -243,9 +243,10 @@ class DogImages(LightningDataModule):
         numbers = np.bincount(images.splits, minlength=len(SPLITS)).tolist()
         counts = ", ".join(f"{number:,} to {_USES[split]}" for split, number in zip(SPLITS, numbers, strict=True))
         shares = ",".join(f"{share:g}" for share in self.shares)
+        limit = f" Over {MOST_IMAGES:,} images: only copies of files were kept together." * (len(images) > MOST_IMAGES)
         return (
             f"{self.root} has no splits: {count(len(images), 'image')} split by content (data.split={shares}) into "
-            f"{counts}. The run keeps it in its split.csv, which data.labels repeats."
+            f"{counts}. The run keeps it in its split.csv, which data.labels repeats.{limit}"
         )
 
     def shown_path(self, path: Path) -> str:

@@ -28,7 +28,6 @@ HASH_BITS = 10  # of 64 may differ; random pairs of photographs differ in 32 +- 
 CORRELATION = 0.97  # of two pictures in grey, after their brightness and contrast were made equal
 _HEIGHT, _WIDTH, _PATCH = 32, 36, 4
 NO_PICTURE = np.full((_HEIGHT, _WIDTH), np.nan, dtype=np.float32)
-_MOST_PAIRS = 10_000  # compared at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,30 +111,36 @@ def same_pictures(one: Tensor, other: Tensor, *, chunk: int = 1024) -> dict[int,
         chunk: Rows of the first that are compared at once.
 
     Returns:
-        Position in the second by position in the first, the most alike where there are several.
+        Position in the second by position in the first, the first where there are several.
     """
     twins: dict[int, int] = {}
-    for row, column in _matches(one, other, chunk):
-        twins.setdefault(row, column)
+    for row, columns in _matches(one, other, chunk):
+        twins.setdefault(row, int(columns[0]))
     return twins
 
 
-def _matches(one: Tensor, other: Tensor, chunk: int) -> Iterator[tuple[int, int]]:
-    """Yield the positions of every two pictures that are the same, as they are and then mirrored."""
+def _matches(one: Tensor, other: Tensor, chunk: int) -> Iterator[tuple[int, Indices]]:
+    """Yield the position of a picture with those of the same pictures, as it is and then mirrored.
+
+    Where both are the same tensor, every two are compared once.
+    """
     if not len(one) or not len(other):
         return
     hashes, flat = difference_hash(other), _standardised(other)
     for start in range(0, len(one), chunk):
+        first = start if one is other else 0
         for mirrored in (False, True):
             part = one[start : start + chunk]
             part = part.flip(-1) if mirrored else part
             # Hashes of +1 and -1: their product counts equal bits less different ones.
-            close = difference_hash(part) @ hashes.T >= 64 - 2 * HASH_BITS
-            part = _standardised(part)
-            for pairs in close.nonzero().split(_MOST_PAIRS):  # of similar pictures there may be many
-                rows, columns = pairs.unbind(1)
-                alike = (part[rows] * flat[columns]).sum(1) >= CORRELATION  # False for NaN, a picture of one colour
-                yield from zip((start + rows[alike]).tolist(), columns[alike].tolist(), strict=True)
+            close = difference_hash(part) @ hashes[first:].T >= 64 - 2 * HASH_BITS
+            rows, columns = (close.any(axis).nonzero()[:, 0] for axis in (1, 0))
+            # All of these with each other, in one product: of a camera's pictures nearly every two may be close.
+            alike = close[rows][:, columns] & (_standardised(part[rows]) @ flat[first + columns].T >= CORRELATION)
+            where = (first + columns).numpy()
+            for row, same in zip((start + rows).tolist(), alike.numpy(), strict=True):
+                if same.any():  # never for NaN, a picture of one colour
+                    yield row, where[same]
 
 
 def group_same(digests: Sequence[str], pictures: Tensor | None) -> Indices:
@@ -149,19 +154,14 @@ def group_same(digests: Sequence[str], pictures: Tensor | None) -> Indices:
     same_files: Indices = first[of]
     if pictures is None:
         return same_files
-    leader, alone = same_files.tolist(), np.sort(first).tolist()
-    for one, other in _matches(pictures[alone], pictures[alone], 1024):
-        if one < other:
-            a, b = sorted(_find(leader, alone[position]) for position in (one, other))
-            leader[b] = a
-    return np.array([_find(leader, index) for index in range(len(leader))], dtype=np.int64)
-
-
-def _find(leader: list[int], index: int) -> int:
-    while leader[index] != index:
-        leader[index] = leader[leader[index]]
-        index = leader[index]
-    return index
+    alone = np.sort(first)  # of copies of a file the first stands for all
+    leader, distinct = alone.copy(), pictures[alone]
+    for row, columns in _matches(distinct, distinct, 1024):
+        others = leader[columns]
+        if (others != leader[row]).any():
+            joined = np.append(others, leader[row])
+            leader[np.isin(leader, joined)] = joined.min()
+    return leader[np.searchsorted(alone, same_files)]
 
 
 def difference_hash(pictures: Tensor) -> Tensor:

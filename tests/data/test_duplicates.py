@@ -9,7 +9,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
-from dogbreed.data.duplicates import find_duplicates, same_pictures
+from dogbreed.data.duplicates import find_duplicates, group_same, same_pictures
 from dogbreed.data.synthetic import make_sample
 
 
@@ -94,6 +94,28 @@ def test_of_many_copies_the_first_is_named(data, tmp_path):
         (len(test), 5, True),
         (len(test) + 1, 5, False),
     ]
+
+
+def test_groups_are_led_by_their_first():
+    generator = torch.Generator().manual_seed(0)
+    of = torch.randint(0, 40, (2500,), generator=generator)  # over two chunks
+    photographs = torch.rand(40, 32, 36, generator=generator)[of] + torch.rand(2500, 32, 36, generator=generator) / 50
+    mirrored = torch.rand(2500, generator=generator) < 0.3
+    photographs = torch.where(mirrored[:, None, None], photographs.flip(-1), photographs)
+    digests = [f"{index:032x}" for index in range(2500)]
+    digests[2000] = digests[1]  # the same file: it counts as its first, whatever its picture
+    expected = [of.tolist().index(of[index if index != 2000 else 1]) for index in range(2500)]
+    assert group_same(digests, photographs).tolist() == expected
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_thousands_of_pictures_with_one_hash(same):
+    """A fixed camera's are: each pair by itself would take a quarter of an hour and the list of pairs 200 MB."""
+    noise = torch.rand(4000, 32, 1, generator=torch.Generator().manual_seed(0)) * (1 if same else 255)
+    pictures = (noise + 100 * torch.arange(36.0)).expand(4000, 32, 36) if same else noise + torch.arange(36.0) / 2
+    digests = [f"{index:032x}" for index in range(4000)]
+    assert group_same(digests, pictures).tolist() == ([0] * 4000 if same else list(range(4000)))
+    assert same_pictures(pictures[:1000], pictures[1000:]) == (dict.fromkeys(range(1000), 0) if same else {})
 
 
 def test_different_photographs_are_no_copies(data):
