@@ -48,12 +48,12 @@ class RunCheckpointIO(CheckpointIO):
 
     def _write_frozen(self, values: dict[str, Tensor], beside: Path, digest: str) -> None:
         one = self.shared and self.shared / f"{digest}.safetensors"
-        if one and digest_in(one) == digest and _link(one, beside):
+        if one and digest_in(one) == digest and link(one, beside):
             return
         with atomic_write(beside) as temporary:
             save_file(values, temporary, metadata={"digest": digest})
         if one:
-            _link(beside, one)
+            link(beside, one)
 
     def load_checkpoint(self, path: Any, map_location: Any | None = None, weights_only: bool | None = None) -> Any:
         return read_checkpoint(Path(path))
@@ -62,7 +62,7 @@ class RunCheckpointIO(CheckpointIO):
         Path(path).unlink(missing_ok=True)
 
 
-def _link(source: Path, target: Path) -> bool:
+def link(source: Path, target: Path) -> bool:
     """Make `target` another name of a file; return whether that could be done (not across disks, nor on every one)."""
     temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:

@@ -1,13 +1,14 @@
 """Checkpoints that hold what changes; what is frozen lies beside them, once.
 
 With VGG16 and a trained head 537 of 539 MB never change. They are written to `frozen.safetensors` when the first
-checkpoint of a run is saved, and each checkpoint then takes milliseconds. Reading puts both together again, so that
-everything above this module sees whole checkpoints.
+checkpoint of a run is saved, and each checkpoint then takes milliseconds. A finished run has them in its export alone.
+Reading puts both together again, so that everything above this module sees whole checkpoints.
 """
 
 import hashlib
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.models.manifest import WEIGHTS
 
 FROZEN = "frozen.safetensors"
 PREFIX = "network."
@@ -36,18 +38,49 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
     frozen, digest = checkpoint.pop("frozen", []), checkpoint.pop("frozen_digest", None)
     if frozen:
         beside = file.with_name(FROZEN)
-        try:
-            with safe_open(beside, framework="pt") as content:
-                values = {name: content.get_tensor(name) for name in frozen}
-        except (OSError, SafetensorError, RuntimeError) as error:
-            raise DogbreedError(
-                f"{file} needs the frozen weights that belong beside it, in {beside}; move both together, or use the "
-                "run's model/ folder, which is whole."
-            ) from error
-        if digest_in(beside) != digest:
-            raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
+        values = None if beside.exists() else _exported(beside, frozen, digest)
+        if values is None:
+            values = _kept_beside(file, frozen, digest)
         checkpoint["state_dict"] = {**values, **checkpoint["state_dict"]}
     return checkpoint
+
+
+def _kept_beside(file: Path, names: Iterable[str], digest: str | None) -> dict[str, Tensor]:
+    beside = file.with_name(FROZEN)
+    try:
+        values = _tensors(beside, names)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise DogbreedError(
+            f"{file} needs the frozen weights that belong beside it, in {beside}, or its finished run's model/; move "
+            "the whole run, or use model/ alone, which is whole."
+        ) from error
+    if digest_in(beside) != digest:
+        raise DogbreedError(f"{beside} belongs to another run than {file}, whose frozen weights are gone.")
+    return values
+
+
+def _exported(beside: Path, names: Iterable[str], digest: str | None) -> dict[str, Tensor] | None:
+    """Return frozen values from the export of the run; None where it has others, such as of another precision."""
+    try:
+        values = _tensors(beside.parent.with_name("model") / WEIGHTS, names, PREFIX)
+    except (OSError, SafetensorError, RuntimeError):
+        return None
+    return values if digest_of(values) == digest else None
+
+
+def _tensors(file: Path, names: Iterable[str], prefix: str = "") -> dict[str, Tensor]:
+    with safe_open(file, framework="pt") as content:
+        return {name: content.get_tensor(name.removeprefix(prefix)) for name in names}
+
+
+def drop_frozen(run: Path) -> None:
+    """Delete the frozen values beside a finished run's checkpoints where its export has the very same."""
+    beside = run / "checkpoints" / FROZEN
+    with suppress(OSError, SafetensorError):
+        with safe_open(beside, framework="pt") as content:
+            names, digest = list(content.keys()), (content.metadata() or {}).get("digest")
+        if _exported(beside, names, digest) is not None:
+            beside.unlink()
 
 
 def _load(file: Path) -> Any:

@@ -18,7 +18,8 @@ from dogbreed.config.resumed import HEAD_STAGE, run_of
 from dogbreed.config.settings import Config, HeadStage
 from dogbreed.core.errors import DogbreedError
 from dogbreed.metrics.predictions import PREFIX, Predictions
-from dogbreed.models.checkpoints import network_state, read_checkpoint
+from dogbreed.models.checkpoint_io import link
+from dogbreed.models.checkpoints import FROZEN, network_state, read_checkpoint
 from dogbreed.monitor.history import BEST, LAST
 
 _FIGURES = ("val_loss", "val_acc", "test_loss", "test_acc", "epochs", "best_epoch")
@@ -92,7 +93,13 @@ def bring_along(checkpoint: Path | None, folder: Path) -> None:
             f"{checkpoint} needs the folder {HEAD_STAGE} of its run, which has the first stage; move the whole folder."
         )
     if source.resolve() != folder.resolve():
-        shutil.copytree(source, folder, dirs_exist_ok=True)
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=_copy)
+
+
+def _copy(source: str, target: str) -> None:
+    """Copy a file, and link the large one that is never written to again."""
+    if Path(source).name != FROZEN or not link(Path(source), Path(target)):
+        shutil.copy2(source, target)
 
 
 def start_values(folder: Path) -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
 from dogbreed.metrics.predictions import PREFIX, Predictions
-from dogbreed.models.checkpoints import changed_state
+from dogbreed.models.checkpoints import changed_state, drop_frozen
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import subtract_log_prior
 from dogbreed.monitor.callback import LiveRules
@@ -97,6 +97,7 @@ def finish(run: Run) -> dict[str, Any]:
     say("\n".join([*leak, test_line(test or splits["valid"], metrics["test_loss" if test else "val_loss"])]))
     model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
     model.export(folder / "model", temperature=temperature, config=run.history.config, metrics=metrics)
+    drop_frozen(folder)
     _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.
     made_here = (("profile", run.profiling), ("predictions.csv", test), (HEAD_STAGE, run.head))

@@ -32,7 +32,7 @@ from dogbreed.core.version import __version__
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones
 from dogbreed.models.checkpoint_io import RunCheckpointIO
-from dogbreed.models.checkpoints import FROZEN, read_checkpoint
+from dogbreed.models.checkpoints import read_checkpoint
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
@@ -243,13 +243,8 @@ def _start_folder(trainer: Trainer, history: History, data: DogImages, best_befo
         logger.log_hyperparams(history.config)
     # A run that goes on in another folder may export what was the best before.
     if best_before is not None and best_before.resolve() != history.best_path.resolve():
-        for source, target in (
-            (best_before, history.best_path),
-            (best_before.with_name(FROZEN), history.best_path.with_name(FROZEN)),
-        ):
-            if source.is_file() and source.resolve() != target.resolve():
-                with atomic_write(target) as file:
-                    shutil.copyfile(source, file)
+        with atomic_write(history.best_path) as file:
+            shutil.copyfile(best_before, file)
     _keep_config(history)
     if data.skipped:
         rows = [(data.shown_path(skipped.path), skipped.reason) for skipped in data.skipped]

@@ -14,6 +14,8 @@ from support import runs
 from dogbreed import DogBreedClassifier
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
+from dogbreed.core.errors import DogbreedError
+from dogbreed.models.checkpoints import FROZEN, read_checkpoint
 from dogbreed.training.resume import find_checkpoint
 
 EPOCHS = 12
@@ -105,6 +107,13 @@ def test_what_a_finished_run_needs(tmp_path: Path) -> None:
         assert ran.code == 2
         assert f"{half} has had its 2 epochs; to go on, give trainer.max_epochs=3 or more" in ran.err
     last = half / "checkpoints" / "last.ckpt"
+    assert not last.with_name(FROZEN).exists(), "a finished run has its frozen weights in model/ alone"
+    read = read_checkpoint(last)["state_dict"]
+    assert all(torch.equal(read[f"network.{name}"], value) for name, value in runs.weights(half).items())
+    (half / "model").rename(half / "moved")
+    with pytest.raises(DogbreedError, match=r"or its finished run's model/; move the whole run"):
+        read_checkpoint(last)
+    (half / "moved").rename(half / "model")
     checkpoint = torch.load(last, weights_only=True)
     checkpoint["callbacks"]["History"]["seconds"] = 1e6
     torch.save(checkpoint, last)
