@@ -137,6 +137,24 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def nobody() -> Callable[[], object]:
+    """`with nobody():` root, as in a container, has no more rights than any other account."""
+
+    @contextmanager
+    def without_rights() -> Iterator[None]:
+        if os.geteuid() != 0:
+            yield
+            return
+        os.setresuid(65534, 65534, 0)
+        try:
+            yield
+        finally:
+            os.setresuid(0, 0, 0)
+
+    return without_rights
+
+
+@pytest.fixture
 def largest_file() -> Callable[[int], object]:
     """`with largest_file(1000):` no file of this process may grow beyond 1,000 bytes, as on a disk that is full."""
 

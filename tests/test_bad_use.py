@@ -23,10 +23,14 @@ from support import runs
 from torchvision.models import mobilenet_v3_small
 
 from dogbreed import DogBreedClassifier
+from dogbreed.config.compose import compose
+from dogbreed.config.settings import Config
+from dogbreed.core.errors import DogbreedError
 from dogbreed.export import main as export
 from dogbreed.inspect import main as inspect
 from dogbreed.predict import main as predict
 from dogbreed.train import main as train
+from dogbreed.training.resume import check_folder
 
 
 def refused(ran: runs.Ran, *parts: str) -> str:
@@ -236,6 +240,13 @@ def test_output_that_is_a_file(tmp_path: Path) -> None:
     for name in ("file", "file/run"):
         refused(runs.run(*runs.overrides(tmp_path / name)), f"{tmp_path / 'file'} is a file; give a folder")
     assert [path.name for path in tmp_path.iterdir()] == ["file"], "no features were computed"
+
+
+def test_output_in_a_folder_of_others(tmp_path: Path, nobody: Callable[[], Any]) -> None:
+    (tmp_path / "others").mkdir(mode=0o500)
+    config = Config.from_dict(compose([f"output_dir={tmp_path}/others/run/1"]))
+    with nobody(), pytest.raises(DogbreedError, match=r"others.* may not be written to; give another folder"):
+        check_folder(config)
 
 
 def test_no_time_for_one_epoch(tmp_path: Path) -> None:

@@ -306,4 +306,4 @@ def _acquire(lock: BaseFileLock, folder: Path) -> None:
 
 def existing(folder: Path) -> Path:
     """Return the folder, or the first above it that is there."""
-    return folder if folder.exists() else existing(folder.parent)
+    return folder if os.access(folder, os.F_OK) else existing(folder.parent)  # `exists` may raise below another's

@@ -262,8 +262,12 @@ def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]
     return [*callbacks, *build_own_callbacks(config.callbacks)]
 
 
-# A tracking server that is silent is waited for a quarter of an hour otherwise. In seconds; attempts after the first.
-_MLFLOW = {"MLFLOW_HTTP_REQUEST_TIMEOUT": "20", "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2"}
+# A silent tracking server would be waited for a quarter of an hour. In seconds; attempts after the first.
+_MLFLOW = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_ALLOW_FILE_STORE": "true",  # otherwise MLflow 3 refuses to log into a folder
+}
 
 
 def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:

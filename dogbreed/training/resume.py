@@ -77,7 +77,7 @@ def check_folder(config: Config) -> None:
     if not config.output_dir:
         return
     folder = Path(config.output_dir)
-    there = next((path for path in (folder, *folder.parents) if path.exists()), Path())
+    there = next((path for path in (folder, *folder.parents) if os.access(path, os.F_OK)), Path())
     if not there.is_dir():
         raise DogbreedError(f"output_dir={config.output_dir}: {there} is a file; give a folder.")
     if not os.access(there, os.W_OK):

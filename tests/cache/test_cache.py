@@ -675,6 +675,15 @@ def test_a_place_that_cannot_be_written(dog_tree, tmp_path):
     assert "cannot be written" in off(dog_tree, tmp_path / "file").reason
 
 
+def test_a_place_of_others(tmp_path, nobody):
+    (tmp_path / "others").mkdir(mode=0o500)
+    folder = tmp_path / "others" / "cache"
+    with nobody():
+        assert os.access(stored.existing(folder), os.F_OK), "its disk is looked at first"
+        with pytest.raises(DogbreedError, match=r"cannot be written \(Permission denied\)"), locked(folder, True):
+            pass
+
+
 def test_off_is_off(dog_tree, tmp_path):
     cached, model, _ = attached(dog_tree, tmp_path, mode="off")
     assert (cached.state, cached.reason) == ("off", "cache.mode=off")

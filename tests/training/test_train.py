@@ -14,7 +14,7 @@ import yaml
 from support import runs
 
 from dogbreed import DogBreedClassifier, Predictor
-from dogbreed.config.compose import compose
+from dogbreed.config.compose import compose, flatten
 from dogbreed.config.settings import Config
 from dogbreed.core.metric_lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.data.images import load
@@ -139,6 +139,22 @@ def test_loggers(whole: tuple[Path, str]) -> None:
     with (folder / "csv" / "metrics.csv").open(newline="") as stream:
         logged = [float(row["val_loss"]) for row in csv.DictReader(stream) if row.get("val_loss")]
     assert logged[:EPOCHS] == pytest.approx([row["val_loss"] for row in runs.history(folder)])
+
+
+@pytest.mark.slow
+def test_mlflow_gets_every_setting_within_its_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes 100 parameters at once, and names and values of a limited length; a folder counts as outdated."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    folder = tmp_path / ("of_a_long_name" * 15) / ("of_another" * 20)
+    folder.mkdir(parents=True)
+    runs.train_in(folder / "run", "trainer.max_epochs=1", "loggers.mlflow={}")
+    (parameters,) = folder.glob("run/*/*/params")
+    logged = {str(file.relative_to(parameters)): file.read_text() for file in parameters.rglob("*") if file.is_file()}
+    settings = flatten(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
+    assert len(settings) > 100
+    assert {key.replace(".", "/") for key, value in settings.items() if value != {}} <= logged.keys()
+    assert logged["output_dir"] == str(folder / "run")[:250]
+    assert list(folder.glob("run/*/*/metrics/val_loss"))
 
 
 def test_export_answers_as_the_run_did(whole: tuple[Path, str]) -> None:
