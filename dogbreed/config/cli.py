@@ -86,22 +86,22 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from dogbreed.config.compose import CONFIG_NAME, VERSION_BASE, check, conf_dir, explain, is_sweep, plain, prepare
+    from dogbreed.config import compose
 
     flags, overrides = _mode_as_flag(flags, overrides)
     multirun = bool({"-m", "--multirun"} & set(flags))
-    overrides = prepare(overrides, sweeps=multirun)
+    overrides = compose.prepare(overrides, sweeps=multirun)
     of_folder = [word for word in overrides if word.lstrip("+").startswith("output_dir=")]
-    shared = multirun and not any("${" in word or is_sweep(word) for word in of_folder)
+    shared = multirun and not any("${" in word or compose.is_sweep(word) for word in of_folder)
     folders: set[str] = set()
     code = runs = 0
     failure: Exception | None = None
 
-    def job(composed: DictConfig) -> float | None:
+    def job(composed: DictConfig | None) -> float | None:
         nonlocal code, failure, runs
         try:
-            config = plain(composed)
-            check(config)
+            config = compose.compose(overrides) if composed is None else compose.plain(composed)
+            compose.check(config)
             config["output_dir"] = _own_folder(config["output_dir"], shared, folders, runs)
             runs += 1
             result = task(config)
@@ -117,9 +117,13 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
             overrides.append(f"hydra.sweep.dir={quote(stack.enter_context(TemporaryDirectory()))}")
         stack.enter_context(_hydra_reads([*flags, *overrides]))
         try:
-            hydra.main(version_base=VERSION_BASE, config_path=str(conf_dir()), config_name=CONFIG_NAME)(job)()
+            if flags or any(word.lstrip("+~").startswith("hydra") for word in overrides):
+                folder, name = str(compose.conf_dir()), compose.CONFIG_NAME
+                hydra.main(version_base=compose.VERSION_BASE, config_path=folder, config_name=name)(job)()
+            else:  # the same, composed once; Hydra would do so twice, the first time to read its own mode
+                job(None)
         except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-            raise explain(error) from error
+            raise compose.explain(error) from error
         except _Failed:
             pass
     if multirun:

@@ -77,19 +77,18 @@ def compose(overrides: Sequence[str] = ()) -> dict[str, Any]:
     Raises:
         ConfigError: An override is malformed, or names or sets something that does not exist.
     """
-    config = _compose(overrides)
+    config = _plain_of(prepare(overrides))
     check(config)
     return config
 
 
-def _compose(overrides: Sequence[str]) -> dict[str, Any]:
+def _plain_of(prepared: Sequence[str]) -> dict[str, Any]:
     folder = str(conf_dir())
-    prepared = prepare(overrides)
     state = GlobalHydra.instance()
     running, state.hydra = state.hydra, None
     try:
         with initialize_config_dir(folder, version_base=VERSION_BASE):
-            return plain(hydra_compose(CONFIG_NAME, prepared))
+            return plain(hydra_compose(CONFIG_NAME, list(prepared)))
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         raise explain(error) from error
     finally:
@@ -179,7 +178,7 @@ def _has(config: Any, key: str) -> bool:
 
 def overrides_of(config: Mapping[str, Any]) -> list[str]:
     """Return what turns the defaults into this configuration, in Hydra's form."""
-    defaults = _defaults()
+    defaults = default_config()
     values, whole = flatten(config), {}
     for key in OPEN_KEYS:  # keys below these may also be absent, which only the whole mapping can say
         value: Any = config
@@ -202,7 +201,7 @@ def completed(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         ConfigError: A key is unknown, or a value is of another kind or not one of the choices.
     """
-    whole = _merged(_defaults(), config, "")
+    whole = _merged(default_config(), config, "")
     check(whole)
     return whole
 
@@ -235,7 +234,7 @@ def check(config: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: A key is unknown or missing, or a value is of another kind or not one of the choices.
     """
-    _check(_defaults(), config, "", Config)
+    _check(default_config(), config, "", Config)
     values = flatten(config)
     for key in path_keys() - {"data.root"}:  # of which the data say how they are fetched
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(values.get(key))) and not key.startswith("sagemaker."):
@@ -243,8 +242,9 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 @cache
-def _defaults() -> dict[str, Any]:
-    return _compose(())
+def default_config() -> dict[str, Any]:
+    """Return the configuration as it stands in conf/: composed once per process, and not to be changed."""
+    return _plain_of(())
 
 
 def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str, group: Any = None) -> None:
@@ -284,7 +284,7 @@ def _check_kind(key: str, default: Any, value: Any) -> None:
 def known_keys() -> list[str]:
     """Return every key that can be set, dotted, without those that a person adds below `OPEN_KEYS`."""
     below = tuple(f"{name}." for name in OPEN_KEYS)
-    own = [key for key in flatten(_defaults()) if not key.startswith(below)]
+    own = [key for key in flatten(default_config()) if not key.startswith(below)]
     return [*own, *OPEN_KEYS, "experiment", "logger", "schedule"]
 
 
@@ -308,7 +308,7 @@ def diff(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 
 def changed(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Return `diff` without the keys that an older version did not have, where they have their defaults."""
-    known, values, defaults = flatten(old), flatten(new), flatten(_defaults())
+    known, values, defaults = flatten(old), flatten(new), flatten(default_config())
     return [key for key in diff(old, new) if key in known or values.get(key) != defaults.get(key)]
 
 
@@ -378,13 +378,13 @@ def _malformed(text: str) -> str:
 def _nearest(key: str) -> str | None:
     """Return the key that was most likely meant: the one above it, or that of the most similar last part."""
     group, _, last = key.lower().replace("-", "_").rpartition(".")
-    names = {known: known.rpartition(".")[2] for known in [*known_keys(), *_defaults()]}
+    names = {known: known.rpartition(".")[2] for known in [*known_keys(), *default_config()]}
     likeness = {
         known: _likeness(last, name) + 0.01 * (known.rpartition(".")[0] == group) for known, name in names.items()
     }
     for other, known in {**SHORT, **_OTHER_NAMES}.items():
         likeness[known] = max(likeness[known], _likeness(last, other.replace("-", "_")))
-    if group in likeness and group not in _defaults():
+    if group in likeness and group not in default_config():
         return group
     best = max(likeness, key=lambda known: likeness[known])
     return best if likeness[best] > 0.7 else None

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import completed, compose
+from dogbreed.config.compose import completed, compose, default_config
 from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
@@ -316,7 +316,7 @@ def build_trainer(arguments: Mapping[str, Any]) -> Trainer:
 
 def refused(error: Exception, arguments: Mapping[str, Any]) -> DogbreedError:
     """Return the sentence for what Lightning does not take; it names what was not left at its default."""
-    defaults = compose(())["trainer"]
+    defaults = default_config()["trainer"]
     changed = [f"trainer.{key}={value}" for key, value in arguments.items() if defaults.get(key, value) != value]
     message = " ".join(str(error).split()) or type(error).__name__
     return DogbreedError(f"Lightning's Trainer refuses these settings ({', '.join(changed)}): {message}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from dogbreed.config.compose import compose, diff, flatten, to_yaml
+from dogbreed.config.compose import default_config, diff, flatten, to_yaml
 from dogbreed.config.overrides import dotted, literal, quote
 from dogbreed.core.files import atomic_write, write_csv
 from dogbreed.search.plot import Point, plot_trials
@@ -186,7 +186,7 @@ def command(config: Mapping[str, Any], best: Trial) -> str:
     not_repeated = ("job", "mode", "output_dir", "sagemaker.job_name", "sagemaker.warm_start")
     settings = {
         key: literal(values[key])
-        for key in diff(compose(()), config)
+        for key in diff(default_config(), config)
         if key in values and not key.startswith("search.") and key not in not_repeated
     }
     settings |= {key: quote(str(value)) for key, value in best.settings.items()}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed.config.compose import compose
+from dogbreed.config.compose import default_config
 from dogbreed.config.overrides import to_wire
 from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
@@ -61,7 +61,7 @@ def parallel_jobs(config: Mapping[str, Any]) -> int:
     search, cloud = config["search"], config["sagemaker"]
     if cloud["parallel"] is not None:
         return int(cloud["parallel"])
-    usual = search["parallel"] == compose(())["search"]["parallel"]
+    usual = search["parallel"] == default_config()["search"]["parallel"]
     return BAYESIAN_PARALLEL if usual and cloud["strategy"] == "bayesian" else int(search["parallel"])
 
 

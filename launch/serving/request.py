@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dogbreed.config.compose import compose, known_keys
+from dogbreed.config.compose import default_config, known_keys
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.version import __version__
@@ -138,7 +138,7 @@ def _check_kind(cloud: Mapping[str, Any], kind: str, region: str) -> None:
     """Refuse what a kind of deployment cannot do, or would ignore."""
     if kind not in KINDS:
         raise DogbreedError(f"kind={kind} is unknown; it is one of {', '.join(KINDS)}.")
-    defaults = compose(())["sagemaker"]["endpoint"]
+    defaults = default_config()["sagemaker"]["endpoint"]
     for key, kinds in READ_BY.items():
         if kind not in kinds and cloud["endpoint"][key] != defaults[key]:
             value = cloud["endpoint"][key]
