@@ -110,7 +110,11 @@ def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
     """
     parser = OverridesParser.create()
     prepared: list[str] = []
-    for text in with_resumed(overrides):
+    own = list(overrides)
+    given = with_resumed(own)
+    if _asks_for_the_default_batch(own):
+        given.append("data.min_steps=0")
+    for text in given:
         name, _, value = text.partition("=")
         if value and name.lstrip("+") in path_keys() and not (sweeps and is_sweep(text)):
             text = f"{name}={quote_path(value)}"
@@ -134,6 +138,13 @@ def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
     return prepared
 
 
+def _asks_for_the_default_batch(words: Sequence[str]) -> bool:
+    """Tell whether the default batch size is given in words, so that small data do not make it a smaller one."""
+    values = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
+    asked = values.get("data.batch_size", "")
+    return "data.min_steps" not in values and asked != "" and str(_defaults()["data"]["batch_size"]) in asked
+
+
 def is_sweep(text: str) -> bool:
     """Tell whether an override has several values, of which `--multirun` takes one after the other."""
     try:
@@ -150,6 +161,7 @@ def with_resumed(overrides: Iterable[str]) -> list[str]:
     if run is None or values["resume"] == "auto" or not (run / "config.yaml").is_file():
         return own  # what may start from scratch has all its settings
     kept = _kept_by(run / "config.yaml")
+    kept["data"].setdefault("min_steps", 0)  # older runs took batches as they were
     groups = tuple(f"{'loggers' if key == 'logger' else f'{key}.'}" for key in values if "." not in key)
     taken_over = overrides_of({str(key): value for key, value in kept.items()})
     # What the words add or take out may be so in the run already.

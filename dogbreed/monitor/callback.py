@@ -194,7 +194,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         """Return what the diagnosis of the curves so far advises while the run goes on."""
         diagnosis = diagnose(self.history.rows, self._classes, self.history.config)
         if diagnosis.kind == "improving":
-            return "val_loss still falls: nothing to change yet."
+            return "Nothing to change yet."
         return "Too early to advise." if diagnosis.kind in ("short", "unclear") else diagnosis.advice
 
     def _say_single_step(self, trainer: Trainer, images: int) -> None:

@@ -25,6 +25,7 @@ from dogbreed.training.build import (
     build_data,
     build_model,
     device_of,
+    fit_batch_size,
     prepare_process,
     read_config,
     say,
@@ -65,7 +66,7 @@ def _search(search: Search) -> None:
     reason = _why_not_stacked(config, search.space)
     stacked: HeadTrainer | None = None
     if reason is None:
-        stacked, reason = _head_trainer(config)
+        stacked, reason = _head_trainer(config, search.space)
     search.open()
     done, trials = len(search.finished()), config.search.trials
     if done:
@@ -103,12 +104,14 @@ def _why_not_stacked(config: Config, space: Space) -> str | None:
     return why_not_stacked(config)
 
 
-def _head_trainer(config: Config) -> tuple[HeadTrainer | None, str | None]:
+def _head_trainer(config: Config, space: Space) -> tuple[HeadTrainer | None, str | None]:
     """Return what trains heads side by side, or the reason why it is not to be had."""
     device = device_of(config)
     data = build_data(config, quiet=config.progress == "none")
     data.prepare_data()
     data.setup()
+    if BATCH_SIZE not in space and fit_batch_size(config, data) is not config:
+        _say(config, data.warnings[0])
     model = build_model(config, data, None)
     cache = build_cache(config, quiet=False)
     cache.attach(model, data, device, epochs=config.trainer["max_epochs"])
@@ -124,7 +127,7 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:
     def train_round(trials: Sequence[Any]) -> None:
         groups: dict[int, list[Any]] = {}
         for trial in trials:
-            groups.setdefault(trial.params.get(BATCH_SIZE, search.config.data.batch_size), []).append(trial)
+            groups.setdefault(trial.params.get(BATCH_SIZE, trainer.data.batch_size), []).append(trial)
         results: dict[int, dict[str, Any]] = {}
         for batch_size, members in sorted(groups.items(), reverse=True):
             results |= _train_group(search, trainer, batch_size, members)
@@ -171,6 +174,7 @@ def _one_by_one(search: Search) -> TrainRound:
                 "loggers": {},
                 "refit": False,
                 "data.folds": None,
+                **({"data.min_steps": 0} if BATCH_SIZE in trial.params else {}),
             }
             config = with_values(search.config, {**trial.params, **quietly})
             with redirect_stdout(io.StringIO()), suppress(NonFiniteLoss):

@@ -1,6 +1,7 @@
 """From a configuration to the parts of a run: its folder, data, model, cache, callbacks, loggers and trainer."""
 
 import logging
+import math
 import os
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder
+from dogbreed.core.text import count
 from dogbreed.core.threads import stop_spinning
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Transform
@@ -105,9 +107,13 @@ def preprocessing_of(config: Config) -> Preprocessing:
     return backbones.preprocessing_of(model.backbone, weights=model.weights, resize=data.resize, size=data.size)
 
 
+# Of the group data, what DogImages does not take.
+_NOT_OF_IMAGES = ("resize", "size", "folds", "min_steps")
+
+
 def build_data(config: Config, quiet: bool) -> DogImages:
     """Return the data group as DogImages, with the preprocessing that the network's weights expect."""
-    arguments = {key: value for key, value in vars(config.data).items() if key not in ("resize", "size", "folds")}
+    arguments = {key: value for key, value in vars(config.data).items() if key not in _NOT_OF_IMAGES}
     return DogImages(
         **{**arguments, "transforms": build_transforms(config.data.transforms)},
         preprocessing=preprocessing_of(config),
@@ -116,6 +122,31 @@ def build_data(config: Config, quiet: bool) -> DogImages:
         seed=config.seed,
         quiet=quiet,
     )
+
+
+def has_default_batch(config: Config) -> bool:
+    """Return whether the batch size is nobody's choice, and may be a smaller one."""
+    return config.data.min_steps > 0 and config.data.batch_size == compose(())["data"]["batch_size"]
+
+
+def fit_batch_size(config: Config, data: DogImages) -> Config:
+    """Return the settings with a smaller batch where the default leaves an epoch too few steps; `data` takes it too.
+
+    Args:
+        config: The whole configuration.
+        data: Set up.
+    """
+    before, images = config.data.batch_size, len(data.samples["train"])
+    if not has_default_batch(config) or images >= before * config.data.min_steps:
+        return config
+    data.batch_size = 2 ** max(1, int(math.log2(images / config.data.min_steps)))
+    steps = [count(math.ceil(images / size), "step") for size in (data.batch_size, before)]
+    data.warnings.insert(
+        0,
+        f"data.batch_size={data.batch_size}, not {before}: {steps[0]} per epoch of {images:,} training images instead "
+        f"of {steps[1]}; give data.batch_size for another.",
+    )
+    return replace(config, data=replace(config.data, batch_size=data.batch_size))
 
 
 def build_model(config: Config, data: DogImages, checkpoint: Mapping[str, Any] | None) -> DogBreedClassifier:

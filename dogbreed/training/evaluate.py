@@ -216,4 +216,8 @@ def _summary(run: ReportInputs, caveats: Sequence[str], folder: Path, unknown: S
         lines.append(f"No images of {len(missing)} of the model's {classes}: {', '.join(missing[:3])}{more}.")
     if unknown:
         lines.append(f"Left out, since the model does not know them: {', '.join(unknown)}.")
+    others = {name: len(samples) for name, samples in run.photos.items() if name != metrics["split"]}
+    if others:
+        images = count(sum(others.values()), "image")
+        lines.append(f"{images} of {' and '.join(others)} not measured; split= chooses another split.")
     return "\n".join([*lines, f"Wrote {folder}/report.html, predictions.csv and metrics.json."])

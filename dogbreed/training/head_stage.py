@@ -55,7 +55,7 @@ def config_of(config: Config, folder: Path) -> Config:
         callbacks=None,
         loggers={},
         rules={**config.rules, "enabled": False},
-        data=replace(config.data, batch_size=stage.batch_size, augment=stage.augment, transforms=None),
+        data=replace(config.data, batch_size=stage.batch_size, min_steps=0, augment=stage.augment, transforms=None),
         model=replace(
             config.model,
             trainable="head",

@@ -197,6 +197,7 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
         "epochs": len(run.history.rows),
         "best_epoch": best["epoch"],
         "seconds": round(run.history.seconds_before + time.monotonic() - run.started, 3),
+        "batch_size": run.data.batch_size,
         "images_seen": run.model.images_seen,
         "images_per_second": round(run.model.images_seen / max(training_seconds, 1e-9), 1),
         "images_skipped": len(run.data.skipped),

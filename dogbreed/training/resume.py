@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.monitor.history import BEST
+from dogbreed.training.build import has_default_batch
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
@@ -24,6 +26,7 @@ MAY_DIFFER = (
     "test",
     "early_stopping",
     "data.folds",
+    "data.min_steps",
     "data.num_workers",
     "data.root",
     "data.download",
@@ -112,6 +115,14 @@ def check_epochs_left(checkpoint: Mapping[str, Any], config: Config, path: Path)
         )
 
 
+def with_batch_size_of(checkpoint: Mapping[str, Any], config: Config) -> Config:
+    """Return the settings with the batch size that a resumed run began with, unless another one is given."""
+    kept = checkpoint.get("callbacks", {}).get("History", {}).get("config")
+    if kept is None or not has_default_batch(config):
+        return config
+    return replace(config, data=replace(config.data, batch_size=kept["data"]["batch_size"]))
+
+
 def check_same_run(checkpoint: Mapping[str, Any], config: Config, path: Path) -> None:
     """Refuse to go on with a checkpoint of another configuration.
 
@@ -136,7 +147,8 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Config, path: Path) ->
     if keys:
         differences = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
         raise DogbreedError(
-            f"{path} belongs to another configuration: {differences}. Resume with the same, or start from scratch."
+            f"{path} belongs to another configuration: {differences}. Resume with the same, or start a "
+            f"new run from its weights with model.weights={path.parent.parent}."
         )
 
 

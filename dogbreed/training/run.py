@@ -47,6 +47,7 @@ from dogbreed.training.build import (
     build_loggers,
     build_model,
     build_trainer,
+    fit_batch_size,
     prepare_process,
     read_config,
     run_folder,
@@ -59,7 +60,14 @@ from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
 from dogbreed.training.refit import check_refit
 from dogbreed.training.results import Run, finish, finish_head
-from dogbreed.training.resume import best_before, check_epochs_left, check_folder, check_same_run, find_checkpoint
+from dogbreed.training.resume import (
+    best_before,
+    check_epochs_left,
+    check_folder,
+    check_same_run,
+    find_checkpoint,
+    with_batch_size_of,
+)
 
 
 @dataclass(frozen=True)
@@ -164,11 +172,15 @@ def _prepare(
     checkpoint = read_checkpoint(checkpoint_path) if checkpoint_path else None
     before: Path | None = None
     if checkpoint is not None and checkpoint_path is not None:
+        config = with_batch_size_of(checkpoint, config)
         check_same_run(checkpoint, config, checkpoint_path)
         check_epochs_left(checkpoint, config, checkpoint_path)
         before = best_before(checkpoint, checkpoint_path)
     agree(lambda: data.prepare_data() if main_process else None)
     data.setup()
+    config = config if checkpoint else fit_batch_size(config, data)
+    history.config = config.to_dict()
+    data.batch_size = config.data.batch_size
     model = build_model(config, data, checkpoint)
 
     callbacks = [*([profiling] if profiling else []), *callbacks, history, live_rules]

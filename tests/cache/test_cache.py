@@ -171,6 +171,11 @@ def test_the_key_changes_with_precision_and_preprocessing():
     assert len(precisions) == len(extract.PRECISIONS)
     changes = ({"resize": "crop"}, {"mean": (0.5, 0.5, 0.5)}, {"std": (0.5, 0.5, 0.5)}, {"interpolation": "bicubic"})
     assert len({store_key(preprocessing=replace(SMALL, **change)) for change in ({}, *changes)}) == 5
+    squashed, cropped = (
+        {store_key(preprocessing=replace(SMALL, resize=resize, resize_size=side)) for side in (72, 90)}
+        for resize in ("squash", "crop")
+    )
+    assert (len(squashed), len(cropped)) == (1, 2), "squash does not look at it"
 
 
 # Too little memory, and numbers that are too large

@@ -315,6 +315,20 @@ def test_open_mappings_take_new_keys_and_are_replaced_as_a_whole():
     assert space == {"model": {"lr": {"low": 0.001, "high": 0.2, "log": True}}}
 
 
+@pytest.mark.parametrize(
+    ("words", "steps"),
+    [
+        ([], 4),
+        (["data.batch_size=64"], 4),
+        (["data.batch_size=512"], 0),
+        (["data.batch_size=512", "data.min_steps=2"], 2),
+    ],
+)
+def test_a_default_batch_that_is_asked_for_does_not_adapt(words, steps):
+    assert compose(words)["data"]["min_steps"] == steps
+    assert prepare(prepare(words)) == prepare(words)
+
+
 def test_preparing_twice_changes_nothing_more():
     once = prepare(["loggers={csv: {}}", "search.space.model.lr.low=0.1", "~data.url", "seed=1"])
     assert prepare(once) == once

@@ -15,7 +15,8 @@ from torchvision.models import list_models
 from torchvision.ops import StochasticDepth
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.models import backbones
+from dogbreed.data.images import Preprocessing
+from dogbreed.models import backbones, model_folder
 from dogbreed.models.backbones import changing_names, create, freeze, head_name, preprocessing_of, set_mode
 from dogbreed.models.weights import load_backbone, read_state
 
@@ -368,6 +369,20 @@ def test_weights_of_another_network(tmp_path, squeezenet):
         create("resnet18", 5, weights=str(tmp_path / "other.pth"))
     with pytest.raises(DogbreedError, match=r"do not fit squeezenet1_0: .*features.0.weight and \d+ more of another"):
         create("squeezenet1_0", 5, weights=str(tmp_path / "other.pth"))
+
+
+def test_weights_of_a_run(tmp_path):
+    """Its folder and its model/ stand for them; a head of another size is new, and another network is named."""
+    network = create("squeezenet1_1", 5, weights="none", seed=3)
+    model_folder.save(
+        tmp_path / "model", model_folder.Exported(network, "squeezenet1_1", list("abcde"), Preprocessing())
+    )
+    for run in (tmp_path, tmp_path / "model"):
+        assert same_values(create("squeezenet1_1", 5, weights=str(run)).state_dict(), network.state_dict())
+        wider = create("squeezenet1_1", 6, weights=str(run))
+        assert torch.equal(wider.features[0].weight, network.features[0].weight)
+        with pytest.raises(DogbreedError, match=r"do not fit resnet18: .* a run with model\.backbone=squeezenet1_1\.$"):
+            create("resnet18", 5, weights=str(run))
 
 
 class _Touch:

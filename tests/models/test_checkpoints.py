@@ -148,6 +148,7 @@ def test_runs_share_equal_frozen_values(tmp_path, capsys):
     (kept,) = shared.iterdir()
     assert (tmp_path / "one" / FROZEN).samefile(kept)
     assert (tmp_path / "two" / FROZEN).samefile(kept)
+    assert kept.stat().st_mode == (tmp_path / "one" / "a.ckpt").stat().st_mode, "who may read one may read both"
     other = checkpoint()
     other["state_dict"]["network.body.weight"] = other["state_dict"]["network.body.weight"] + 1
     RunCheckpointIO({"head.weight"}, shared).save_checkpoint(other, tmp_path / "two" / "a.ckpt")

@@ -46,6 +46,23 @@ def test_one_step_per_epoch_is_said_with_the_setting_to_change(leaking):
     assert f"{text}would make it 12." in single.out
 
 
+def test_a_batch_size_that_nobody_chose_suits_small_data(leaking):
+    """It is said and kept; a resumed run has the one that it began with, and what is given is taken as it is."""
+    root, _ = leaking
+    fitted = root / "fitted"
+    words = [word for word in runs.overrides(fitted, "test=false", data=root / "dogs") if "batch_size" not in word]
+    ran = runs.run(*words, "trainer.max_epochs=1")
+    text = "data.batch_size=4, not 512: 6 steps per epoch of 24 training images instead of 1 step; give data.batch_size"
+    assert text in ran.out
+    assert "One optimizer step per epoch" not in ran.out
+    assert runs.metrics(fitted)["batch_size"] == 4
+    assert "\n  batch_size: 4\n" in (fitted / "config.yaml").read_text()
+    ran = runs.run(*words, "trainer.max_epochs=2", "resume=auto", "data.min_steps=2")
+    assert (ran.code, runs.metrics(fitted)["batch_size"]) == (0, 4), ran.err
+    ran = runs.run("trainer.max_epochs=3", f"resume={fitted}", "data.batch_size=512")
+    assert "data.batch_size (was 4, is 512)" in ran.err
+
+
 def test_classes_that_are_never_predicted_are_named(leaking):
     root, ran = leaking
     metrics = runs.metrics(root / "run")
@@ -87,3 +104,8 @@ def test_a_calibration_error_on_too_few_images(tmp_path, pairs, unknown):
     assert ("Whether its probabilities are right cannot be told on 2 images: a perfectly" in page) == unknown
     assert ("changes the calibration error from 0.500 to 0." in page) == unknown
     assert ("a difference that cannot be told on 2 images" in page) == unknown
+    assert "on the very images it was fitted on" not in page, "the test split"
+    training_report.write(
+        tmp_path / "valid.html", make_run(tmp_path, pairs, NAMES, files=False, temperature=6.0, split="valid")
+    )
+    assert ", measured on the very images it was fitted on" in read_page(tmp_path / "valid.html")
