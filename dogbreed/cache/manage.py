@@ -1,7 +1,6 @@
 """What `python -m dogbreed.cache` does with the feature stores: list, verify and delete them."""
 
 import json
-import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -103,4 +102,4 @@ ACTIONS: dict[str, Callable[[Path, Sequence[str]], int]] = {
 
 def manage(action: str, folder: str | None, names: Sequence[str] = ()) -> int:
     """List, verify, delete or prune; return 1 where a row is damaged, else 0."""
-    return ACTIONS[action](cache_folder(folder or os.environ.get("DOGBREED_CACHE")) / "features", names)
+    return ACTIONS[action](cache_folder(folder) / "features", names)

@@ -42,8 +42,8 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
 def cache_folder(folder: str | Path | None = None) -> Path:
-    """Return the folder, or `dogbreed` in the user's cache folder."""
-    if folder:
+    """Return the folder, or that of DOGBREED_CACHE, or `dogbreed` in the user's cache folder."""
+    if folder := folder or os.environ.get("DOGBREED_CACHE"):
         return Path(os.path.expanduser(folder))
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
 

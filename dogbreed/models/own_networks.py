@@ -96,8 +96,14 @@ def with_new_head(network: nn.Module, head: str | None, num_classes: int, seed: 
     layers = {name: module for name, module in network.named_modules() if isinstance(module, nn.Linear)}
     name = next(reversed(layers), "") if head is None else head
     if name not in layers:
-        hint = f"; its linear layers are {', '.join([*layers][-5:])}." if layers else ", and no other."
-        raise DogbreedError(f"{type(network).__name__} has no linear layer head={name!r}{hint}")
+        kind = type(network).__name__
+        if not layers:
+            raise DogbreedError(
+                f"{kind} has no linear layer that could become the head; end it with a torch.nn.Linear."
+            )
+        raise DogbreedError(
+            f"{kind} has no linear layer head={name!r}; its linear layers are {', '.join([*layers][-5:])}."
+        )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network.set_submodule(name, nn.Linear(layers[name].in_features, num_classes))

@@ -219,5 +219,5 @@ def _summary(run: ReportInputs, caveats: Sequence[str], folder: Path, unknown: S
     others = {name: len(samples) for name, samples in run.photos.items() if name != metrics["split"]}
     if others:
         images = count(sum(others.values()), "image")
-        lines.append(f"{images} of {' and '.join(others)} not measured; split= chooses another split.")
+        lines.append(f"{images} of {' and '.join(sorted(others))} not measured; split= chooses another split.")
     return "\n".join([*lines, f"Wrote {folder}/report.html, predictions.csv and metrics.json."])

@@ -716,6 +716,8 @@ def test_where_the_cache_lies(cache_dir, monkeypatch):
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(cache_dir))
     assert cache_folder() == cache_dir / ".cache" / "dogbreed"
+    monkeypatch.setenv("DOGBREED_CACHE", "~/ours")
+    assert FeatureCache().folder == cache_dir / "ours" / "features"
     assert cache_folder("~/mine") == cache_dir / "mine"
 
 

@@ -70,7 +70,7 @@ def test_another_split(trained, tmp_path, capsys):
     assert result.metrics["val_loss"] == pytest.approx(runs.metrics(folder)["val_loss"], abs=1e-4)
     assert not [key for key in result.metrics if key.startswith("test_")]
     assert "Validation accuracy " in said
-    assert "\n27 images of train and test not measured; split= chooses another split.\n" in said
+    assert "\n27 images of test and train not measured; split= chooses another split.\n" in said
     assert result.metrics["split"] == "valid"
     assert result.predictions.split == "valid"
 
