@@ -142,7 +142,7 @@ def _asks_for_the_default_batch(words: Sequence[str]) -> bool:
     """Tell whether the default batch size is given in words, so that small data do not make it a smaller one."""
     values = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
     asked = values.get("data.batch_size", "")
-    return "data.min_steps" not in values and asked != "" and str(_defaults()["data"]["batch_size"]) in asked
+    return "data.min_steps" not in values and asked != "" and str(default_config()["data"]["batch_size"]) in asked
 
 
 def is_sweep(text: str) -> bool:

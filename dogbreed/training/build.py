@@ -126,7 +126,7 @@ def build_data(config: Config, quiet: bool) -> DogImages:
 
 def has_default_batch(config: Config) -> bool:
     """Return whether the batch size is nobody's choice, and may be a smaller one."""
-    return config.data.min_steps > 0 and config.data.batch_size == compose(())["data"]["batch_size"]
+    return config.data.min_steps > 0 and config.data.batch_size == default_config()["data"]["batch_size"]
 
 
 def fit_batch_size(config: Config, data: DogImages) -> Config:
