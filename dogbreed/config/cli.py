@@ -122,7 +122,7 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
                 hydra.main(version_base=compose.VERSION_BASE, config_path=folder, config_name=name)(job)()
             else:  # the same, composed once; Hydra would do so twice, the first time to read its own mode
                 job(None)
-        except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        except (HydraException, OmegaConfBaseException, YAMLError, ValueError, *compose.NO_FOLDER) as error:
             raise compose.explain(error) from error
         except _Failed:
             pass

@@ -25,6 +25,7 @@ from dogbreed.core.errors import DogbreedError
 
 CONFIG_NAME = "config"
 VERSION_BASE = "1.3"
+NO_FOLDER = (FileNotFoundError, FileExistsError, NotADirectoryError)  # of Hydra, which wants one of its own
 
 # Mappings whose keys a person chooses. What is given for one replaces it; a key below it is added.
 OPEN_KEYS = ("loggers", "search.space", "debugger.collections", "sagemaker.tags", "sagemaker.environment")
@@ -333,6 +334,11 @@ def explain(error: Exception) -> ConfigError:
     """Say in one sentence what Hydra's or OmegaConf's error means, with the nearest name that exists."""
     if isinstance(error, ConfigError):
         return error
+    if isinstance(error, NO_FOLDER):
+        return ConfigError(
+            f"Hydra cannot use the folder {error.filename or 'that this was started in, which is gone'} "
+            f"({error.strerror}); change to another, or leave hydra.run.dir out: output_dir= names a run's folder"
+        )
     message = str(error)
     if match := re.match(r"Could not (?:override|delete from config\.) '([^'@]+)'", message):
         return unknown_key(match[1].partition("=")[0])

@@ -47,6 +47,7 @@ CHOICES = {
     "source": ("dogimages", "sample"),
 }
 MOST_NAMED = 100  # files under two labels
+MOST_WORKERS = 1024  # processes; a million would take the machine down
 _USES = {"train": "train", "valid": "validate", "test": "test"}
 
 
@@ -151,8 +152,10 @@ class DogImages(LightningDataModule):
         _at_least_one("data.max_pixels", self.max_pixels)
         if not 0 <= self.seed < 1 << 63:
             raise DogbreedError(f"seed={self.seed} is out of range; it is a whole number from 0 to 2^63 - 1.")
-        if not (isinstance(self.num_workers, int) and self.num_workers >= 0):
-            raise DogbreedError(f"data.num_workers={self.num_workers} is out of range; it is auto or 0 and more.")
+        if not (isinstance(self.num_workers, int) and 0 <= self.num_workers <= MOST_WORKERS):
+            raise DogbreedError(
+                f"data.num_workers={self.num_workers} is out of range; it is auto or 0 to {MOST_WORKERS}."
+            )
 
     @classmethod
     def for_model(cls, model: Any, root: str | Path, **arguments: Any) -> Self:

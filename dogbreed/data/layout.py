@@ -48,6 +48,11 @@ def holds_files(folder: Path) -> bool:
     return any(names for _, names in _walk(folder))
 
 
+def holds_photographs(folder: Path) -> bool:
+    """Tell whether a file below a folder is called as photographs are."""
+    return any(os.path.splitext(name)[1].lower() in _PHOTOGRAPHS for _, names in _walk(folder) for name in names)
+
+
 def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield every folder with the names of its files."""
     seen = {Path(folder).resolve()}

@@ -19,6 +19,7 @@ from dogbreed.data.layout import (
     find_splits,
     holds_files,
     holds_images,
+    holds_photographs,
     inner_class_folders,
     is_noise,
     list_files,
@@ -134,14 +135,18 @@ def _unsplit_classes(root: Path) -> dict[str, Path]:
         packed = next((path for path in sorted(root.iterdir()) if not is_noise(path.name) and is_archive(path)), None)
         if packed is not None:
             raise DogbreedError(f"{root} holds no photographs but an archive; give data.root={packed}.")
-        alone = holds_images(root)
+        loose = holds_images(root)
         way_out = (
             "give their labels with data.labels=FILE.csv, or sort them into one folder per class"
-            if alone
+            if loose
             else ("it should hold train/, valid/ and test/, or one folder per class")
         )
-        fact = "no folder train/ and no class folders" if not alone else "images, but no class folders"
+        fact = "no folder train/ and no class folders" if not loose else "images, but no class folders"
         raise DogbreedError(f"{root} has {fact}; {way_out}.")
+    alone = [path for path in folders.values() if holds_photographs(path)] if len(folders) > 1 else []
+    if len(alone) == 1:  # as Images/ beside Annotation/ and lists/
+        table = " and their labels with data.labels=FILE.csv" if holds_images(alone[0]) else ""
+        raise DogbreedError(f"Of the folders in {root} one alone has photographs: give data.root={alone[0]}{table}.")
     return folders
 
 
@@ -170,6 +175,11 @@ def _of_table(root: Path, labels: Path, class_mismatch: str) -> Listing:
     return Listing(names, entries, [split for split in SPLITS if split in splits], notes)
 
 
+def _loosely(name: str) -> str:
+    """Return a name without what is overlooked: capitals, blanks, dashes."""
+    return re.sub(r"[\s_-]", "", name).casefold()
+
+
 def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) -> tuple[list[str], list[str]]:
     """Return the classes that every source has, and a sentence on the others, which are an error unless dropped."""
     classes = {source: set(names) for source, names in where.items()}
@@ -179,6 +189,12 @@ def _common(where: Mapping[str, Iterable[str]], need: str, class_mismatch: str) 
         lacking = next(source for source, names in classes.items() if names != anywhere)
         absent = sorted(anywhere - classes[lacking])
         there = next(source for source, names in classes.items() if absent[0] in names)
+        alike = next((name for name in classes[lacking] if _loosely(name) == _loosely(absent[0])), None)
+        if alike is not None:
+            raise DogbreedError(
+                f"The splits have different classes: {absent[0]!r} is in {there}, {alike!r} in {lacking}; give both "
+                "the same name."
+            )
         more = f" and {len(absent) - 1} more are in" if len(absent) > 1 else " is in"
         drop = "; data.class_mismatch=drop leaves such classes out" if everywhere else ""
         raise DogbreedError(

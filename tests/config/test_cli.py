@@ -154,6 +154,19 @@ def test_bad_use_is_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
+def test_folders_that_hydra_cannot_use(tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    assert run(f"hydra.run.dir={tmp_path}/file/run", task=print) == 2
+    assert capsys.readouterr().err.startswith(
+        f"error: Hydra cannot use the folder {tmp_path}/file/run (Not a directory)"
+    )
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert run("hydra.job.name=train", task=print) == 2
+    assert "error: Hydra cannot use the folder that this was started in, which is gone" in capsys.readouterr().err
+
+
 def raiser(error):
     def task(*_):
         raise error

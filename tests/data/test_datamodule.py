@@ -333,6 +333,16 @@ def test_a_class_in_some_splits_only(tmp_path, write_tree, split):
         dogs(tmp_path)
 
 
+@pytest.mark.parametrize("name", ["002.blue_spitz", "002.Blue_spitz ", "002.Blue-spitz"])
+def test_a_class_under_nearly_the_same_name_in_one_split(tmp_path, write_tree, name):
+    write_tree(tmp_path)
+    (tmp_path / "valid" / "002.Blue_spitz").rename(tmp_path / "valid" / name)
+    with pytest.raises(DogbreedError) as error:
+        dogs(tmp_path)
+    assert "give both the same name" in str(error.value)
+    assert f"{name!r} is in {tmp_path / 'valid'}" in str(error.value) or f"{name!r} in {tmp_path}" in str(error.value)
+
+
 def test_two_classes_of_one_name(tmp_path, write_tree):
     write_tree(tmp_path, breeds=["001.Poodle", "002.Poodle"])
     with pytest.raises(DogbreedError, match="two classes that are both named Poodle"):
@@ -428,7 +438,8 @@ def test_a_class_may_lose_all_its_images_in_a_split(tmp_path, write_tree):
         ({"batch_size": True}, "data.batch_size=True is out of range"),
         ({"augment": "mixup"}, "data.augment=mixup is unknown; it is one of none, flip, crop"),
         ({"on_bad_image": "ignore"}, "data.on_bad_image=ignore is unknown; it is one of skip, error"),
-        ({"num_workers": -1}, "data.num_workers=-1 is out of range; it is auto or 0 and more"),
+        ({"num_workers": -1}, "data.num_workers=-1 is out of range; it is auto or 0 to 1024"),
+        ({"num_workers": 1_000_000}, "data.num_workers=1000000 is out of range"),
         ({"num_workers": "many"}, "data.num_workers=many is out of range"),
         ({"views": 0}, "cache.views=0 is out of range"),
         ({"max_pixels": 0}, "data.max_pixels=0 is out of range"),

@@ -208,6 +208,20 @@ def test_images_without_class_folders(tmp_path):
         images(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("photographs", "way_out"),
+    [("Images/001.Beagle/1.png", r"/Images\."), ("images/1.png", r"/images and their labels with data\.labels=FILE")],
+)
+def test_annotations_beside_the_photographs_are_no_classes(tmp_path, photographs, way_out):
+    """Two data sets of dogs unpack so; a model of `Images` and `Annotation` would be right every time."""
+    for path in (photographs, "Annotation/001.Beagle/1", "lists/train_list.mat"):
+        (tmp_path / path).parent.mkdir(parents=True)
+        (tmp_path / path).write_text("")
+    noise(1).save(tmp_path / photographs)
+    with pytest.raises(DogbreedError, match=r"one alone has photographs: give data\.root=.*" + way_out):
+        images(tmp_path)
+
+
 def test_linked_folders_within_a_class(copy, tmp_path):
     (tmp_path / "more" / "deep").mkdir(parents=True)
     noise(5000).save(tmp_path / "more" / "deep" / "1.png")
