@@ -90,7 +90,7 @@ def _plain_of(prepared: Sequence[str]) -> dict[str, Any]:
     try:
         with initialize_config_dir(folder, version_base=VERSION_BASE):
             return plain(hydra_compose(CONFIG_NAME, list(prepared)))
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, *NO_FOLDER) as error:
         raise explain(error) from error
     finally:
         GlobalHydra.instance().hydra = running

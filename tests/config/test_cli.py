@@ -154,7 +154,8 @@ def test_bad_use_is_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_folders_that_hydra_cannot_use(tmp_path, capsys, monkeypatch):
+@pytest.mark.parametrize("more", [[], ["hydra.job.name=train"]])
+def test_folders_that_hydra_cannot_use(more, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     assert run(f"hydra.run.dir={tmp_path}/file/run", task=print) == 2
     assert capsys.readouterr().err.startswith(
@@ -163,7 +164,7 @@ def test_folders_that_hydra_cannot_use(tmp_path, capsys, monkeypatch):
     (tmp_path / "gone").mkdir()
     monkeypatch.chdir(tmp_path / "gone")
     (tmp_path / "gone").rmdir()
-    assert run("hydra.job.name=train", task=print) == 2
+    assert run(*more, task=print) == 2
     assert "error: Hydra cannot use the folder that this was started in, which is gone" in capsys.readouterr().err
 
 
