@@ -47,9 +47,18 @@ def frozen(backbone: str, trainable: str = "head") -> nn.Module:
     return network
 
 
+@pytest.fixture(scope="module")
+def keys_elsewhere() -> dict[str, str]:
+    """The key of each network in another process."""
+    arguments = [str(part) for pair in NETWORKS.items() for part in pair]
+    printed = runs.finish(Forked(program, [KEYS, *arguments], runs.environment())).split()
+    assert len(set(printed)) == len(NETWORKS)
+    return dict(zip(NETWORKS, printed, strict=True))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backbone", NETWORKS)
-def test_the_cut_is_exact_and_deep(backbone):
+def test_the_cut_is_exact_and_deep(backbone, keys_elsewhere):
     network, size = frozen(backbone), NETWORKS[backbone]
     parts = cut(network, size)
     parts_equal_whole(network, parts, size, atol=2e-6)
@@ -62,16 +71,7 @@ def test_the_cut_is_exact_and_deep(backbone):
         assert in_tail == trained, "everything with weights lies in front of the cut, but for the head"
     assert not [name for name in vars(network) if name.startswith("_tensor_constant")], "nothing is left on the network"
     assert fingerprint(cut(network, size).prefix) == fingerprint(parts.prefix), "however often it was traced"
-
-
-@pytest.mark.slow
-def test_keys_are_the_same_in_another_process():
-    arguments = [str(part) for pair in NETWORKS.items() for part in pair]
-    process = Forked(program, [KEYS, *arguments], runs.environment())
-    printed = runs.finish(process)
-    here = [fingerprint(cut(frozen(backbone), size).prefix) for backbone, size in NETWORKS.items()]
-    assert printed.split() == here
-    assert len(set(here)) == len(NETWORKS)
+    assert fingerprint(parts.prefix) == keys_elsewhere[backbone]
 
 
 @pytest.mark.slow

@@ -4,9 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -149,38 +146,3 @@ def test_a_run_of_another_job_has_to_be_one(container, monkeypatch, capfd):
     monkeypatch.setenv("SM_CHANNEL_RESUME", str(container))
     assert entry.main(WIRE) == 2
     assert "RuntimeError: The channel resume should hold the run of an earlier job" in capfd.readouterr().err
-
-
-def test_two_machines_that_share_no_disk(container, tmp_path):
-    """As torchrun starts them in a job of two: one run, each image tested once, results on the first machine alone."""
-    port = _free_port()
-    machines = []
-    for rank in range(2):
-        ml = tmp_path / f"machine-{rank}"
-        env = {**os.environ, "SM_CHANNEL_TRAINING": str(runs.photographs()), "OMP_NUM_THREADS": "1"}
-        env |= {"SM_MODEL_DIR": f"{ml}/model", "SM_OUTPUT_DATA_DIR": f"{ml}/data", "PYTHONPATH": str(runs.ROOT)}
-        env |= {"DOGBREED_CHECKPOINTS": f"{ml}/checkpoints", "DOGBREED_CACHE": f"{ml}/cache"}
-        command = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-        command += ["--master_addr", "127.0.0.1", "--master_port", str(port), "--node_rank", str(rank)]
-        command += [str(runs.ROOT / "launch" / "jobs" / "entry.py"), *WIRE, "--trainer__num_nodes", "2"]
-        output = subprocess.PIPE if rank == 0 else subprocess.DEVNULL
-        machines.append(subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.STDOUT, text=True))
-    try:
-        out, _ = machines[0].communicate(timeout=240)
-        assert [machine.wait(60) for machine in machines] == [0, 0], out
-    finally:
-        for machine in machines:
-            machine.kill()
-    first, second = tmp_path / "machine-0", tmp_path / "machine-1"
-    assert len((first / "data" / "predictions.csv").read_text().splitlines()) == 1 + 9, "3 breeds x 3, each once"
-    assert (first / "model" / "model.json").exists()
-    assert not (second / "model").exists()
-    rows = {machine: list((machine / "cache" / "features").rglob("*")) for machine in (first, second)}
-    assert rows[first], "each machine has the features that it reads"
-    assert rows[second]
-
-
-def _free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]

@@ -237,12 +237,12 @@ def test_two_machines_that_share_no_disk(place: Path) -> None:
 @pytest.mark.slow
 def test_a_tuning_job_tries_and_picks(place: Path) -> None:
     space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
-    given = [IMAGE, space, "search.trials=6", "sagemaker.rehearsal.trials=3", "trainer.max_epochs=2"]
+    given = [IMAGE, space, "search.trials=6", "sagemaker.rehearsal.trials=2", "trainer.max_epochs=2"]
     tuned = rehearse(place, "tune", *given, command="tune")
     assert tuned.code == 0, tuned.out + tuned.err
-    assert "Trials:   3, 2 at a time" in tuned.out
+    assert "Trials:   2, 2 at a time" in tuned.out
     record = tuned.record
-    assert [job["status"] for job in record["jobs"]] == ["Completed"] * 3
+    assert [job["status"] for job in record["jobs"]] == ["Completed"] * 2
     values = [job["metrics"]["val_loss"] for job in record["jobs"]]
     assert record["best"] == values.index(min(values))
     best = record["jobs"][record["best"]]
