@@ -36,23 +36,25 @@ def main(prog: str, help: str, argv: Sequence[str] | None, modes: Mapping[str, M
             raise DogbreedError(f"mode={config['mode']} is unknown; it is one of {', '.join(modes)}.")
         modes[config["mode"]](config)
 
-    return cli.run(task, prog=prog, help=help, argv=with_profile(sys.argv[1:] if argv is None else argv))
+    return cli.run(task, prog=prog, help=help, argv=spelled_out(sys.argv[1:] if argv is None else argv))
 
 
-def with_profile(argv: Sequence[str]) -> list[str]:
-    """Return arguments in which `--profile NAME`, as AWS's own commands have it, is `sagemaker.profile=NAME`."""
+def spelled_out(argv: Sequence[str]) -> list[str]:
+    """Return arguments in which `--profile NAME`, as AWS's own commands have it, `under=` and `within=` are keys."""
     words = list(argv)
     for number, word in enumerate(words):
         if word == "--profile" and number + 1 < len(words):
             words[number : number + 2] = [f"sagemaker.profile={words[number + 1]}"]
         elif word.startswith("--profile="):
             words[number] = f"sagemaker.profile={word.partition('=')[2]}"
+        elif word.startswith(("under=", "within=")):
+            words[number] = f"sagemaker.{word}"
     return words
 
 
 def main_job(kind: str, help: str, argv: Sequence[str] | None) -> int:
     """Run the command for a kind of job, `train` or `tune`; return the exit code."""
-    words = with_profile(sys.argv[1:] if argv is None else argv)
+    words = spelled_out(sys.argv[1:] if argv is None else argv)
 
     def mode(config: dict[str, Any]) -> None:
         from launch.modes import run_job
@@ -73,7 +75,7 @@ def main_with_names(
         argv: Its arguments; None for those of this process.
         modes: Gets the names; gives what to do with the configuration, by mode.
     """
-    words = with_profile(sys.argv[1:] if argv is None else argv)
+    words = spelled_out(sys.argv[1:] if argv is None else argv)
 
     def run() -> int:
         if {"-h", "--help", "--version"} & set(words):

@@ -16,7 +16,7 @@ from launch.aws.account import Account, offline_target
 from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import Prices
-from launch.jobs import submit
+from launch.jobs import choose, submit
 from launch.jobs.estimate import with_max_run
 from launch.jobs.request import describe, in_one_job
 from launch.serving import certificates, deploy
@@ -31,6 +31,9 @@ def run_job(mode: str, kind: str, config: Mapping[str, Any], argv: Sequence[str]
         config: A composed configuration.
         argv: That it was composed from.
     """
+    if limits := choose.limits_of(config):
+        choose.show(config, kind, experiment_of(argv), limits)
+        return
     modes = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
     modes[mode](with_max_run(config, kind), kind, experiment_of(argv))
 

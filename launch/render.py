@@ -14,11 +14,12 @@ from dogbreed.inference.archive import CODE, Archive
 from launch.aws.account import Target
 from launch.aws.images import patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
+from launch.aws.validate import parse_span
 from launch.jobs.estimate import counts, estimates, warnings
 from launch.jobs.request import TUNING, Job
 from launch.jobs.source import APART_FILE
 from launch.serving import cost
-from launch.serving.request import Deployment, parse_span
+from launch.serving.request import Deployment
 
 COMMANDS = {TUNING: "aws sagemaker create-hyper-parameter-tuning-job", "": "aws sagemaker create-training-job"}
 
@@ -76,7 +77,9 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     size = sum(map(len, job.source.files.values()))
     yield f"  {count(len(job.source.files), 'file')}, {size:,} bytes, packed {len(job.source.archive):,}:"
     yield from (f"  {len(content):>9,}  {name}" for name, content in job.source.files.items())
-    yield from (f"  {file.stat().st_size:>9,}  {file} -> {address}" for address, file in job.sent_along.items())
+    sizes = {wheel.file: wheel.size for wheel in job.wheels}  # which may not be here yet
+    for address, file in job.sent_along.items():
+        yield f"  {sizes.get(file.name) or file.stat().st_size:>9,}  {file} -> {address}"
     packages = job.source.files["requirements.txt"].decode().split("\n")
     yield f"Installed in the container: {', '.join(filter(None, packages))}"
     if apart := job.source.files.get(APART_FILE):

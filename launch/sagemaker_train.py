@@ -24,6 +24,7 @@ What people change most, with the defaults:
 
 Examples:
   python launch/sagemaker_train.py mode=plan experiment=published
+  python launch/sagemaker_train.py mode=plan under=1 within=30m    which machine is the cheapest for that
   python launch/sagemaker_train.py mode=rehearse data=sample model.weights=none
   python launch/sagemaker_train.py sagemaker.role=DogbreedExecution data.root=dogImages --lr 0.001 --batch-size 64
 

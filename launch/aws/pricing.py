@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +13,14 @@ import yaml
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import duration
 from launch.aws.account import environment_region
+from launch.aws.networks import network
+from launch.aws.work import network_of, passes
 
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
 HOURS_PER_MONTH = 730
 UNKNOWN_MAX_RUN = 3600  # seconds, where sagemaker.max_run is null and nobody knows how long a job takes
+HAS_GPU = re.compile(r"ml\.(g|p)\d")
 MIN_MAX_RUN, MAX_MAX_RUN = 600, 28 * 86400  # the latter is SageMaker's own
 
 
@@ -25,7 +29,7 @@ class Estimate:
     """What a request is expected to take.
 
     Attributes:
-        seconds: From start to end; None where no measurement is known for this instance and network.
+        seconds: From start to end; None where the number of images is not known.
         billed_seconds: Over all machines and trials; None likewise.
         cost: US dollars, None likewise.
         most: US dollars if every machine runs until its limit; None where the price is not known.
@@ -43,18 +47,18 @@ class Estimate:
     because: tuple[str, ...]
 
 
-class Passes(NamedTuple):
-    """Images that go through a network.
+class Speed(NamedTuple):
+    """How fast a machine runs a network.
 
     Attributes:
-        shared: Through all of it, for features that are computed once, however many trainings use them.
-        whole: Through all of it, in each training.
-        head: Through the last layer alone, in each training.
+        passes: Images per second, forward through the whole network.
+        decoded: Images per second that are read and decoded beside that; None where `passes` includes it.
+        source: Where the figures are from.
     """
 
-    shared: int
-    whole: int
-    head: int
+    passes: float
+    decoded: float | None
+    source: str
 
 
 class Prices:
@@ -105,16 +109,41 @@ class Prices:
         )
         return f"table of {self.table['as_of']}{other}"
 
-    def speed(self, instance_type: str) -> tuple[float | None, str]:
-        """Return images per second through the whole network, and where the figure is from."""
+    def speed(self, instance_type: str) -> Speed:
+        """Return a measured speed where there is one, else what the machine's and the network's figures come to."""
         if own := self.config["sagemaker"]["images_per_second"]:
-            return float(own), "sagemaker.images_per_second"
+            return Speed(float(own), None, "sagemaker.images_per_second")
         backbone = self.config["model"]["backbone"]
         if receipt := _last_receipt(instance_type, backbone):
-            return receipt["images_per_second"], f"the receipt of {receipt['job']}"
+            return Speed(receipt["images_per_second"], None, f"the receipt of {receipt['job']}")
         if listed := self.table["images_per_second"].get(instance_type, {}).get(backbone):
-            return float(listed), f"table of {self.table['as_of']}"
-        return None, f"no figure for {backbone} on {instance_type}; give sagemaker.images_per_second=N"
+            return Speed(float(listed), None, f"table of {self.table['as_of']}")
+        return self._roofline(instance_type)
+
+    def machine(self, instance_type: str) -> tuple[Mapping[str, float], str]:
+        """Return what a machine can do, and the one whose figures they are."""
+        machines: dict[str, dict[str, float]] = self.table["machines"]
+        slowest = "ml.g4dn.xlarge" if HAS_GPU.match(instance_type) else "ml.m5.large"
+        name = instance_type if instance_type in machines else slowest
+        return machines[name], name
+
+    def _roofline(self, instance_type: str) -> Speed:
+        """Return what multiply-adds or memory allow, whichever is less; a receipt for another network corrects it."""
+        machine, name = self.machine(instance_type)
+        figures = network_of(self.config)
+
+        def rate(row: Mapping[str, float]) -> float:
+            traffic = 8e-3 * row["outputs"]  # GB: each is written once and read once, in float32
+            return 1 / max(row["macs"] / 1e3 / machine["gmacs"], traffic / machine["gb_per_second"])
+
+        source = f"{figures.gmacs:.1f} billion multiply-adds each, {name} by the table of {self.table['as_of']}"
+        if name != instance_type:
+            source += f", which has no {instance_type}"
+        speed, decoded = rate(figures.row), machine["vcpus"] * self.table["decoded_per_vcpu"]
+        if receipt := _last_receipt(instance_type):
+            speed *= receipt["images_per_second"] / rate(network(receipt["backbone"]).row)
+            source = f"in proportion to {receipt['backbone']} in the receipt of {receipt['job']}"
+        return Speed(speed, decoded, f"{source}; {figures.assumed}" if figures.assumed else source)
 
     def training(
         self, counts: Mapping[str, int] | None, *, trials: int = 1, parallel: int | None = None, one_job: bool = False
@@ -152,47 +181,22 @@ class Prices:
 
     def _seconds(self, counts: Mapping[str, int] | None, trainings: int) -> tuple[float | None, str]:
         """Return how long a job works, and why; trainings share the features, the winner's of a search included."""
-        speed, source = self.speed(self.config["sagemaker"]["instance_type"])
-        if speed is None:
-            return None, source
         if counts is None:
             return None, "the number of images is not known"
-        passes = self.passes(counts)
-        whole, head = passes.shared + trainings * passes.whole, trainings * passes.head
-        start = self.table["start_seconds"]
-        machines = self.config["sagemaker"]["instance_count"]
-        seconds = start + whole / speed / machines + head / self.table["head_images_per_second"]
-        return seconds, (
-            f"{whole:,} images through the network at {speed:,.0f} per second ({source}), {start} s to start (assumed)"
+        speed = self.speed(self.config["sagemaker"]["instance_type"])
+        done = passes(self.config, counts)
+        work, head = done.work(trainings), trainings * done.head
+        seconds = work / speed.passes
+        if speed.decoded:
+            seconds = max(seconds, done.decoded(trainings) / speed.decoded)
+        start, machines = self.table["start_seconds"], self.config["sagemaker"]["instance_count"]
+        trainable = self.config["model"]["trainable"]
+        step = network_of(self.config).step(trainable)
+        counted = f", a step of training {trainable} counted as {step:.1f}" if trainable != "head" else ""
+        return start + seconds / machines + head / self.table["head_images_per_second"], (
+            f"{work:,.0f} images through the network{counted}, at {speed.passes:,.0f} per second ({speed.source}), "
+            f"{start} s to start (assumed)"
         )
-
-    def passes(self, counts: Mapping[str, int]) -> Passes:
-        """Return what one training computes, a first stage with the head alone included."""
-        config = self.config
-        data, model, first = config["data"], config["model"], config["head_stage"]
-        epochs = config["trainer"]["max_epochs"]
-        if model["trainable"] == "head":
-            if model["optimizer"] == "lbfgs":
-                epochs = 1
-            if not data["transforms"]:
-                return self._head(counts, data["augment"], epochs)
-        whole = epochs * (counts["train"] + counts["valid"]) + counts["valid"] + counts["test"]
-        if not first["epochs"]:
-            return Passes(0, whole, 0)
-        stage = self._head(counts, first["augment"], 1 if first["optimizer"] == "lbfgs" else first["epochs"])
-        return stage._replace(whole=stage.whole + whole)
-
-    def _head(self, counts: Mapping[str, int], augment: str, epochs: int) -> Passes:
-        """Return what it takes to train the head alone; of an image's views only those are computed that are shown."""
-        config, (train, valid, test) = self.config, (counts[split] for split in ("train", "valid", "test"))
-        folds = config["data"]["folds"] or 0
-        head = epochs * (train + valid) * (1 + bool(config["refit"]) + folds) + valid + test
-        if config["cache"]["mode"] == "off":
-            return Passes(0, head, 0)
-        views = {"none": 1, "flip": 2, "crop": config["cache"]["views"]}[augment]
-        # Each epoch shows an image in one of them, drawn anew.
-        shown = views if folds else views * (1 - (1 - 1 / views) ** epochs)
-        return Passes(round(shown * (train + valid * bool(folds or config["refit"])) + valid + test), 0, head)
 
     def storage(self, size: int) -> float:
         """Return US dollars per month for bytes in S3."""
@@ -247,15 +251,15 @@ def _generous(seconds: float | None) -> int:
     return min(max(60 * math.ceil(3 * seconds / 60), MIN_MAX_RUN), MAX_MAX_RUN)
 
 
-def _last_receipt(instance_type: str, backbone: str) -> dict[str, Any] | None:
-    """Return the newest receipt of such a job that measured its speed."""
+def _last_receipt(instance_type: str, backbone: str | None = None) -> dict[str, Any] | None:
+    """Return the newest receipt of such a job, with any network where none is named, that measured its speed."""
     files = sorted(RECEIPTS.glob("*/receipt.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         try:
             receipt: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         except (OSError, ValueError):
             continue
-        same = receipt.get("instance_type") == instance_type and receipt.get("backbone") == backbone
+        same = receipt.get("instance_type") == instance_type and backbone in (None, receipt.get("backbone"))
         if same and receipt.get("images_per_second"):
             return receipt
     return None

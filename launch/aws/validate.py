@@ -7,6 +7,7 @@ import difflib
 import math
 import re
 from collections.abc import Iterator, Mapping
+from datetime import timedelta
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,7 @@ VOLUME_GB = 30  # by default
 # Types whose disk is part of the machine: G and P instances but the oldest, and others with a d in their name.
 LOCAL_DISKS = re.compile(r"ml\.(g4dn|g5|g6\w*|gr6|p3dn|p[4-9]\w*|trn\d\w*|[cmr]\d[a-z]*d[a-z]*)\.")
 _AT_LEAST = {"instance_count": 1, "volume_gb": 1, "keep_alive": 0}
+_SPAN = re.compile(r"(\d{1,6})\s*([mhd])")
 # What the training code would refuse once the machine is there and billed; it has torch, and this has not.
 WORDS = {
     "data.augment": ("none", "flip", "crop"),
@@ -82,6 +84,18 @@ def check_kinds(config: Mapping[str, Any]) -> None:
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
         if value is not None and not (number and value > 0):
             raise DogbreedError(f"sagemaker.{key}={value} is out of range; it is a number above 0.")
+
+
+def parse_span(text: str, key: str = "expires") -> timedelta:
+    """Parse the span of time of a key as people write it: 30m, 2h, 7d.
+
+    Raises:
+        DogbreedError: It is none.
+    """
+    match = _SPAN.fullmatch(str(text).strip().lower())
+    if not match or not int(match[1]):
+        raise DogbreedError(f"{key}={text} is no span of time; it looks like 30m, 2h or 7d.")
+    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[match[2]]: int(match[1])})
 
 
 def check_settings(config: Mapping[str, Any]) -> None:
@@ -178,12 +192,6 @@ def _check_isolated(config: Mapping[str, Any]) -> None:
         raise DogbreedError(
             "sagemaker.isolate=true leaves the job without network, so it cannot fetch the ImageNet weights; give "
             "model.weights=PATH (it is sent along) or sagemaker.weights=s3://bucket/file."
-        )
-    if not (cloud["packages"] or cloud["image"]):
-        raise DogbreedError(
-            "sagemaker.isolate=true leaves the job without network, so it cannot install packages; put wheels into "
-            "sagemaker.packages=s3://bucket/folder (pip download -d wheels -r requirements.txt --only-binary=:all: "
-            "--python-version 3.12 --platform manylinux_2_28_x86_64), or give a sagemaker.image that has all of them."
         )
 
 

@@ -13,6 +13,7 @@ from dogbreed.data.splits import parse_shares
 from launch.aws.images import patch_notice
 from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, check_time
 from launch.aws.validate import check_settings
+from launch.aws.work import network_of
 from launch.jobs.debugger import NOTICE
 from launch.jobs.request import SPLITS, TUNING, Job, in_one_job
 from launch.jobs.tuning import ONCE, parallel_jobs
@@ -83,6 +84,22 @@ def check_limits(config: Mapping[str, Any], estimate: Estimate) -> None:
     check_time(estimate)
 
 
+def memory_shortage(config: Mapping[str, Any]) -> str:
+    """Return why a step of training does not fit a machine's memory; "" where it does, or the head alone trains."""
+    trainable, batch = config["model"]["trainable"], config["data"]["batch_size"]
+    figures, machine = network_of(config), config["sagemaker"]["instance_type"]
+    memory = Prices(config).machine(machine)[0]["memory_gb"]
+    if trainable == "head" or figures.memory_gb(trainable, batch) <= memory:
+        return ""
+    fits = batch
+    while fits and figures.memory_gb(trainable, fits) > memory:
+        fits //= 2
+    return (
+        f"data.batch_size={batch} takes about {figures.memory_gb(trainable, batch):.0f} GB of memory, {machine} has "
+        f"{memory}" + (f", {fits} fits" if fits else "")
+    )
+
+
 def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
     """Yield what to know before this is sent, a sentence each without its full stop."""
     cloud, estimate = config["sagemaker"], next(iter(estimates(config, job, prices).values()))
@@ -92,6 +109,8 @@ def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[st
         yield f"mode=submit would refuse this. {str(error).rstrip('.')}"
     if estimate.job_seconds is None:
         yield f"Nobody knows how long this takes, and it is stopped after sagemaker.max_run={cloud['max_run']} seconds"
+    if shortage := memory_shortage(config):
+        yield shortage
     yield from (NOTICE[name] for name in ("debugger", "profiler") if cloud[name]["enabled"])
     if job.operation == TUNING:
         yield from _tuning_warnings(config, job.request["HyperParameterTuningJobConfig"]["ResourceLimits"])

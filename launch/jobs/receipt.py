@@ -7,6 +7,7 @@ from typing import Any
 
 from dogbreed.core.files import write_json
 from launch.aws.pricing import Prices
+from launch.aws.work import passes
 
 
 def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, folder: Path) -> list[str]:
@@ -66,14 +67,13 @@ def _expected(folder: Path) -> dict[str, Any]:
 def _speed(
     config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None
 ) -> float | None:
-    """Return images per second through the whole network: those of one training, over the time in state Training."""
+    """Return forward passes per second: those that one training is worth, over the time in state Training."""
     # A spot job that was interrupted has been in this state more than once.
     stages = [stage for stage in job.get("SecondaryStatusTransitions", []) if stage["Status"] == "Training"]
     complete = stages and all(stage.get("EndTime") is not None for stage in stages)
     if counts is None or not complete or config["search"]["where"] == "one_job":
         return None
     seconds = sum((stage["EndTime"] - stage["StartTime"]).total_seconds() for stage in stages)
-    shared, whole, head = prices.passes(counts)
-    whole += shared
-    seconds -= head / prices.table["head_images_per_second"]
-    return round(whole / seconds / job["ResourceConfig"]["InstanceCount"], 1) if seconds > 1 else None
+    done = passes(config, counts)
+    seconds -= done.head / prices.table["head_images_per_second"]
+    return round(done.work() / seconds / job["ResourceConfig"]["InstanceCount"], 1) if seconds > 1 else None

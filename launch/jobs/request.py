@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dogbreed.config.compose import compose
 from dogbreed.config.overrides import to_wire
 from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
@@ -21,9 +22,10 @@ from launch.aws import images
 from launch.aws.account import Target
 from launch.aws.naming import job_name, parse_s3_uri, prefix, tags
 from launch.aws.validate import check_request, check_settings
-from launch.jobs import debugger
+from launch.aws.wheels import Wheel, cached
+from launch.jobs import debugger, packages
 from launch.jobs.hyperparameters import settings
-from launch.jobs.source import ENTRY_POINT, Source, stage
+from launch.jobs.source import ENTRY_POINT, Source, requirements, stage
 from launch.jobs.tuning import LOCAL_OBJECTIVES, parameter_ranges, tuning_config
 
 SPLITS = ("train", "valid", "test")
@@ -56,6 +58,7 @@ class Job:
         data_uri: Address of the images; None where the job draws them itself.
         target: Where it runs.
         sent_along: Local files by the address where the job looks for them.
+        wheels: Those of `sent_along` that have to be fetched first.
         searches: Whether the one job itself searches.
     """
 
@@ -66,6 +69,7 @@ class Job:
     data_uri: str | None
     target: Target
     sent_along: Mapping[str, Path] = field(default_factory=dict)
+    wheels: tuple[Wheel, ...] = ()
     searches: bool = False
 
     @property
@@ -158,6 +162,11 @@ class _Builder:
         self.code_uri = f"{self.folder}/code/{self.source.name}"
         self.data_uri = data_uri(config, target)
         self.weights_uri, self.sent_along = _weights(config, self.folder)
+        self.wheels = packages.carried(config, requirements(config, search=searches), requirements(compose(())))
+        self.packages_uri = self.cloud["packages"]
+        if self.wheels:
+            self.packages_uri = f"{self.folder}/packages/{packages.digest(self.wheels)}/"
+            self.sent_along |= {f"{self.packages_uri}{wheel.file}": cached(wheel) for wheel in self.wheels}
         self.hyperparameters = self._hyperparameters(experiment)
 
     def training(self) -> Job:
@@ -208,7 +217,8 @@ class _Builder:
 
     def _job(self, operation: str, request: dict[str, Any]) -> Job:
         uris = (self.code_uri, self.data_uri)
-        return Job(operation, request, self.source, *uris, self.target, self.sent_along, self.searches)
+        along = (self.sent_along, self.wheels)
+        return Job(operation, request, self.source, *uris, self.target, *along, self.searches)
 
     def _hyperparameters(self, experiment: str | None) -> dict[str, str]:
         values = settings(self.config, experiment, with_search=self.searches)
@@ -285,7 +295,7 @@ class _Builder:
         }
         if self.cloud["isolate"]:
             variables["PIP_NO_INDEX"] = "1"
-        if self.cloud["packages"]:
+        if self.packages_uri:
             variables["PIP_FIND_LINKS"] = f"{CHANNELS}/packages"
         return variables | {str(name): str(value) for name, value in (self.cloud["environment"] or {}).items()}
 
@@ -297,8 +307,8 @@ class _Builder:
             addresses["training"] = f"{self.data_uri}/"
         if self.weights_uri:
             addresses["weights"] = self.weights_uri
-        if self.cloud["packages"]:
-            addresses["packages"] = self.cloud["packages"]
+        if self.packages_uri:
+            addresses["packages"] = self.packages_uri
         if self.cloud["isolate"]:
             addresses["code"] = self.code_uri
         if earlier := self.cloud["resume_from"]:

@@ -17,6 +17,7 @@ from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri, prefix
 from launch.aws.pricing import RECEIPTS, Prices, listed_price
 from launch.aws.storage import Bucket
+from launch.aws.wheels import fetch
 from launch.jobs.estimate import check_limits, counts, estimates
 from launch.jobs.follow import follow_training, follow_tuning
 from launch.jobs.request import TUNING, Job, folders
@@ -107,6 +108,7 @@ def prepare(config: Mapping[str, Any], job: Job, account: Account) -> None:
             )
     if not there:
         bucket.make()
+    fetch(job.wheels, "job")
     if job.sent_along:
         bucket.send({parse_s3_uri(address, "model.weights")[1]: file for address, file in job.sent_along.items()})
     bucket.put(parse_s3_uri(job.code_uri, "sagemaker.bucket")[1], job.source.archive)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.naming import parse_s3_uri
+from launch.aws.wheels import fetch
 from launch.jobs.request import Job
 from launch.rehearsal.container import Request
 from launch.rehearsal.environment import Environment, requirements_of, toolkit
@@ -62,6 +63,7 @@ def local_sources(config: Mapping[str, Any], job: Job, rehearsals: Path) -> dict
     Raises:
         DogbreedError: Something is out of reach here.
     """
+    fetch(job.wheels, "job")
     sources: dict[str, Path | bytes] = {job.code_uri: job.source.archive, **job.sent_along}
     root, weights = Path(config["data"]["root"]), Path(str(config["model"]["weights"]))
     for channel in job.definition.get("InputDataConfig", ()):
@@ -90,7 +92,7 @@ def local_sources(config: Mapping[str, Any], job: Job, rehearsals: Path) -> dict
                     "sagemaker.weights=null model.weights=PATH."
                 )
             sources[uri] = weights
-        elif uri not in sources:
+        elif not any(address.startswith(uri) for address in sources):
             raise DogbreedError(
                 f"{uri} is out of reach for a rehearsal, so the channel {name} would be empty; rehearse without it."
             )

@@ -6,7 +6,8 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.pricing import Prices
-from launch.serving.request import Deployment, parse_span
+from launch.aws.validate import parse_span
+from launch.serving.request import Deployment
 
 
 def hourly(config: Mapping[str, Any], kind: str, prices: Prices) -> float | None:

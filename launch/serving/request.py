@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from dogbreed.inference.archive import CODE, HANDLERS, Archive
 from dogbreed.models.manifest import WEIGHTS
 from launch.aws.account import Target, arn_of_role
 from launch.aws.naming import parse_s3_uri, prefix, tags
-from launch.aws.validate import check_disks, check_request
+from launch.aws.validate import check_disks, check_request, parse_span
 from launch.serving import guardrails, wheels
 
 KINDS = ("realtime", "serverless", "async", "batch")
@@ -53,7 +53,6 @@ DIMENSION = "sagemaker:variant:DesiredInstanceCount"
 # more.
 LARGE = {"TS_MAX_REQUEST_SIZE": "100000000", "TS_MAX_RESPONSE_SIZE": "100000000"}
 PAYLOADS_MB = 100  # of a transform job: MaxPayloadInMB times MaxConcurrentTransforms may be so much
-_SPAN = re.compile(r"(\d{1,6})\s*([mhd])")
 
 
 class Step(NamedTuple):
@@ -404,18 +403,6 @@ class _Builder:
         """Return the request with a name that says what is in it."""
         digest = hashlib.sha256(json.dumps(request, sort_keys=True).encode()).hexdigest()[:8]
         return {key: f"{self.base[:54]}-{digest}", **request}
-
-
-def parse_span(text: str, key: str = "expires") -> timedelta:
-    """Parse the span of time of a key as people write it: 30m, 2h, 7d.
-
-    Raises:
-        DogbreedError: It is none.
-    """
-    match = _SPAN.fullmatch(str(text).strip().lower())
-    if not match or not int(match[1]):
-        raise DogbreedError(f"{key}={text} is no span of time; it looks like 30m, 2h or 7d.")
-    return timedelta(**{{"m": "minutes", "h": "hours", "d": "days"}[match[2]]: int(match[1])})
 
 
 def stamp(moment: datetime) -> str:

@@ -3,38 +3,12 @@
 Their names and hashes are known here, so that a plan needs no network; they are fetched when the archive is written.
 """
 
-import hashlib
-import os
-import subprocess
-import sys
-from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path
-from typing import NamedTuple
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import CODE, Archive
-
-FOLDER = "wheels"
-PYTHON = "3.12"  # of AWS's inference image
-PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux2014_x86_64", "manylinux_2_17_x86_64")
-
-
-class Wheel(NamedTuple):
-    """A wheel of the registry.
-
-    Attributes:
-        requirement: As pip pins it.
-        file: Its name.
-        sha256: In hexadecimal.
-        size: In bytes.
-    """
-
-    requirement: str
-    file: str
-    sha256: str
-    size: int
-
+from launch.aws import wheels
+from launch.aws.wheels import FOLDER, PYTHON, Wheel, cached
 
 # As of 2026-11-27.
 WHEELS = (
@@ -82,35 +56,10 @@ def carried(archive: Archive, image: str) -> Archive:
     return replace(archive, files={**archive.files, **files}, texts=texts, known=known)
 
 
-def cached(wheel: Wheel) -> Path:
-    """Return where a wheel is kept, or will be."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed" / FOLDER / wheel.file
-
-
 def fetch(archive: Archive) -> None:
     """Fetch the wheels of an archive that are not here yet.
 
     Raises:
         DogbreedError: The registry could not be reached, or has another file under this name.
     """
-    for wheel in _missing(archive):
-        file = cached(wheel)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
-        kind = ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(file.parent)]
-        platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-        done = subprocess.run(  # noqa: S603
-            [*pip, *kind, *platforms, wheel.requirement], capture_output=True, text=True, check=False
-        )
-        if not _is_here(wheel):
-            words = " ".join(done.stderr.split()[-30:]) or "another file than the one that is pinned came"
-            raise DogbreedError(f"{wheel.requirement} could not be fetched for the endpoint: {words}")
-
-
-def _missing(archive: Archive) -> Iterator[Wheel]:
-    return (wheel for wheel in WHEELS if f"{CODE}/{FOLDER}/{wheel.file}" in archive.files and not _is_here(wheel))
-
-
-def _is_here(wheel: Wheel) -> bool:
-    file = cached(wheel)
-    return file.is_file() and hashlib.sha256(file.read_bytes()).hexdigest() == wheel.sha256
+    wheels.fetch((wheel for wheel in WHEELS if f"{CODE}/{FOLDER}/{wheel.file}" in archive.files), "endpoint")

@@ -14,11 +14,26 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.samplers import used_views
 from dogbreed.data.synthetic import make_sample
 from launch.aws.images import patch_notice
+from launch.aws.networks import network
 from launch.aws.pricing import Prices, check_cost, listed_price
+from launch.aws.work import passes
 from launch.jobs.estimate import counts
 from launch.jobs.receipt import receipt
 
 DOGS = {"train": 6680, "valid": 835, "test": 836}
+IMAGES = 6680 + 835
+# VGG16's forward passes, by hand, in billions of multiply-adds: its convolutions and its first linear layer, which
+# the cache spares; then two linear layers, the second of which trains and so counts thrice.
+CONVOLUTIONS = sum(
+    9 * wide * deep * side**2
+    for wide, deep, side in [
+        *((3, 64, 224), (64, 64, 224), (64, 128, 112), (128, 128, 112), (128, 256, 56), (256, 256, 56), (256, 256, 56)),
+        *((256, 512, 28), (512, 512, 28), (512, 512, 28), (512, 512, 14), (512, 512, 14), (512, 512, 14)),
+    ]
+)
+FROZEN, MIDDLE, LAST = CONVOLUTIONS + 512 * 49 * 4096, 4096 * 4096, 4096 * 1000
+ALL = FROZEN + MIDDLE + LAST
+STEP, FORWARD = (MIDDLE + 2 * LAST) / ALL, (MIDDLE + LAST) / ALL  # behind the features: the images need no gradient
 HOUR = 0.736
 DISK = 30 * 0.14 / 730  # an hour of 30 GB
 
@@ -28,8 +43,9 @@ def prices(*words: str) -> Prices:
 
 
 def test_a_training_with_features_that_are_computed_once():
-    """Five epochs show 31 of 32 images in both views; one of the others; then five epochs of the last layer."""
-    seconds = 180 + (2 * 31 / 32 * 6680 + 835 + 836) / 100 + (5 * (6680 + 835) + 835 + 836) / 8000
+    """Five epochs show 31 of 32 images in both views; one of the others; then five epochs of the last layers."""
+    work = (2 * 31 / 32 * 6680 + 835 + 836) * FROZEN / ALL + 5 * (6680 * STEP + 835 * FORWARD) + (835 + 836) * FORWARD
+    seconds = 180 + work / 100 + (5 * IMAGES + 835 + 836) / 8000
     estimate = prices().training(DOGS)
     assert estimate.seconds == pytest.approx(seconds, abs=0.01)  # a whole number of images
     assert estimate.cost == pytest.approx(seconds / 3600 * (HOUR + DISK), rel=1e-4)
@@ -38,16 +54,20 @@ def test_a_training_with_features_that_are_computed_once():
 
 def test_a_training_of_the_whole_network():
     estimate = prices("model.trainable=all", "sagemaker.instance_count=2").training(DOGS)
-    seconds = 180 + (5 * (6680 + 835) + 835 + 836) / 100 / 2
-    assert estimate.seconds == pytest.approx(seconds)
+    # Each layer's gradients by its weights and by its input take as much as it does forward; images need no gradient.
+    step = 3 - 9 * 3 * 64 * 224**2 / ALL
+    seconds = 180 + (5 * (6680 * step + 835) + 835 + 836) / 100 / 2
+    assert estimate.seconds == pytest.approx(seconds, rel=1e-4)
+    assert "a step of training all counted as 3.0" in estimate.because[-1]
     assert estimate.billed_seconds == pytest.approx(2 * seconds)
     assert estimate.most == pytest.approx(2 * (HOUR + DISK))
 
 
 def test_crops_spot_and_a_warm_machine():
     estimate = prices("data.augment=crop", "cache.views=3", "sagemaker.spot=true").training(DOGS)
-    seconds = 180 + (3 * (1 - (2 / 3) ** 5) * 6680 + 835 + 836) / 100 + (5 * (6680 + 835) + 835 + 836) / 8000
-    assert estimate.cost == pytest.approx(seconds / 3600 * (HOUR * 0.4 + DISK), rel=1e-4)
+    work = 3 * (1 - (2 / 3) ** 5) * 6680 + 835 + 836 + 5 * (6680 * STEP + 835 * FORWARD)
+    seconds = 180 + work / 100 + (5 * IMAGES + 835 + 836) / 8000
+    assert estimate.cost == pytest.approx(seconds / 3600 * (HOUR * 0.4 + DISK), rel=1e-3)
     assert estimate.most == pytest.approx(HOUR + DISK), "spot may cost as much as on demand"
     warm = prices("sagemaker.keep_alive=600").training(DOGS)
     assert warm.billed_seconds - prices().training(DOGS).billed_seconds == pytest.approx(600)
@@ -59,29 +79,40 @@ def test_views_are_those_that_a_run_computes(augment, epochs):
     """A run draws them; of 6,680 images that comes to what is expected, within a percent."""
     views = {"none": 1, "flip": 2, "crop": 4}[augment]
     computed = used_views(0, epochs, views, DOGS["train"]).sum() + DOGS["valid"] + DOGS["test"]
-    passes = prices(f"data.augment={augment}", f"trainer.max_epochs={epochs}").passes(DOGS)
-    assert passes.shared == pytest.approx(computed, rel=0.01)
-    assert (passes.whole, passes.head) == (0, epochs * (6680 + 835) + 835 + 836)
+    done = passes(compose([f"data.augment={augment}", f"trainer.max_epochs={epochs}"]), DOGS)
+    assert done.shared_images == pytest.approx(computed, rel=0.01)
+    assert done.shared == pytest.approx(computed * FROZEN / ALL, rel=0.01)
+    assert (done.whole_images, done.head) == (0, epochs * IMAGES + 835 + 836)
 
 
 def test_two_stages():
-    """The head alone for 20 epochs on one view, then ten epochs of the network."""
-    passes = prices("schedule=finetune").passes(DOGS)
-    assert passes.shared == 6680 + 835 + 836
-    assert passes.head == 20 * (6680 + 835) + 835 + 836
-    assert passes.whole == 10 * (6680 + 835) + 835 + 836
-    assert prices("schedule=finetune", "cache.mode=off").passes(DOGS) == (0, passes.head + passes.whole, 0)
+    """The head alone for 20 epochs on one view, then ten epochs of the last stage on four crops of each image."""
+    first, both = (passes(compose(words), DOGS) for words in ([*HEAD_ALONE], ["schedule=finetune"]))
+    assert (first.shared_images, first.head) == (6680 + 835 + 836, 20 * IMAGES + 835 + 836)
+    assert both.head - first.head == 10 * IMAGES + 835 + 836
+    crops = 4 * (1 - (3 / 4) ** 10) * 6680 + 835 + 836
+    assert both.shared_images - first.shared_images == round(crops)
+    row = network("vgg16").row
+    assert both.shared - first.shared == pytest.approx(crops * row["block_frozen"] / row["macs"], rel=1e-4)
+    off = passes(compose(["schedule=finetune", "cache.mode=off"]), DOGS)
+    assert (off.shared, off.head, off.whole_images) == (0, 0, both.head)
+    assert off.whole > both.shared + both.whole
+
+
+HEAD_ALONE = ("data.augment=none", "trainer.max_epochs=20")
 
 
 def test_what_no_feature_can_spare():
-    passes = prices("model.trainable=all").passes(DOGS)
-    assert prices("data.transforms=[torchvision.transforms.v2.RandAugment]").passes(DOGS) == passes
+    drawn_anew = "data.transforms=[torchvision.transforms.v2.RandAugment]"
+    assert passes(compose([drawn_anew, "model.trainable=block"]), DOGS).shared == 0
+    too_large = compose(["cache.max_gb=0.1", "model.trainable=block"])
+    assert passes(too_large, DOGS) == passes(compose(["cache.mode=off", "model.trainable=block"]), DOGS)
     one = prices("model.trainable=all").training(DOGS)
     search = prices("model.trainable=all").training(DOGS, trials=3, one_job=True)
     assert search.seconds - 180 == pytest.approx(4 * (one.seconds - 180)), "the winner trains once more"
-    pooled = prices("data.folds=5").passes(DOGS)
-    assert pooled == (2 * (6680 + 835) + 835 + 836, 0, 6 * 5 * (6680 + 835) + 835 + 836)
-    assert prices("model.optimizer=lbfgs", "data.augment=none").passes(DOGS).head == 6680 + 2 * 835 + 836
+    pooled = passes(compose(["data.folds=5"]), DOGS)
+    assert (pooled.shared_images, pooled.head) == (2 * IMAGES + 835 + 836, 6 * 5 * IMAGES + 835 + 836)
+    assert passes(compose(["model.optimizer=lbfgs", "data.augment=none"]), DOGS).head == 6680 + 2 * 835 + 836
 
 
 def test_a_search_by_jobs_against_a_search_in_one():
@@ -113,17 +144,17 @@ def test_prices_of_ones_own(tmp_path):
     own = Prices(compose([f"sagemaker.prices={file}", "sagemaker.instance_type=ml.g5.2xlarge"]))
     assert own.hour("ml.g5.2xlarge") == 1.515
     assert own.hour("ml.g4dn.xlarge") == HOUR
-    assert own.speed("ml.g5.2xlarge") == (300.0, "table of 2027-01-01")
+    assert own.speed("ml.g5.2xlarge") == (300.0, None, "table of 2027-01-01")
     file.write_text("hours: {}\n")
     with pytest.raises(DogbreedError, match="has hours; it may have as_of"):
         Prices(compose([f"sagemaker.prices={file}"]))
 
 
 def test_what_is_not_known_is_said():
-    estimate = Prices(compose(["model.backbone=resnet50"])).training(DOGS)
+    estimate = prices().training(None)
     assert (estimate.seconds, estimate.cost) == (None, None)
     assert estimate.most == pytest.approx(HOUR + DISK)
-    assert "no figure for resnet50 on ml.g4dn.xlarge; give sagemaker.images_per_second=N" in estimate.because
+    assert "the number of images is not known" in estimate.because
     config = compose(["sagemaker.instance_type=ml.p4d.24xlarge", "sagemaker.max_cost=5"])
     with pytest.raises(DogbreedError, match=r"price of ml\.p4d\.24xlarge is not known, so sagemaker\.max_cost=5"):
         check_cost(config, Prices(config).training(DOGS))
@@ -137,9 +168,12 @@ def test_a_receipt_goes_before_the_table():
         receipt["images_per_second"] = 100 + number
         (folder / "receipt.json").write_text(json.dumps(receipt))
         os.utime(folder / "receipt.json", (number, number))
-    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (101, "the receipt of b")
+    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (101, None, "the receipt of b")
     (newer / "receipt.json").write_text("half-writ")
-    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (100, "the receipt of a")
+    assert Prices(compose(())).speed("ml.g4dn.xlarge") == (100, None, "the receipt of a")
+    other = Prices(compose(["model.backbone=resnet50"])).speed("ml.g4dn.xlarge")
+    assert other.passes == pytest.approx(100 * ALL / 4.089e9, rel=1e-3), "in proportion to their multiply-adds"
+    assert other.source == "in proportion to vgg16 in the receipt of a"
 
 
 def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
@@ -156,8 +190,8 @@ def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
     config = compose(["cache.mode=off"])
     (tmp_path / "expected.json").write_text(json.dumps({"cost": 1.0, "counts": DOGS}))
     receipt(config, job, Prices(config), tmp_path)
-    images = 5 * (DOGS["train"] + DOGS["valid"]) + DOGS["valid"] + DOGS["test"]
-    assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(images / 600, 1)
+    work = 5 * IMAGES + 835 + 836 + 5 * 6680 * LAST / ALL  # a step's last layer computes its gradient, too
+    assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(work / 600, 1)
 
 
 def test_photographs_are_counted_where_they_are(dog_tree):

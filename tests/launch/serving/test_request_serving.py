@@ -202,13 +202,13 @@ def test_wheels_are_fetched_by_their_hash_and_install_with_no_index(model, tmp_p
     monkeypatch.setattr(wheels, "WHEELS", (toy, toy._replace(file="toy-2.0-py3-none-any.whl", requirement="toy==2.0")))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path))
-    monkeypatch.setattr(wheels, "cached", lambda each: tmp_path / "kept" / each.file)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     made = describe(model, "sagemaker.isolate=true")
     with pytest.raises(DogbreedError, match=r"toy==2\.0 could not be fetched for the endpoint"):
         wheels.fetch(made.archive)
     monkeypatch.setattr(wheels, "WHEELS", (toy,))
     wheels.fetch(made.archive)
-    assert (tmp_path / "kept" / wheel.name).read_bytes() == wheel.read_bytes()
+    assert (tmp_path / "dogbreed" / "wheels" / wheel.name).read_bytes() == wheel.read_bytes()
     code = tmp_path / "code"
     (code / "wheels").mkdir(parents=True)
     (code / "wheels" / wheel.name).write_bytes(wheel.read_bytes())
