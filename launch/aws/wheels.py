@@ -46,18 +46,18 @@ def fetch(wheels: Iterable[Wheel], receiver: str) -> None:
     Raises:
         DogbreedError: The registry could not be reached, or has another file under this name.
     """
-    missing = [wheel for wheel in wheels if not _is_here(wheel)]
-    for folder in {cached(wheel).parent for wheel in missing}:
+    for wheel in (wheel for wheel in wheels if not _is_here(wheel)):
+        folder = cached(wheel).parent
         folder.mkdir(parents=True, exist_ok=True)
         pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         kind = ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(folder)]
         platforms = [word for name in PLATFORMS for word in ("--platform", name)]
-        pins = [wheel.requirement for wheel in missing]
-        done = subprocess.run([*pip, *kind, *platforms, *pins], capture_output=True, text=True, check=False)  # noqa: S603
-        for wheel in missing:
-            if not _is_here(wheel):
-                words = " ".join(done.stderr.split()[-30:]) or "another file than the one that is pinned came"
-                raise DogbreedError(f"{wheel.requirement} could not be fetched for the {receiver}: {words}")
+        done = subprocess.run(  # noqa: S603
+            [*pip, *kind, *platforms, wheel.requirement], capture_output=True, text=True, check=False
+        )
+        if not _is_here(wheel):
+            words = " ".join(done.stderr.split()[-30:]) or "another file than the one that is pinned came"
+            raise DogbreedError(f"{wheel.requirement} could not be fetched for the {receiver}: {words}")
 
 
 def _is_here(wheel: Wheel) -> bool:

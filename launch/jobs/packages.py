@@ -100,10 +100,10 @@ def carried(config: Mapping[str, Any], requirements: str, usual: str) -> tuple[W
         return ()
     more = [line for line in requirements.splitlines() if line not in usual.splitlines()]
     reason = ""
-    if more:
-        reason = f"the job needs {re.split(r'[^A-Za-z0-9_.-]', more[0])[0]}"
-    elif cloud["debugger"]["enabled"]:
+    if cloud["debugger"]["enabled"]:
         reason = "the managed Debugger needs smdebug"
+    elif more:
+        reason = f"the job needs {re.split(r'[^A-Za-z0-9_.-]', more[0])[0]}"
     elif str(cloud["pytorch_version"]) != VERSION:
         reason = f"the image of PyTorch {cloud['pytorch_version']} has other packages"
     if reason:
