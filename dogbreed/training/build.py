@@ -85,6 +85,8 @@ def read_config(config: Config | Mapping[str, Any] | None, overrides: Sequence[s
     Raises:
         DogbreedError: A key or a value is wrong.
     """
+    if not isinstance(config, Config | Mapping | None):
+        raise DogbreedError(f"The configuration is a mapping, not {config!r}; key=value goes into overrides=[...].")
     if not isinstance(config, Config):
         config = Config.from_dict(compose(overrides) if config is None else completed(config))
     if config.seed is None:

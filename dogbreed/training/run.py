@@ -84,6 +84,9 @@ class Result:
     output_dir: Path
     model: DogBreedClassifier
 
+    def __fspath__(self) -> str:  # so that it stands for its folder: Predictor(result)
+        return str(self.output_dir)
+
     def __repr__(self) -> str:
         figures = ("test_acc", "test_loss", "val_acc", "val_loss")
         shown = [f"{name}={self.metrics[name]:.4f}" for name in figures if name in self.metrics]

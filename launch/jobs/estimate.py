@@ -111,6 +111,10 @@ def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[st
         yield f"Nobody knows how long this takes, and it is stopped after sagemaker.max_run={cloud['max_run']} seconds"
     if shortage := memory_shortage(config):
         yield shortage
+    root = Path(config["data"]["root"])
+    missing = [split for split in SPLITS if not (root / split).is_dir()]
+    if missing and root.is_dir() and cloud["channels"] == "splits" and not cloud["data"]:
+        yield f"{root} has no folder {missing[0]}/, so it would not be sent; sagemaker.channels=root sends it as it is"
     yield from (NOTICE[name] for name in ("debugger", "profiler") if cloud[name]["enabled"])
     if job.operation == TUNING:
         yield from _tuning_warnings(config, job.request["HyperParameterTuningJobConfig"]["ResourceLimits"])

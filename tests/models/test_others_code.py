@@ -207,3 +207,8 @@ def test_a_result_in_one_line(tmp_path: Path) -> None:
     assert text.startswith(f"Result(test_acc={result.metrics['test_acc']:.4f}, test_loss=")
     assert text.endswith(f"output_dir='{tmp_path / 'run'}')")
     assert len(text) < 120 + len(str(tmp_path))
+    assert Path(result) == tmp_path / "run", "it stands for its folder"
+    with pytest.raises(
+        DogbreedError, match=r"a mapping, not \['seed=1'\]; key=value goes into overrides=\[\.\.\.\]\.$"
+    ):
+        train(["seed=1"])

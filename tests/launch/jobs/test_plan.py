@@ -598,6 +598,14 @@ def test_weights_of_ones_own_get_a_channel(run, tmp_path):
     assert "weights" not in planned["HyperParameters"]
 
 
+def test_a_folder_without_splits_is_sent_as_it_is_or_not_at_all(run, tmp_path):
+    (tmp_path / "dogs" / "Beagle").mkdir(parents=True)
+    words = ["mode=plan", f"data.root={tmp_path / 'dogs'}"]
+    warning = f"{tmp_path / 'dogs'} has no folder train/, so it would not be sent; sagemaker.channels=root sends it"
+    assert warning in run("train", *words).out
+    assert warning not in run("train", *words, "sagemaker.channels=root").out
+
+
 def test_nan_is_no_metric():
     line = EPOCH_LINE.format(epoch=1, train_loss=math.nan, val_loss=math.nan, val_acc=0, best_val_loss=1)
     assert re.findall(METRIC_REGEXES["val_loss"], line) == []
