@@ -68,12 +68,30 @@ def test_choosing_a_file(page, photo):
     assert page.driver.find_element("id", "status").text.startswith(names[0])
     wait(page, "document.getElementById('shown').naturalWidth")
     assert heat(page) > 1000
+    lit = "!document.getElementById('heat').classList.contains('off')"
+    assert not page.driver.execute_script(f"return {lit}"), "the photograph first"
+    page.driver.find_element("id", "lit").click()
+    assert wait(page, lit)
     widths = [
         float(bar.get_attribute("style").split("width:")[1].strip(" %;"))
         for bar in page.driver.find_elements("css selector", ".bar i")
     ]
     assert widths == sorted(widths, reverse=True)
     assert sum(widths) == pytest.approx(100, abs=0.1)
+
+
+def test_several_photographs(page, photo, tmp_path):
+    """The first is asked about at once, and the other when its button is pressed; both say their answer."""
+    other = tmp_path / "other.jpg"
+    other.write_bytes(photo.read_bytes())
+    page.driver.find_element("id", "file").send_keys(f"{photo}\n{other}")
+    (best, *_) = answer(page)
+    first, second = page.driver.find_elements("css selector", "#files button")
+    assert (first.text, second.text) == (f"{photo.name}: {best}", "other.jpg")
+    second.click()
+    assert wait(page, f"document.querySelector('#files [aria-current=true]').textContent === 'other.jpg: {best}'")
+    page.driver.find_element("id", "file").send_keys(str(photo))
+    assert wait(page, "document.querySelectorAll('#files button').length === 0")
 
 
 DROP = """
@@ -151,6 +169,11 @@ def test_labels_for_who_does_not_see(page):
     assert nameless == 0
     assert page.driver.find_element("id", "status").get_attribute("aria-live") == "polite"
     assert page.driver.find_element("id", "error").get_attribute("role") == "alert"
+    coarse, shown = page.driver.execute_script(
+        "return [matchMedia('(pointer: coarse)').matches, "
+        "['touch', 'mouse'].map(c => getComputedStyle(document.querySelector('.' + c)).display !== 'none')]"
+    )
+    assert shown == [coarse, not coarse], "nothing is dropped onto a phone"
     assert page.driver.find_element("id", "camera").get_attribute("capture") == "environment"
 
 

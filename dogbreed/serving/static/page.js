@@ -26,7 +26,7 @@ $("choose").addEventListener("click", () => $("file").click());
 $("take").addEventListener("click", () => $("camera").click());
 for (const input of [$("file"), $("camera")]) {
   input.addEventListener("change", () => {
-    if (input.files.length) ask(input.files[0]);
+    if (input.files.length) askAbout(input.files);
     input.value = ""; // the same file may be chosen again
   });
 }
@@ -41,20 +41,30 @@ document.addEventListener("drop", (event) => {
   event.preventDefault();
   depth = 0;
   over(false);
-  const file = event.dataTransfer.files[0];
-  if (file) ask(file);
+  if (event.dataTransfer.files.length) askAbout(event.dataTransfer.files);
   else fail("That was no file; save the photograph first, then drop the file here.");
 });
 document.addEventListener("paste", (event) => {
-  const file = event.clipboardData.files[0];
-  if (file) ask(file);
+  if (event.clipboardData.files.length) askAbout(event.clipboardData.files);
   else if (event.clipboardData.types.length) fail("There is no photograph in the clipboard; copy an image, then paste it here.");
 });
 
 // Asking
 
-async function ask(file) {
+// Of several photographs the first is asked about, and each other one by its button, which then says the answer.
+function askAbout(files) {
+  const buttons = [...files].map((file) => {
+    const button = Object.assign(document.createElement("button"), { type: "button", textContent: file.name });
+    button.addEventListener("click", () => ask(file, button));
+    return button;
+  });
+  $("files").replaceChildren(...(buttons.length > 1 ? buttons : []));
+  ask(files[0], buttons[0]);
+}
+
+async function ask(file, button) {
   asking?.abort();
+  for (const other of $("files").children) other.setAttribute("aria-current", other === button);
   const mine = asking = new AbortController();
   answer = null;
   for (const id of ["error", "choices", "switch", "note"]) $(id).hidden = true;
@@ -73,8 +83,10 @@ async function ask(file) {
     });
     const content = await response.json();
     if (mine !== asking) return;
-    if (content.predictions) present(content);
-    else fail(content.error);
+    if (content.predictions) {
+      present(content);
+      button.textContent = `${file.name}: ${shown(content.predictions[0].label)}`;
+    } else fail(content.error);
   } catch (error) {
     if (error.name !== "AbortError") fail("The server does not answer; is it still running?");
   }
@@ -149,7 +161,7 @@ function row(guess, place) {
   const label = document.createElement("label");
   label.className = "choice";
   const radio = Object.assign(document.createElement("input"), { type: "radio", name: "choice", value: place, checked: place === 0 });
-  radio.addEventListener("change", paint);
+  radio.addEventListener("change", () => { light(true); paint(); });
   const part = (kind, text) => Object.assign(document.createElement("span"), { className: kind, textContent: text });
   const bar = Object.assign(document.createElement("span"), { className: "bar" });
   bar.setAttribute("aria-hidden", "true");
@@ -162,7 +174,12 @@ function row(guess, place) {
 
 // Where it looked
 
-$("lit").addEventListener("change", () => $("heat").classList.toggle("off", !$("lit").checked));
+function light(on) {
+  $("lit").checked = on;
+  $("heat").classList.toggle("off", !on);
+}
+
+$("lit").addEventListener("change", () => light($("lit").checked));
 
 function clear() {
   const canvas = $("heat");
