@@ -72,3 +72,18 @@ def test_functions_stay_functions_after_the_command_of_their_name_was_imported(n
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_one_limit_of_pixels_for_every_way():
+    """Or a photograph that was trained on would be refused by the server, and the certificate with it."""
+    from dogbreed import serve
+    from dogbreed.config.compose import compose
+    from dogbreed.data.images import MAX_PIXELS
+    from dogbreed.training.evaluate import evaluate
+
+    served = serve._parser().parse_args(["model"]).max_pixels * 1e6
+    defaults = [
+        inspect.signature(way).parameters["max_pixels"].default
+        for way in (dogbreed.DogImages, dogbreed.Predictor, dogbreed.evaluate, evaluate)
+    ]
+    assert {served, compose([])["data"]["max_pixels"], *defaults} == {MAX_PIXELS}

@@ -81,6 +81,14 @@ def test_a_bad_file_among_others(model, photos, capsys, tmp_path):
     assert re.search(r"broken.jpg +cannot be used: ", capsys.readouterr().out)
 
 
+def test_a_folder_of_an_iphone(model, photos, capsys):
+    """What cannot be used is named, with its format, though it is called as no photograph was before."""
+    (photos / "IMG_0001.HEIC").write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(20_000))
+    assert main([str(model), str(photos)]) == 1
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "IMG_0001" in line]
+    assert "HEIC" in line.partition("cannot be used: ")[2]
+
+
 def test_a_table_in_a_file_and_a_submission(model, photos, capsys, tmp_path):
     """Every class has its column, in the data's order; a file that cannot be used has a row as well."""
     (photos / "deep" / "broken.jpg").write_bytes(b"nothing")

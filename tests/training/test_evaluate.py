@@ -109,6 +109,18 @@ def test_it_finds_what_was_trained_on(model, write_tree, tmp_path):
     assert "test/001.Amber_hound/again.jpg" in page
 
 
+def test_a_class_called_train_is_no_split(model, dog_tree, tmp_path):
+    photos = tmp_path / "photos"
+    shutil.copytree(dog_tree / "test" / "004.Red_terrier", photos / "train")
+    shutil.copytree(dog_tree / "test" / "002.Blue_spitz", photos / "Blue_spitz")
+    assert (
+        main([str(model), f"data.root={photos}", f"output_dir={tmp_path / 'out'}", "data.names={train:Red_terrier}"])
+        == 0
+    )
+    labels = {row["label"] for row in rows(tmp_path / "out" / "predictions.csv")}
+    assert labels == {"Red_terrier", "Blue_spitz"}
+
+
 def test_classes_under_other_names(model, dog_tree, tmp_path, capsys):
     photos = tmp_path / "photos"
     shutil.copytree(dog_tree / "test" / "004.Red_terrier", photos / "7.terrier, red")
