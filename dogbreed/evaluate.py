@@ -53,7 +53,9 @@ def _evaluate(argv: list[str]) -> int:
         if key not in (*OWN_KEYS, *CONFIG_KEYS):
             raise DogbreedError(f"{key} is not a setting of an evaluation; known are {', '.join(known_settings())}.")
     from dogbreed.config.compose import compose
+    from dogbreed.models.manifest import find_model, read_manifest
 
+    read_manifest(find_model(models[0]))  # a wrong path needs no torch to be named
     config = compose([word for word in overrides if word.split("=", 1)[0] not in OWN_KEYS])
     data = config["data"]
     from dogbreed.cache.callback import FeatureCache

@@ -45,6 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _inspect(arguments: argparse.Namespace) -> None:
     import json
 
+    from dogbreed.data.locate import check_address
+
+    check_address({"root": arguments.data, "source": "", "download": False})  # needs no torch
     from dogbreed.cache.store import cache_folder
     from dogbreed.core.files import new_folder, write_json
     from dogbreed.data.inspection import inspect, summary

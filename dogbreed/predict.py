@@ -1,10 +1,13 @@
 """`python -m dogbreed.predict`: classes of photographs, of folders of them, or of one that comes through a pipe."""
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from dogbreed.core.cli import guard, parser, path
+from dogbreed.core.errors import DogbreedError
 
 _DESCRIPTION = "Name what is on photographs, with a model that a run has exported."
 _EPILOG = """\
@@ -48,11 +51,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = vars(frame.parse_args(argv))
 
     def predict() -> int:
+        _check(arguments["model"], arguments["paths"])
         from dogbreed.inference.photographs import answer
 
         return answer(as_json=arguments.pop("json"), **arguments)
 
     return guard(predict)
+
+
+def _check(model: Path, paths: Sequence[str]) -> None:
+    """Refuse paths of which nothing can come; none of it needs torch."""
+    from dogbreed.data.layout import STDIN, check_photographs
+    from dogbreed.models.manifest import MANIFEST, find_model, read_manifest
+
+    folder = find_model(model)
+    for other in paths if not (folder / MANIFEST).is_file() else ():
+        if other != STDIN and (find_model(other) / MANIFEST).is_file():
+            command = shlex.join(["python", "-m", "dogbreed.predict", other, str(model)])
+            raise DogbreedError(f"{other} is an exported model; the model comes first, then photographs: {command}")
+    read_manifest(folder)
+    check_photographs(paths)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,11 @@ def _run(arguments: argparse.Namespace) -> int:
             raise DogbreedError(f"--{name.replace('_', '-')} {value} is out of range; it is more than 0.")
     if not 0 <= arguments.max_wait < 1e6:
         raise DogbreedError(f"--max-wait {arguments.max_wait} is out of range; it is 0 or more.")
-    from dogbreed.inference.photographs import find_device, find_model
+    from dogbreed.models.manifest import find_model, read_manifest
+
+    model = find_model(arguments.model)
+    read_manifest(model)  # a wrong path needs no torch to be named
+    from dogbreed.inference.photographs import find_device
     from dogbreed.inference.predictor import Predictor
     from dogbreed.serving.app import create_app
     from dogbreed.serving.server import bind, serve
@@ -73,7 +77,6 @@ def _run(arguments: argparse.Namespace) -> int:
 
     listener = bind(arguments.host, arguments.port)
     with listener:
-        model = find_model(arguments.model)
         device, pixels = find_device(arguments.device), int(arguments.max_pixels * 1e6)
         predictor = Predictor(model, device=device, max_pixels=pixels, precision=arguments.precision)
         limits = Limits(int(arguments.max_body * 1e6), arguments.timeout, queue=arguments.max_queue)

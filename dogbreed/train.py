@@ -15,6 +15,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders: list[Path] = []
 
     def train(config: dict[str, Any]) -> float | None:
+        from dogbreed.data.locate import check_address
+
+        check_address(config["data"])  # a wrong path needs no torch to be named
         from dogbreed.training.run import train
 
         result = train(config)

@@ -14,6 +14,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _tune(config: dict[str, Any]) -> None:
+    from dogbreed.data.locate import check_address
+
+    check_address(config["data"])  # a wrong path needs no torch to be named
     from dogbreed.search.run import tune
 
     tune(config)

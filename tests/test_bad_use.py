@@ -375,7 +375,8 @@ def test_resume_with_a_damaged_best_checkpoint(bad: Callable[..., str], tmp_path
 def test_resume_from_a_checkpoint_alone(bad: Callable[..., str], done: Path, tmp_path: Path) -> None:
     """Its frozen half was left behind."""
     shutil.copy(done / "checkpoints" / "last.ckpt", tmp_path / "moved.ckpt")
-    bad(f"resume={tmp_path / 'moved.ckpt'}", "test=false", says=["moved.ckpt needs the frozen weights", "move both"])
+    says = ["moved.ckpt needs the frozen weights", "move the whole run"]
+    bad(f"resume={tmp_path / 'moved.ckpt'}", "test=false", says=says)
 
 
 @pytest.mark.slow

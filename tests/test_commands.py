@@ -82,3 +82,24 @@ def test_an_unknown_key_needs_hydra_alone(command):
     assert code == 2
     assert "Unknown key modell.lr; did you mean model.lr?" in text
     assert not loaded & HEAVY
+
+
+# What lies nowhere, and how the sentence begins.
+MISSING = {
+    "train": (["data.root=nowhere"], "The data folder nowhere does not exist"),
+    "tune": (["data.root=nowhere"], "The data folder nowhere does not exist"),
+    "inspect": (["nowhere"], "The data folder nowhere does not exist"),
+    "evaluate": (["nowhere"], "nowhere is no exported model"),
+    "predict": (["nowhere", "a.jpg"], "nowhere is no exported model"),
+    "serve": (["nowhere"], "nowhere is no exported model"),
+    "compare": (["nowhere", "elsewhere"], "nowhere is no finished run"),
+}
+
+
+@pytest.mark.parametrize("command", MISSING)
+def test_a_wrong_path_is_named_before_anything_heavy_is_loaded(command):
+    arguments, words = MISSING[command]
+    code, text, loaded = call(MODULES[command], arguments)
+    assert code == 2
+    assert f"error: {words}" in text
+    assert not loaded & {"torch", "lightning", "matplotlib"}

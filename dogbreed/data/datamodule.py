@@ -34,7 +34,7 @@ from dogbreed.data.duplicates import MOST_IMAGES, group_same, read_pictures
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.listing import Listing, list_data
-from dogbreed.data.locate import find_folder, find_root
+from dogbreed.data.locate import find_folder, find_root, may_fetch
 from dogbreed.data.samplers import EvaluationBatches, TrainBatches, keyed, used_views
 from dogbreed.data.scan import scan
 from dogbreed.data.splits import folds_by_content, parse_shares, split_by_content
@@ -178,7 +178,7 @@ class DogImages(LightningDataModule):
         """
         if self.source == "sample":
             make_sample(self.root, **self.sample)
-        elif self.root.name == "dogImages" and self.download and not self.root.exists():
+        elif may_fetch(self.root, self.source, self.download) and not self.root.exists():
             fetch_dog_images(self.root, self.url)
 
     def setup(self, stage: str | None = None) -> None:

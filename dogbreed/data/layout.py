@@ -3,11 +3,13 @@
 import os
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import is_special
 
+STDIN = "-"
 SPLITS = ("train", "valid", "test")
 SPLIT_OF = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -21,6 +23,20 @@ _NOISE = {
     "#snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found", "network trash folder",
     "temporary items", "__pycache__",
 }  # fmt: skip
+
+
+def check_photographs(paths: Iterable[str]) -> None:
+    """Refuse a photograph or folder that does not exist or is no regular file.
+
+    Raises:
+        DogbreedError: There is one.
+    """
+    for path in paths:
+        if path != STDIN and not os.path.isdir(path):
+            if not os.path.exists(path):
+                raise DogbreedError(f"{path} does not exist; give photographs, folders, or - for standard input.")
+            if is_special(path):
+                raise DogbreedError(f"{path} is no regular file; give photographs, folders, or - for standard input.")
 
 
 def is_noise(name: str) -> bool:

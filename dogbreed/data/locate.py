@@ -3,7 +3,9 @@
 import os
 import re
 import shlex
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dogbreed.core.errors import DogbreedError
@@ -28,6 +30,23 @@ def find_root(root: Path | str, *, quiet: bool = False) -> Path:
             return folder
         inner = folders[0]
     return inner
+
+
+def may_fetch(root: Path | str, source: str, download: bool) -> bool:
+    """Tell whether data that are missing are drawn or downloaded to this folder."""
+    return source == "sample" or (download and Path(root).name == "dogImages")
+
+
+def check_address(data: Mapping[str, Any]) -> None:
+    """Refuse an address of the settings `data` where nothing is and nothing will be fetched to.
+
+    Raises:
+        DogbreedError: It is one; the sentence says how to go on.
+    """
+    root = str(data["root"])
+    missing = not root.lower().startswith("file://") and not os.path.exists(os.path.expanduser(root))
+    if missing and not may_fetch(root, data["source"], data["download"]):
+        find_folder(root)
 
 
 def find_folder(root: Path | str, *, quiet: bool = False) -> Path:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -17,12 +16,11 @@ from dogbreed.core.files import is_special, write_csv
 from dogbreed.core.progress import track
 from dogbreed.core.text import count
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
-from dogbreed.data.layout import list_images
+from dogbreed.data.layout import STDIN, check_photographs, list_images
 from dogbreed.data.vocabulary import noun_of
 from dogbreed.inference.predictor import Prediction, Predictor, Source
-from dogbreed.models.manifest import MANIFEST, find_model
+from dogbreed.models.manifest import find_model
 
-STDIN = "-"
 SHOW_PROGRESS_ABOVE = 50
 MUTED = "bright_black"
 
@@ -39,7 +37,6 @@ def answer(
     device: str | None,
 ) -> int:
     """Print the classes of photographs or write them to files; return 1 where some could not be used, else 0."""
-    _check_order(model, paths)
     names = find_photographs(paths)
     if submission:
         _check_ids(names)
@@ -65,16 +62,6 @@ def answer(
     for file in files:
         print(file.close(), file=sys.stderr if as_json else sys.stdout, flush=True)
     return 1 if failed else 0
-
-
-def _check_order(model: Path, paths: Sequence[str]) -> None:
-    """Refuse photographs in front of the model."""
-    if (find_model(model) / MANIFEST).is_file():
-        return
-    other = next((path for path in paths if path != STDIN and (find_model(path) / MANIFEST).is_file()), None)
-    if other is not None:
-        command = shlex.join(["python", "-m", "dogbreed.predict", other, str(model)])
-        raise DogbreedError(f"{other} is an exported model; the model comes first, then photographs: {command}")
 
 
 def _check_ids(names: Sequence[str]) -> None:
@@ -111,13 +98,10 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
     """
     if list(paths).count(STDIN) > 1:
         raise DogbreedError("Standard input can be read once; give - once.")
+    check_photographs(paths)
     names: list[str] = []
     for path in paths:
         if path == STDIN or not os.path.isdir(path):
-            if path != STDIN and not os.path.exists(path):
-                raise DogbreedError(f"{path} does not exist; give photographs, folders, or - for standard input.")
-            if path != STDIN and is_special(path):
-                raise DogbreedError(f"{path} is no regular file; give photographs, folders, or - for standard input.")
             names.append(path)
             continue
         inside = [str(file) for file in list_images(Path(path)) if file.suffix.lower() in IMAGE_SUFFIXES]

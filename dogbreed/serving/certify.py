@@ -24,9 +24,10 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
 from dogbreed.core.version import __version__
 from dogbreed.data.edge_cases import drawn, edge_case_files
+from dogbreed.data.layout import STDIN
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.photographs import STDIN, find_photographs
+from dogbreed.inference.photographs import find_photographs
 from dogbreed.inference.predictor import Predictor
 from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model
 from dogbreed.serving import parity
