@@ -212,6 +212,7 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
         (["cache.mode=on"], ["cache.mode=on", "auto, off, require"]),
         (["cache.precision=int8"], ["cache.precision=int8", "bfloat16"]),
         (["early_stopping=0"], ["early_stopping=0", "from 1"]),
+        (["abstain_above=0"], ["abstain_above=0", "from 1"]),
         (["progress=loud"], ["progress=loud", "auto, bar, plain, none"]),
         (["loggers.tensorbord={}"], ["loggers.tensorbord is unknown", "tensorboard"]),
         (["loggers={csv: {colour: red}}"], ["loggers.csv", "colour"]),

@@ -124,7 +124,9 @@ class Config:
     rules: Mapping[str, Any]  # checked by the callback that reads them
     search: Search
     sagemaker: Mapping[str, Any]  # read by launch/, which checks it
-    head_stage: HeadStage = field(default_factory=HeadStage)  # not in the configurations of older runs
+    # Not in the configurations of older runs.
+    head_stage: HeadStage = field(default_factory=HeadStage)
+    abstain_above: int = 3
 
     @classmethod
     def from_dict(cls, config: "Mapping[str, Any] | Config") -> Self:

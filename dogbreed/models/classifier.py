@@ -408,6 +408,7 @@ class DogBreedClassifier(LightningModule):
         data: DogImages | None = None,
         *,
         temperature: float = 1.0,
+        conformal: Mapping[str, Any] | None = None,
         config: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -417,6 +418,7 @@ class DogBreedClassifier(LightningModule):
             folder: New, empty, or an older export, which is replaced.
             data: What it was trained on: it has the classes' names, and evaluations find it again.
             temperature: What logits are divided by before the softmax.
+            conformal: Thresholds of prediction sets, from `dogbreed.metrics.conformal`; None: none.
             config: The training configuration to note; None notes the model's arguments and where the data lie.
             metrics: What the training reached, to note.
 
@@ -447,6 +449,7 @@ class DogBreedClassifier(LightningModule):
             class_names=names,
             preprocessing=self.preprocessing,
             temperature=temperature,
+            conformal=conformal or {},
             config=about if config is None else config,
             metrics=metrics or {},
         )

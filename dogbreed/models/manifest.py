@@ -52,11 +52,27 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     if not isinstance(names, list) or len(names) < 1 or not all(isinstance(name, str) for name in names):
         raise DogbreedError(f"{file} has no list of class names.")
     temperature = manifest.get("temperature")
-    if not isinstance(temperature, int | float) or isinstance(temperature, bool) or not 0 < temperature < math.inf:
+    if not _is_number(temperature) or not 0 < temperature < math.inf:
         raise DogbreedError(f"{file} has temperature {temperature}; it must be a number above 0.")
     if not isinstance(manifest.get("preprocessing"), dict):
         raise DogbreedError(f"{file} does not say its preprocessing.")
+    if "conformal" in manifest and not _is_conformal(manifest["conformal"]):
+        raise DogbreedError(
+            f"{file} has a conformal that is not understood; it holds least_probability, for each level a number from "
+            "0 to 1 or null, and abstain_above, a whole number from 1. Without it the model answers without sets."
+        )
     for name in ("config", "metrics"):
         if not isinstance(manifest.get(name, {}), dict):
             raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
     return manifest
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_conformal(value: Any) -> bool:
+    least, above = (value.get("least_probability"), value.get("abstain_above")) if isinstance(value, dict) else (0, 0)
+    if not isinstance(least, dict) or not isinstance(above, int) or isinstance(above, bool) or above < 1:
+        return False
+    return all(number is None or (_is_number(number) and 0 <= number <= 1) for number in least.values())

@@ -36,6 +36,7 @@ class Exported:
         temperature: Logits are divided by it before the softmax.
         config: The training configuration.
         metrics: What the training reached.
+        conformal: Thresholds of prediction sets; empty where there are none, as in exports of older versions.
     """
 
     network: nn.Module
@@ -45,6 +46,7 @@ class Exported:
     temperature: float = 1.0
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
+    conformal: Mapping[str, Any] = field(default_factory=dict)
 
 
 def save(folder: Path, model: Exported) -> Path:
@@ -81,6 +83,7 @@ def write_files(folder: Path, model: Exported) -> None:
         "class_names": list(model.class_names),
         "preprocessing": model.preprocessing.to_dict(),
         "temperature": model.temperature,
+        **({"conformal": model.conformal} if model.conformal else {}),
         "config": model.config,
         "metrics": model.metrics,
     }
@@ -139,4 +142,5 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         temperature=float(manifest["temperature"]),
         config=manifest.get("config", {}),
         metrics=manifest.get("metrics", {}),
+        conformal=manifest.get("conformal", {}),
     )

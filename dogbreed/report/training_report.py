@@ -21,7 +21,8 @@ from dogbreed.data.layout import SPLITS
 from dogbreed.metrics import classification
 from dogbreed.metrics.calibration import binned, calibration_interval
 from dogbreed.metrics.classification import ClassMetrics
-from dogbreed.metrics.predictions import Predictions
+from dogbreed.metrics.conformal import LEVELS
+from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.monitor.curve_diagnosis import diagnose
 from dogbreed.report import environment, photographs, plots, rules_section
 from dogbreed.report.inputs import SPLIT_NAMES, Caveats, ReportInputs, head_sentence
@@ -254,13 +255,31 @@ def _calibration(run: ReportInputs, predictions: Predictions) -> Markup:
         text += f"Whether its probabilities are right cannot be told on {number}: "
         text += "a perfectly calibrated model would show as large an error. "
     text += "On the dashed line confidence is accuracy; below it the model claims too much. Each dot has its number of "
-    text += "images and its 95 % interval."
+    text += "images and its 95 % interval. " + _sets(run, predictions)
     drawings = []
     for name, (error, (begin, end), divisor, colour) in errors.items():
         bins = classification.reliability(logits, labels, temperature=divisor)
         title = f"{name}: error {error:.3f} ({begin:.3f} to {end:.3f})"
         drawings.append(plots.reliability_diagram(title, bins, colour))
     return fragment(TEMPLATE, "plots", text[:1].upper() + text[1:], drawings)
+
+
+def _sets(run: ReportInputs, predictions: Predictions) -> str:
+    """Return what is known of the prediction sets on these images; nothing where there are none."""
+    text = ""
+    for level in LEVELS:
+        name = f"{PREFIX[predictions.split]}_set{level}"
+        covered = run.metrics.get(f"{name}_coverage", "none")
+        if covered is None:
+            text += f"There are no {level} % sets: the validation split has too few images. "
+        elif covered != "none":
+            low, high = (percent(end, 1) for end in run.metrics[f"{name}_coverage_ci95"])
+            text += f"The {level} % sets hold the right class for {percent(covered, 1)} of "
+            text += f"{count(len(predictions), 'image')} (95 % CI {low} to {high}), "
+            text += f"with {run.metrics[f'{name}_size']:.2f} classes on average. "
+    if text and "refit_epochs" in run.metrics:
+        text += "Their thresholds are from the head before the refit."
+    return text
 
 
 def _reproduce(run: ReportInputs) -> Markup:

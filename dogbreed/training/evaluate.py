@@ -29,6 +29,7 @@ from dogbreed.data.scan import scan
 from dogbreed.inference.photographs import find_device
 from dogbreed.inference.predictor import Predictor
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
+from dogbreed.metrics.conformal import coverage
 from dogbreed.metrics.predictions import PREFIX, Predictions
 from dogbreed.models.manifest import find_model
 from dogbreed.report import training_report
@@ -108,6 +109,7 @@ def _metrics(predictor: Predictor, predictions: Predictions, data: Found, skippe
     classes, present = len(predictor.class_names), len(predictions.labels.unique())
     return {
         **measure(predictions),
+        **coverage(predictions, predictor.model.conformal.get("least_probability", {})),
         "temperature": predictions.temperature,
         "split": predictions.split,
         "images": len(predictions),

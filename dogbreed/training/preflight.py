@@ -76,6 +76,8 @@ def check_settings(config: Config) -> None:
     loggers = {name: keywords for name, keywords in (config.loggers or {}).items() if name not in connects}
     with tempfile.TemporaryDirectory() as folder:
         build_loggers(loggers, Path(folder))
+    if config.abstain_above < 1:
+        raise DogbreedError(f"abstain_above={config.abstain_above} is out of range; it is a number of classes from 1.")
     model, data = config.model, config.data
     if data.size is not None and data.size > LARGEST:
         raise DogbreedError(f"data.size={data.size} is out of range; it is {LARGEST} pixels at most.")

@@ -22,6 +22,7 @@ from dogbreed.core.files import remove, write_csv, write_json
 from dogbreed.core.metric_lines import TEST_LINE, accuracy_line, folds_line
 from dogbreed.core.text import count
 from dogbreed.data.datamodule import DogImages
+from dogbreed.metrics import conformal
 from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
 from dogbreed.metrics.predictions import PREFIX, Predictions
@@ -84,10 +85,13 @@ def finish(run: Run) -> dict[str, Any]:
         return {}
     temperature = choose_temperature(splits["valid"].logits, splits["valid"].labels)
     splits = {name: replace(predictions, temperature=temperature) for name, predictions in splits.items()}
+    sets = conformal.calibrate(splits["valid"], run.config.abstain_above)
     metrics = {**_metrics(run, best, splits), **refitted, **_cross_validate(run, int(best["epoch"]))}
     if run.head:
         metrics |= run.head.figures(splits.get("test") or splits["valid"])
     folder, test = run.history.folder, splits.get("test")
+    if test:
+        metrics |= conformal.coverage(test, sets["least_probability"])
     inputs = _report_inputs(run, metrics, test or splits["valid"])
     caveats, leak, leak_metrics = training_report.caveats(inputs)
     metrics |= leak_metrics
@@ -96,7 +100,8 @@ def finish(run: Run) -> dict[str, Any]:
         write_csv(folder / "predictions.csv", PREDICTIONS, prediction_rows(test, run.data.classes, run.data.root))
     say("\n".join([*leak, test_line(test or splits["valid"], metrics["test_loss" if test else "val_loss"])]))
     model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
-    model.export(folder / "model", temperature=temperature, config=run.history.config, metrics=metrics)
+    config = run.history.config
+    model.export(folder / "model", temperature=temperature, conformal=sets, config=config, metrics=metrics)
     drop_frozen(folder)
     _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.

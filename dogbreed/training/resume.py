@@ -23,6 +23,7 @@ MAY_DIFFER = (
     "callbacks",
     "loggers",
     "refit",
+    "abstain_above",
     "test",
     "early_stopping",
     "data.folds",

@@ -34,6 +34,7 @@ def model() -> Exported:
         temperature=1.7,
         config={"model": {"lr": 0.1, "backbone_lr": None}, "data": {"root": "dogs"}},
         metrics={"val_loss": 0.25, "test_acc_ci95": [0.1, 0.9]},
+        conformal={"least_probability": {"90": 0.25, "95": None}, "images": 12, "abstain_above": 3},
     )
 
 
@@ -73,6 +74,7 @@ def test_only_two_plain_files(folder):
         "class_names",
         "preprocessing",
         "temperature",
+        "conformal",
         "config",
         "metrics",
     }
@@ -169,6 +171,21 @@ def test_without_class_names(folder, names):
     rewrite(folder, class_names=names)
     with pytest.raises(DogbreedError, match="has no list of class names"):
         model_folder.load(folder)
+
+
+@pytest.mark.parametrize(
+    "conformal",
+    [None, {}, {"least_probability": {"90": 2}, "abstain_above": 3}, {"least_probability": {}, "abstain_above": 0}],
+)
+def test_senseless_thresholds(folder, conformal):
+    rewrite(folder, conformal=conformal)
+    with pytest.raises(DogbreedError, match="has a conformal that is not understood"):
+        model_folder.load(folder)
+
+
+def test_an_export_of_an_older_version_has_no_thresholds(folder):
+    rewrite(folder, conformal=...)
+    assert model_folder.load(folder).conformal == {}
 
 
 @pytest.mark.parametrize("temperature", [0, -1.0, "warm", None, True, float("nan"), float("inf"), ...])

@@ -1,5 +1,6 @@
 """`refit=true`: the head that is exported is one trained on train + valid; figures of valid are of the one before."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,15 @@ def test_figures_of_valid_are_from_before(pair: tuple[Path, Path, str]) -> None:
     assert {key: refit[key] for key in same} == {key: plain[key] for key in same}
     assert refit["test_loss"] != plain["test_loss"]
     assert (refit["refit_epochs"], refit["refit_images"]) == (plain["best_epoch"], 18 + 9)
+    sets = [json.loads((folder / "model" / "model.json").read_text())["conformal"] for folder in pair[:2]]
+    assert sets[0] == sets[1], "the thresholds are of the head that had not seen valid"
+    assert sets[0]["images"] == 9
+    assert 0 < sets[0]["least_probability"]["90"] < 1
+    assert sets[0]["least_probability"]["95"] is None
+    assert refit["test_set95_coverage"] is None
+    report = (pair[1] / "report.html").read_text()
+    assert f"The 90 % sets hold the right class for {100 * refit['test_set90_coverage']:.1f} % of " in report
+    assert "no 95 % sets: the validation split has too few images. Their thresholds are from the head before" in report
     assert "with a head trained on train + valid (27 images)" in pair[2]
     assert "Computing the frozen part" not in pair[2], "everything lies in the cache"
     assert runs.history(pair[0])[0]["val_loss"] == runs.history(pair[1])[0]["val_loss"]
