@@ -193,12 +193,20 @@ class _Table:
             row.append(f"{answer.label:<{self.label_width}}", style="bold")
             row.append(f"  {answer.probability:>11.1%}  ")
             row.append(", ".join(f"{guess.label} {guess.probability:.1%}" for guess in answer.top[1:]), style=MUTED)
+            row.append(_in_words(answer))
         self._print(row)
 
     def _print(self, row: Text) -> None:
         row.rstrip()
         self.console.print(row, no_wrap=True, overflow="ellipsis" if sys.stdout.isatty() else "ignore")
         sys.stdout.flush()
+
+
+def _in_words(answer: Prediction) -> str:
+    """Return what the 90 % set says beyond the most probable class; nothing where it is that class alone."""
+    if answer.set is None or (len(answer.set) == 1 and not answer.abstain):
+        return ""
+    return f"; not sure, {len(answer.set)} are possible" if answer.abstain else f"; one of: {', '.join(answer.set)}"
 
 
 def _printable(name: str) -> str:

@@ -4,7 +4,7 @@ import copy
 import io
 import os
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import overload
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
-from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response
+from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, set_fields
+from dogbreed.metrics import conformal
 from dogbreed.models import model_folder, winograd
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.manifest import find_model
@@ -39,17 +40,23 @@ class Prediction:
         index: Its index among the class names.
         probability: Calibrated with the exported temperature, from 0 to 1.
         top: The most probable classes, best first: each a `label`, an `index` and a `probability`.
+        set: The classes of the 90 % set, best first; None where the model has no thresholds.
+        abstain: Whether the set says too little; None without a set.
     """
 
     label: str
     index: int
     probability: float
     top: tuple[ClassScore, ...]
+    set: tuple[str, ...] | None = None
+    abstain: bool | None = None
 
     def to_dict(self, top_k: int | None = None) -> dict[str, object]:
         """Return plain values for JSON, with the first `top_k` classes."""
         top = [score.to_dict() for score in self.top[:top_k]]
-        return {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
+        return {"label": self.label, "index": self.index, "probability": self.probability, "top": top} | (
+            set_fields(self.set, self.abstain)
+        )
 
 
 class Predictor:
@@ -168,13 +175,23 @@ class Predictor:
         return logits
 
     def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
-        """Return the `top_k` most probable classes of each row of logits [N, classes]."""
+        """Return the answer for each row of logits [N, classes], with the `top_k` most probable classes.
+
+        All ways to ask a model end here, so that they answer alike.
+        """
+        names, sets = self.class_names, self.model.conformal
         probabilities = (logits.double() / self.model.temperature).softmax(1)
-        top = probabilities.topk(min(top_k, len(self.class_names)), dim=1)
+        least = sets.get("least_probability", {}).get(conformal.SERVED)
+        sizes = [0] * len(logits) if least is None else conformal.set_sizes(probabilities, least).tolist()
+        top = probabilities.topk(min(max(top_k, *sizes, 1), len(names)), dim=1)
         predictions = []
-        for values, indices in zip(top.values.tolist(), top.indices.tolist(), strict=True):
-            scores = tuple(ClassScore(self.class_names[i], i, p) for i, p in zip(indices, values, strict=True))
-            predictions.append(Prediction(scores[0].label, scores[0].index, scores[0].probability, scores))
+        for values, indices, size in zip(top.values.tolist(), top.indices.tolist(), sizes, strict=True):
+            scores = tuple(ClassScore(names[i], i, p) for i, p in zip(indices[:top_k], values, strict=False))
+            answer = Prediction(scores[0].label, scores[0].index, scores[0].probability, scores)
+            if least is not None:
+                abstain = conformal.abstains(size, len(names), sets["abstain_above"])
+                answer = replace(answer, set=tuple(names[i] for i in indices[:size]), abstain=abstain)
+            predictions.append(answer)
         return predictions
 
     def respond(self, request: Request) -> list[Response | BadImage]:
@@ -196,7 +213,7 @@ class Predictor:
             top_k: Classes in each response.
         """
         predictions = self.predictions(torch.stack(logits), top_k) if logits else []
-        ready = (Response(p.top, row.tolist()) for p, row in zip(predictions, logits, strict=True))
+        ready = (Response(p.top, row.tolist(), p.set, p.abstain) for p, row in zip(predictions, logits, strict=True))
         return [value if isinstance(value, BadImage) else next(ready) for value in inputs]
 
 

@@ -8,7 +8,7 @@ A request is the bytes of one image, JSON with base64 of one or several, or a fo
 
 The base64 may stand in a data URL. A response is JSON or CSV, best class first, with calibrated probabilities:
 
-    {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...]}
+    {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...], "set": ["Beagle"], "abstain": false}
     {"results": [{"predictions": [...]}, {"error": "..."}, ...]}        for several images
     Beagle,12,0.93                                                      one line per class in text/csv
 
@@ -129,10 +129,14 @@ class Response:
     Attributes:
         predictions: Classes, best first.
         logits: Of all classes in their order, before temperature and softmax.
+        set: The classes of the 90 % set, best first; None where the model has no thresholds.
+        abstain: Whether the set says too little; None without a set.
     """
 
     predictions: Sequence[ClassScore]
     logits: Sequence[float] = ()
+    set: Sequence[str] | None = None
+    abstain: bool | None = None
 
     @property
     def label(self) -> str:
@@ -209,6 +213,11 @@ def write(request: Request, responses: Sequence[Response | DogbreedError], kind:
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows(astuple(score) for score in response.predictions[: options.top_k])
     return text.getvalue()
+
+
+def set_fields(labels: Sequence[str] | None, abstain: bool | None) -> dict[str, Any]:
+    """Return what stands behind the other fields of an answer; nothing where the model has no thresholds."""
+    return {} if labels is None else {"set": list(labels), "abstain": abstain}
 
 
 def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
@@ -309,7 +318,8 @@ def _result(response: Response | DogbreedError, options: Options) -> dict[str, A
     if isinstance(response, DogbreedError):
         return {"error": str(response)}
     predictions = [score.to_dict() for score in response.predictions[: options.top_k]]
-    return {"predictions": predictions} | ({"logits": list(response.logits)} if options.logits else {})
+    logits = {"logits": list(response.logits)} if options.logits else {}
+    return {"predictions": predictions, **logits, **set_fields(response.set, response.abstain)}
 
 
 def _whole_number(value: object) -> int | None:

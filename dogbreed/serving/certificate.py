@@ -21,10 +21,14 @@ class Answer:
     Attributes:
         logits: Of all classes, before temperature and softmax; None where the file was refused.
         reason: Why it was refused.
+        set: The classes of the 90 % set; None where there is none.
+        abstain: Whether the model abstains; None without a set.
     """
 
     logits: Sequence[float] | None
     reason: str = ""
+    set: Sequence[str] | None = None
+    abstain: bool | None = None
 
 
 @dataclass(frozen=True)

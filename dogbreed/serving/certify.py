@@ -29,6 +29,7 @@ from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.photographs import find_photographs
 from dogbreed.inference.predictor import Predictor
+from dogbreed.inference.schema import set_fields
 from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
@@ -118,7 +119,8 @@ def _content(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     comparison = compare(list(files), answers)
-    fault = comparison.fault(TOLERANCE)
+    predictor = Predictor(folder, device="cpu")
+    fault = comparison.fault(TOLERANCE) or _fault_of_sets(predictor, list(files), answers)
     odd = sum(name.startswith("odd/") for name in files)
     reference = next(iter(answers.values()))
     return {
@@ -144,13 +146,26 @@ def _content(
             "numpy": numpy.__version__,
         },
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "answers": _answers(folder, files, reference),
+        "answers": _answers(predictor, files, reference),
     }
 
 
-def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _fault_of_sets(predictor: Predictor, files: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> str | None:
+    """Return which path answers another set than its logits give; the first has logits alone."""
+    for path, path_answers in list(answers.items())[1:]:
+        for name, answer in zip(files, path_answers, strict=True):
+            if answer.logits is None:
+                continue
+            (expected,) = predictor.predictions(torch.tensor([answer.logits]), 1)
+            sets = [None if labels is None else list(labels) for labels in (answer.set, expected.set)]
+            if sets[0] != sets[1] or answer.abstain != expected.abstain:
+                said, right = (", ".join(labels) if labels else "no set" for labels in sets)
+                return f"{path} answers {said} for {name}, and its logits give {right}"
+    return None
+
+
+def _answers(predictor: Predictor, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[dict[str, Any]]:
     """Return what was answered for each file, for comparison with an endpoint."""
-    predictor = Predictor(folder, device="cpu")
     entries: list[dict[str, Any]] = []
     for (name, data), answer in zip(files.items(), answers, strict=True):
         entry: dict[str, Any] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
@@ -159,6 +174,7 @@ def _answers(folder: Path, files: Mapping[str, bytes], answers: Sequence[Answer]
         else:
             (prediction,) = predictor.predictions(torch.tensor([answer.logits]), 1)
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
+            entry |= set_fields(prediction.set, prediction.abstain)
         entries.append(entry)
     return entries
 

@@ -73,7 +73,8 @@ class Endpoint:
         body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
         try:
             content = json.loads(body)
-            return Response([ClassScore(**score) for score in content["predictions"]], content.get("logits", []))
+            scores = [ClassScore(**score) for score in content["predictions"]]
+            return Response(scores, content.get("logits", []), content.get("set"), content.get("abstain"))
         except (ValueError, LookupError, TypeError) as error:
             raise PredictionError(f"{self.name} gave no prediction: {_short(body)}", 200) from error
 

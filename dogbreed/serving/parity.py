@@ -83,7 +83,9 @@ def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick, device: str 
     answers = []
     for data in files.values():
         try:
-            answers.append(Answer(model.logits(model.read(data)[None])[0].tolist()))
+            logits = model.logits(model.read(data)[None])
+            (prediction,) = model.predictions(logits, 1)
+            answers.append(Answer(logits[0].tolist(), "", prediction.set, prediction.abstain))
         except BadImage as error:
             answers.append(Answer(None, error.reason))
         tick()
@@ -155,7 +157,9 @@ for request in sorted(Path(requests).iterdir()):
 
 
 def _answer(content: Mapping[str, Any]) -> Answer:
-    return Answer(None, str(content["error"])) if "error" in content else Answer(content["logits"])
+    if "error" in content:
+        return Answer(None, str(content["error"]))
+    return Answer(content["logits"], "", content.get("set"), content.get("abstain"))
 
 
 def _post(port: int, name: str, data: bytes) -> Answer:

@@ -109,8 +109,9 @@ class Service:
 
         Returns:
             `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
-            map; `resize` and `seen`, how the image became the input and the central share of its shorter side. For an
-            image that cannot be used `error` alone, as within `results` of the schema.
+            map; `resize` and `seen`, how the image became the input and the central share of its shorter side; `set`
+            and `abstain` where the model has thresholds. For an image that cannot be used `error` alone, as within
+            `results` of the schema.
 
         Raises:
             RequestError: With the status and the sentence of the response.
@@ -132,7 +133,8 @@ class Service:
             scores = [score | {"heat_map": _round(heat)} for score, heat in zip(scores, maps, strict=True)]
         preprocessing = model.preprocessing
         seen = 1.0 if preprocessing.resize == "squash" else preprocessing.size / preprocessing.resize_size
-        return {"predictions": scores, "resize": preprocessing.resize, "seen": seen}
+        answer = {"predictions": scores, "resize": preprocessing.resize, "seen": seen}
+        return answer | schema.set_fields(prediction.set, prediction.abstain)
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:

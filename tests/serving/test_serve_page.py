@@ -8,6 +8,8 @@ from support.browser import PHONE
 from support.exports import NAMES, export_tiny
 from support.serving import serving
 
+from dogbreed.inference.predictor import Predictor
+
 pytestmark = pytest.mark.slow
 
 
@@ -31,6 +33,26 @@ def test_it_asks_for_a_breed_where_they_are_dogs(browser, tmp_path):
         wait(browser, "document.getElementById('model').textContent.includes('3 breeds')")
         assert browser.driver.title == "Which breed is this dog?"
         assert browser.driver.find_element("tag name", "h1").text == "Which breed is this dog?"
+
+
+@pytest.mark.parametrize(("least", "words"), [(0.999, ""), (0.0, "Not sure: 4 classes are possible.")])
+def test_the_set_in_words(browser, photo, tmp_path, least, words):
+    with serving(export_tiny(tmp_path / "model", least=least)) as running:
+        browser.open(running.address)
+        assert not browser.driver.find_element("id", "set").is_displayed()
+        browser.driver.find_element("id", "file").send_keys(str(photo))
+        answer(browser)
+        assert browser.driver.find_element("id", "set").text == words
+        assert browser.errors == []
+
+
+def test_the_classes_of_a_set_by_name(browser, photo, tmp_path):
+    second, third = (score.probability for score in Predictor(export_tiny(tmp_path / "plain")).predict(photo).top[1:3])
+    with serving(export_tiny(tmp_path / "model", least=(second + third) / 2)) as running:
+        browser.open(running.address)
+        browser.driver.find_element("id", "file").send_keys(str(photo))
+        names = answer(browser)
+        assert browser.driver.find_element("id", "set").text == f"One of: {names[0]}, {names[1]}"
 
 
 @pytest.fixture(scope="module")

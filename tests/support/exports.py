@@ -9,8 +9,13 @@ from dogbreed.models import backbones, model_folder
 NAMES = ("Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier")  # as in conftest's folders
 
 
-def export_tiny(folder: Path, names: Sequence[str] = NAMES, temperature: float = 0.7) -> Path:
-    """A network of random weights for inputs of 64 pixels, in `folder`."""
+def export_tiny(
+    folder: Path, names: Sequence[str] = NAMES, temperature: float = 0.7, least: float | None = None
+) -> Path:
+    """A network of random weights for inputs of 64 pixels, in `folder`; `least` is what a class of its sets reaches."""
+    sets = {} if least is None else {"least_probability": {"90": least, "95": None}, "images": 9, "abstain_above": 2}
     network = backbones.create("squeezenet1_1", len(names), weights="none", seed=1)
-    model = model_folder.Exported(network, "squeezenet1_1", list(names), Preprocessing(size=64), temperature)
+    model = model_folder.Exported(
+        network, "squeezenet1_1", list(names), Preprocessing(size=64), temperature, conformal=sets
+    )
     return model_folder.save(folder, model)

@@ -67,7 +67,7 @@ async function ask(file, button) {
   for (const other of $("files").children) other.setAttribute("aria-current", other === button);
   const mine = asking = new AbortController();
   answer = null;
-  for (const id of ["error", "choices", "switch", "note"]) $(id).hidden = true;
+  for (const id of ["set", "error", "choices", "switch", "note"]) $(id).hidden = true;
   clear();
   show(file);
   say("Looking", true);
@@ -143,6 +143,9 @@ function present(content) {
   const name = document.createElement("strong");
   name.textContent = shown(best.label);
   $("status").append(name, `${percent(best.probability)} sure`);
+  const set = content.set ?? [];
+  $("set").hidden = set.length < 2;
+  $("set").textContent = content.abstain ? `Not sure: ${set.length} ${plural()} are possible.` : `One of: ${set.map(shown).join(", ")}`;
   $("rows").replaceChildren(...content.predictions.map(row));
   $("choices").hidden = false;
   const pictured = !$("frame").hidden;
