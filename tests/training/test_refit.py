@@ -34,7 +34,7 @@ def test_figures_of_valid_are_from_before(pair: tuple[Path, Path, str]) -> None:
     assert 0 < sets[0]["least_probability"]["90"] < 1
     assert sets[0]["least_probability"]["95"] is None
     assert refit["test_set95_coverage"] is None
-    report = (pair[1] / "report.html").read_text()
+    report = (pair[1] / "report.html").read_text(encoding="utf-8").replace("\u00a0", " ")
     assert f"The 90 % sets hold the right class for {100 * refit['test_set90_coverage']:.1f} % of " in report
     assert "no 95 % sets: the validation split has too few images. Their thresholds are from the head before" in report
     assert "with a head trained on train + valid (27 images)" in pair[2]
