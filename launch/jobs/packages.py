@@ -8,8 +8,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from dogbreed.config.compose import default_config
 from dogbreed.core.errors import DogbreedError
 from launch.aws.wheels import Wheel
+from launch.jobs.source import requirements
 
 VERSION = "2.13"  # of PyTorch in the image whose lock was read
 
@@ -84,13 +86,12 @@ WHEELS = (
 )
 
 
-def carried(config: Mapping[str, Any], requirements: str, usual: str) -> tuple[Wheel, ...]:
+def carried(config: Mapping[str, Any], *, search: bool = False) -> tuple[Wheel, ...]:
     """Return the wheels to send along with a job: none where it has a network, or packages or an image of its own.
 
     Args:
         config: A composed configuration.
-        requirements: Of the job, a line each.
-        usual: Of a job with no extras; these are what the wheels are for.
+        search: Whether the job itself searches.
 
     Raises:
         DogbreedError: There are no wheels for it.
@@ -98,7 +99,8 @@ def carried(config: Mapping[str, Any], requirements: str, usual: str) -> tuple[W
     cloud = config["sagemaker"]
     if not cloud["isolate"] or cloud["packages"] or cloud["image"]:
         return ()
-    more = [line for line in requirements.splitlines() if line not in usual.splitlines()]
+    usual = requirements(default_config()).splitlines()
+    more = [line for line in requirements(config, search=search).splitlines() if line not in usual]
     reason = ""
     if cloud["debugger"]["enabled"]:
         reason = "the managed Debugger needs smdebug"

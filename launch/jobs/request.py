@@ -13,7 +13,6 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dogbreed.config.compose import compose
 from dogbreed.config.overrides import to_wire
 from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
@@ -25,7 +24,7 @@ from launch.aws.validate import check_request, check_settings
 from launch.aws.wheels import Wheel, cached
 from launch.jobs import debugger, packages
 from launch.jobs.hyperparameters import settings
-from launch.jobs.source import ENTRY_POINT, Source, requirements, stage
+from launch.jobs.source import ENTRY_POINT, Source, stage
 from launch.jobs.tuning import LOCAL_OBJECTIVES, parameter_ranges, tuning_config
 
 SPLITS = ("train", "valid", "test")
@@ -162,7 +161,7 @@ class _Builder:
         self.code_uri = f"{self.folder}/code/{self.source.name}"
         self.data_uri = data_uri(config, target)
         self.weights_uri, self.sent_along = _weights(config, self.folder)
-        self.wheels = packages.carried(config, requirements(config, search=searches), requirements(compose(())))
+        self.wheels = packages.carried(config, search=searches)
         self.packages_uri = self.cloud["packages"]
         if self.wheels:
             self.packages_uri = f"{self.folder}/packages/{packages.digest(self.wheels)}/"

@@ -26,4 +26,4 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def without_torch(*argv: str, offline: bool) -> subprocess.CompletedProcess[str]:
     """A script of launch/ in an interpreter of its own that has no torch and, if `offline`, no network."""
     program = WITHOUT % {"argv": [str(ROOT / "launch" / argv[0]), *argv[1:]], "offline": offline}
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)

@@ -46,7 +46,7 @@ def test_a_plan_needs_none_of_them_here(run, monkeypatch, tmp_path):
         assert f"{wheel.size:,}  {wheels.cached(wheel)} -> {address}{wheel.file}" in said.out
     assert not (tmp_path / "cache").exists()
     for words in (ISOLATED[1:], [*ISOLATED, "sagemaker.image=mine"], [*ISOLATED, "sagemaker.packages=s3://a/b"]):
-        assert not packages.carried(compose(words), "", ""), "a network, or packages of one's own"
+        assert not packages.carried(compose(words)), "a network, or packages of one's own"
 
 
 @pytest.fixture
