@@ -31,7 +31,7 @@ CONVOLUTIONS = sum(
         *((256, 512, 28), (512, 512, 28), (512, 512, 28), (512, 512, 14), (512, 512, 14), (512, 512, 14)),
     ]
 )
-FROZEN, MIDDLE, LAST = CONVOLUTIONS + 512 * 49 * 4096, 4096 * 4096, 4096 * 1000
+FROZEN, MIDDLE, LAST = CONVOLUTIONS + 512 * 49 * 4096, 4096 * 4096, 4096 * 133
 ALL = FROZEN + MIDDLE + LAST
 STEP, FORWARD = (MIDDLE + 2 * LAST) / ALL, (MIDDLE + LAST) / ALL  # behind the features: the images need no gradient
 HOUR = 0.736
