@@ -287,12 +287,15 @@ def test_ctrl_c_leaves_the_job_alone(cloud, run, sent_data, kind, stop):
 
 def test_what_may_cost_too_much_is_not_sent(cloud, run, sent_data):
     before = len(cloud.requests)
-    for words in (["sagemaker.max_cost=0.5"], ["sagemaker.max_cost=5", "sagemaker.instance_type=ml.p4d.24xlarge"]):
+    for words in (
+        ["sagemaker.max_cost=0.5", "sagemaker.max_run=3600"],
+        ["sagemaker.max_cost=5", "sagemaker.instance_type=ml.p4d.24xlarge"],
+    ):
         refused = run("train", *sent_data, *words)
         assert refused.code == 2
         assert "sagemaker.max_cost" in refused.err
     assert {name for name, _, _ in cloud.requests[before:]} <= {"GetCallerIdentity", "GetProducts"}
-    assert run("train", *sent_data, "sagemaker.max_cost=0.8").code == 0
+    assert run("train", *sent_data, "sagemaker.max_cost=0.8", "sagemaker.max_run=3600").code == 0
 
 
 def test_what_cannot_finish_is_not_sent(cloud, run, sent_data):
