@@ -166,7 +166,7 @@ def _one_by_one(search: Search) -> TrainRound:
         for trial in trials:
             started = time.monotonic()
             folder = search.folder / "trials" / f"{trial.number:03d}"
-            quietly = {
+            quietly: dict[str, Any] = {
                 "output_dir": str(folder),
                 "resume": "auto",
                 "test": False,

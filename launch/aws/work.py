@@ -19,9 +19,9 @@ class Passes(NamedTuple):
 
     shared: float
     whole: float
-    head: int
+    head: float
     shared_images: float
-    whole_images: int
+    whole_images: float
 
     def work(self, trainings: int = 1) -> float:
         """Return the passes of so many trainings that share their features."""
