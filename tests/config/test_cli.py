@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from support.exports import export_tiny
 
 from dogbreed.config import cli
 from dogbreed.config.compose import compose, diff
@@ -331,13 +332,15 @@ ROOT = Path(__file__).parents[2]
         ([str(ROOT / "launch/sagemaker_upload.py")], ["boto3", "botocore", "sagemaker"], "sagemaker"),
         ([str(ROOT / "launch/sagemaker_delete.py")], ["boto3", "botocore", "sagemaker"], "sagemaker"),
         ([str(ROOT / "launch/policies.py"), "train"], ["boto3", "botocore", "sagemaker"], "sagemaker"),
-        (["dogbreed.serve", "."], ["uvicorn"], "serve"),
-        (["dogbreed.serve", "."], ["prometheus_client"], "serve"),
+        (["dogbreed.serve", "MODEL"], ["uvicorn"], "serve"),
+        (["dogbreed.serve", "MODEL"], ["prometheus_client"], "serve"),
         (["dogbreed.certify", "."], ["starlette"], "serve"),
         (["dogbreed.tune", "data=sample"], ["optuna"], "search"),
     ],
 )
-def test_an_extra_that_is_not_installed_is_named(argv, lacks, extra, tmp_path):
+def test_an_extra_that_is_not_installed_is_named(argv, lacks, extra, tmp_path, tmp_path_factory):
+    if "MODEL" in argv:
+        argv = [argv[0], str(export_tiny(tmp_path_factory.mktemp("exported") / "model"))]
     program = LACKS % {"argv": argv, "lacks": lacks}
     ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert ran.returncode == 2, ran.stderr

@@ -92,7 +92,7 @@ def test_the_head():
         ({"head": "body.0"}, "Small has no linear layer head='body.0'; its linear layers are fc, neck."),
         (
             {"network": nn.Conv2d(3, 4, 3), "head": None},
-            "Conv2d has no linear layer that could become the head; end it",
+            "Conv2d has no linear layer that could become the head; end it with a torch.nn.Linear.",
         ),
         ({"network": None, "weights": "none"}, "head='fc' names a layer of a network of your own: pass network= too."),
         (
