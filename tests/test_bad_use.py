@@ -232,6 +232,7 @@ def test_missing_weights(bad: Callable[..., str], tmp_path: Path) -> None:
     ],
     ids=lambda value: value[0] if value[0].startswith("--") or "=" in value[0] else "",
 )
+@pytest.mark.slow
 def test_configuration(bad: Callable[..., str], words: list[str], says: list[str]) -> None:
     bad(*words, says=says)
 
@@ -271,6 +272,7 @@ def test_diverging_at_once(tmp_path: Path) -> None:
     assert not (folder / "metrics.json").exists()
 
 
+@pytest.mark.slow
 def test_diverging_later_keeps_the_last_good_checkpoint(tmp_path: Path) -> None:
     """Decay of 1e9 a step multiplies the weights by about -1e9: finite for some epochs, then no longer."""
     folder = tmp_path / "run"
@@ -345,6 +347,7 @@ def test_resume_with_other_classes(bad: Callable[..., str], done: Path, dogs: Pa
     bad(f"resume={done}", "test=false", data=dogs, says=["other classes", str(dogs)])
 
 
+@pytest.mark.slow
 def test_resume_from_something_else(bad: Callable[..., str], tmp_path: Path) -> None:
     text, state = tmp_path / "text.ckpt", tmp_path / "state.pth"
     text.write_text("not a checkpoint")

@@ -26,6 +26,7 @@ XFAIL = "import pytest\n@pytest.mark.xfail(strict=True)\ndef test_it():\n    ass
     ],
     ids=["unlisted", "elsewhere", "listed", "marked", "xfail", "module"],
 )
+@pytest.mark.slow
 def test_skips(program: str, ci: str, code: int, tmp_path: Path) -> None:
     file = tmp_path / "test_it.py"
     file.write_text(program)

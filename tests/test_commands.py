@@ -97,6 +97,7 @@ MISSING = {
 
 
 @pytest.mark.parametrize("command", MISSING)
+@pytest.mark.slow
 def test_a_wrong_path_is_named_before_anything_heavy_is_loaded(command):
     arguments, words = MISSING[command]
     code, text, loaded = call(MODULES[command], arguments)

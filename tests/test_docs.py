@@ -63,6 +63,7 @@ def test_every_block_is_marked(page: Path) -> None:
         assert marked == (block.language in CODE), f"{where}: <!-- run --> or <!-- not run: why --> above code, only"
 
 
+@pytest.mark.slow
 def test_the_map_of_the_modules_is_the_trees() -> None:
     tool = generator()
     page = tool["PAGE"].read_text(encoding="utf-8")

@@ -91,6 +91,7 @@ def test_every_package_has_its_layer():
 
 
 @pytest.mark.parametrize("module", PACKAGED)
+@pytest.mark.slow
 def test_imports_run_downwards(module):
     top, own = module.split(".")[0], package_of(module)
     allowed = {own, *(f"{top}.{name}" for name in MAY_IMPORT[own].split())}

@@ -159,12 +159,14 @@ def test_the_key_changes_with_the_plan(monkeypatch):
     assert len(keys) == 3
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_the_kind_of_device(monkeypatch):
     monkeypatch.setattr(extract, "plan", lambda prefix, device: extract.Plan(4, "direct"))
     assert len({store_key("cpu"), store_key("cuda"), store_key("mps")}) == 3
     assert store_key("cuda:0") == store_key("cuda:1")
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_precision_and_preprocessing():
     """`tf32` is kept as float32 is, so that the key alone tells them apart."""
     precisions = {store_key(precision=precision) for precision in extract.PRECISIONS}
@@ -264,6 +266,7 @@ def test_a_card_that_only_emulates_bfloat16(monkeypatch):
         pytest.param("none", "bfloat16", 5e-2, marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.slow
 def test_rows_are_what_the_prefix_computes(dog_tree, tmp_path, augment, precision, rtol):
     _, model, data = attached(dog_tree, tmp_path, data=dogs(dog_tree, augment=augment), precision=precision)
     model.eval()
@@ -523,6 +526,7 @@ def test_a_block_of_another_shape_is_not_used(dog_tree, cache, built):
 # Several at once
 
 
+@pytest.mark.slow
 def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
     """Each of them all, and each its part; torch.fx cannot trace in threads, so that was done before."""
     models = [attached(dog_tree, built)[1].eval() for _ in range(4)]
@@ -591,6 +595,7 @@ def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
 # Processes that share the work
 
 
+@pytest.mark.slow
 def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
     """It comes with the tenth image; the run's folder is not made, and the same command goes on."""
     real, images = extract.decode, iter(range(1, 10_000))
@@ -666,6 +671,7 @@ def test_too_large(dog_tree, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_full_disk(dog_tree, tmp_path, largest_file):
     with largest_file(200_000):
         reason = off(dog_tree, tmp_path).reason

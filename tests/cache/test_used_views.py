@@ -53,6 +53,7 @@ def shown(data: DogImages, epochs: int) -> set[tuple[int, int]]:
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
+@pytest.mark.slow
 def test_as_many_rows_as_the_batches_show(dog_tree: Path, tmp_path: Path, epochs: int) -> None:
     model, data, cache = parts(dog_tree, tmp_path)
     trainer(epochs, cache).fit(model, datamodule=data)
@@ -62,6 +63,7 @@ def test_as_many_rows_as_the_batches_show(dog_tree: Path, tmp_path: Path, epochs
     assert {(i, v) for v, i in zip(*np.nonzero(data.used_views(epochs)["train"]), strict=True)} == pairs
 
 
+@pytest.mark.slow
 def test_a_longer_training_adds_what_is_missing_and_comes_to_the_same(dog_tree: Path, tmp_path: Path) -> None:
     for epochs in (1, 4):
         model, data, cache = parts(dog_tree, tmp_path / "grown")
@@ -94,6 +96,7 @@ def test_an_evaluation_computes_no_training_image(dog_tree: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("epochs", "changes"), [(-1, {}), (1, {"optimizer": "lbfgs", "backbone": "mobilenet_v3_small"})]
 )
+@pytest.mark.slow
 def test_without_an_end_and_for_lbfgs_all_are_computed(
     dog_tree: Path, tmp_path: Path, epochs: int, changes: dict[str, str]
 ) -> None:

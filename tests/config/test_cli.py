@@ -81,6 +81,7 @@ def test_composing_within_a_run_works():
 
 
 @pytest.mark.parametrize("flag", ["-m", "--multirun", "hydra.mode=MULTIRUN", "++hydra.mode=MULTIRUN"])
+@pytest.mark.slow
 def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path, flag):
     seen = []
     assert run(flag, "seed=1,2", "loggers={csv: {}}", task=lambda config: seen.append(config)) == 0
@@ -103,12 +104,14 @@ def test_multirun_runs_each_and_leaves_nothing_behind(tmp_path, flag):
     ],
 )
 @pytest.mark.parametrize("flag", ["-m", "hydra.mode=MULTIRUN"])
+@pytest.mark.slow
 def test_runs_of_a_multirun_do_not_overwrite_each_other(given, folders, flag):
     seen = []
     assert run(flag, "seed=1,2", given, task=lambda config: seen.append(config["output_dir"])) == 0
     assert seen == folders
 
 
+@pytest.mark.slow
 def test_the_first_error_ends_a_multirun(capsys):
     seen = []
 
@@ -156,6 +159,7 @@ def test_bad_use_is_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_pat
 
 
 @pytest.mark.parametrize("more", [[], ["hydra.job.name=train"]])
+@pytest.mark.slow
 def test_folders_that_hydra_cannot_use(more, tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     assert run(f"hydra.run.dir={tmp_path}/file/run", task=print) == 2
@@ -272,6 +276,7 @@ def test_groups_from_a_folder_of_the_users(tmp_path):
     assert seen == [4]
 
 
+@pytest.mark.slow
 def test_as_a_process():
     done = command(
         "import json; print(json.dumps([config['seed'], config['model']['lr']]))", "--seed", "3", "--lr=1e-3"

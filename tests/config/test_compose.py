@@ -125,6 +125,7 @@ def test_trainer_keys_are_lightnings_arguments_without_our_own():
         ("bf16-mixed", "float32", "float32"),
     ],
 )
+@pytest.mark.slow
 def test_features_have_the_trainers_precision(trainer, cache, precision):
     """Mixed precision would compute the frozen part so without the cache, too."""
     given = [f"cache.precision={cache}"] if cache else []
@@ -153,6 +154,7 @@ def test_every_file_of_conf_composes_to_known_keys(path):
     assert {key for key in flatten(config) if not key.startswith("loggers.")} <= known
 
 
+@pytest.mark.slow
 def test_an_experiment_is_a_diff_and_the_command_line_wins():
     changed = ["data.augment", "data.batch_size", "data.root", "data.source", "model.backbone", "trainer.max_epochs"]
     assert diff(compose(), compose(["experiment=quickstart"])) == changed
@@ -228,6 +230,7 @@ def test_short_names_stand_for_keys_that_exist():
         ("~data.batch_size", "data.batch_size is missing; a key of the configuration can be changed, but not removed"),
     ],
 )
+@pytest.mark.slow
 def test_refusals_name_the_cause_and_the_way_out(override, sentence):
     assert refusal(override) == sentence
 
@@ -304,6 +307,7 @@ def test_whole_numbers_do_for_numbers():
     assert compose(["model.weight_decay=1", "cache.max_gb=2"])["cache"]["max_gb"] == 2
 
 
+@pytest.mark.slow
 def test_open_mappings_take_new_keys_and_are_replaced_as_a_whole():
     assert compose(["loggers.csv.name=a b"])["loggers"] == {"tensorboard": {}, "csv": {"name": "a b"}}
     assert compose(["loggers={csv: {}}"])["loggers"] == {"csv": {}}
@@ -406,6 +410,7 @@ def test_a_broken_file_of_the_users_is_named(tmp_path):
     assert "mine.yaml" in done.stdout
 
 
+@pytest.mark.slow
 def test_conf_is_found_in_the_package_and_beside_it_and_missed_clearly(tmp_path):
     shutil.copytree(Path(dogbreed.__file__).parent, tmp_path / "dogbreed")
     code = "from dogbreed.config.compose import conf_dir; print(conf_dir())"

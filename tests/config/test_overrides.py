@@ -85,6 +85,7 @@ def test_the_value_of_a_flag_arrives(text, value):
 
 
 @given(st.text(st.characters(exclude_categories=["Cs"])).filter(lambda text: "${" not in text))
+@pytest.mark.slow
 def test_any_text_survives_hydras_grammar(text):
     value = parse(f"data.root={quote(text)}")[1]
     if isinstance(value, str):
@@ -194,6 +195,7 @@ scalars = (
 @given(
     st.dictionaries(st.lists(part, min_size=1, max_size=3).map(".".join) | st.sampled_from([*SHORT.values()]), scalars)
 )
+@pytest.mark.slow
 def test_settings_return_from_the_wire_as_they_were(settings):
     wire = {}
     for key, value in list(settings.items()):

@@ -79,6 +79,7 @@ def test_loggers_are_chosen_by_their_group(override: str, values: dict[str, Any]
     assert compose([override])["loggers"] == values
 
 
+@pytest.mark.slow
 def test_trainers_are_chosen_by_their_group() -> None:
     chosen = {name: compose([f"trainer={name}"]) for name in ("gpu", "cpu", "mps", "ddp")}
     assert {name: config["trainer"]["accelerator"] for name, config in chosen.items()} == {
@@ -96,6 +97,7 @@ def test_a_drawn_seed_is_asked_for_with_null() -> None:
         compose(["seed=x"])
 
 
+@pytest.mark.slow
 def test_a_resumed_run_brings_its_settings(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from dogbreed.config.compose import to_yaml
 

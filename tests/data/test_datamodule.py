@@ -257,6 +257,7 @@ def files_of(count: int, views: int = 2) -> SplitFiles:
 
 
 @given(counts, sizes, worlds, st.integers(0, 3))
+@pytest.mark.slow
 def test_training_takes_equal_steps_on_every_device(count, batch_size, world, epoch):
     ranks = []
     for rank in range(world):

@@ -138,6 +138,7 @@ def test_one_split_alone(data):
     assert find_duplicates({}) == []
 
 
+@pytest.mark.slow
 def test_real_photographs(dogs120):
     images = DogImages(dogs120, quiet=True)
     images.setup()

@@ -380,6 +380,7 @@ def png_chunk(kind: bytes, body: bytes) -> bytes:
     [(b"iCCP", b"p\0\0"), (b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0"), (b"zTXt", b"Comment\0\0"), (b"tEXt", None)],
     ids=["profile", "XMP", "compressed text", "text"],
 )
+@pytest.mark.slow
 def test_large_metadata_do_not_spoil_a_png(head: tuple[bytes, bytes | None], times: int, behind: bool) -> None:
     data = encode(picture(9, 12), exif=exif_of(6))
     text = b"Comment\0" + bytes(2_000_000) if head[1] is None else head[1] + zlib.compress(bytes(1_000) * times)

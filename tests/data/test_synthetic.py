@@ -112,6 +112,7 @@ def test_every_breed_can_be_drawn(breed):
     assert all(np.asarray(picture).std() > 8 for picture in pictures)
 
 
+@pytest.mark.slow
 def test_breeds_can_be_learnt_though_not_from_the_mean_colour(tmp_path):
     make_sample(tmp_path / "dogs", classes=6, train=12, valid=0, test=6)
     (train, y), (test, truth) = (_features(tmp_path / "dogs" / split) for split in ("train", "test"))

@@ -266,6 +266,7 @@ def test_no_model(tmp_path):
 
 
 @pytest.mark.parametrize("backbone", ["squeezenet1_1", "vgg11"])
+@pytest.mark.slow
 def test_bfloat16_is_close(tmp_path, photos, backbone):
     network = backbones.create(backbone, 4, weights="none", seed=3).eval()
     folder = model_folder.save(tmp_path / "model", model_folder.Exported(network, backbone, NAMES, SMALL, 0.03))

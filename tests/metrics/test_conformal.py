@@ -46,6 +46,7 @@ def test_too_few_images_have_no_threshold(level, fewest):
 
 
 @pytest.mark.parametrize("level", [90, 95])
+@pytest.mark.slow
 def test_the_promised_share_is_covered_over_random_splits(level):
     """Over splits the mean coverage is ceil((n + 1) level) / (n + 1), here the level itself, whatever the model."""
     images, splits = 99, 400

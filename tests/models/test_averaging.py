@@ -23,6 +23,7 @@ class Notes(Callback):
         self.states.append({name: value.clone() for name, value in pl_module.network.state_dict().items()})
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
     model = DogBreedClassifier(3, backbone="resnet18", weights="none", trainable="block", ema_decay=0.6, lr=0.01,
                                preprocessing=Preprocessing(size=64).to_dict())  # fmt: skip
@@ -49,6 +50,7 @@ def test_the_average_is_that_of_a_loop_by_hand(tmp_path: Path) -> None:
     assert trainer.validate(model, datamodule=data, verbose=False)[0]["val_loss"] == pytest.approx(validated, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_averages_are_kept_in_a_resumed_run(tmp_path: Path) -> None:
     more = ["model.backbone=resnet18", "model.trainable=block", "model.ema_decay=0.9", "model.lr=0.01"]
     runs.train_in(tmp_path / "whole", *more)

@@ -109,6 +109,7 @@ def parts_are(network, backbone, head, inside, before, stem):
 
 
 @pytest.mark.parametrize("backbone", PARTS)
+@pytest.mark.slow
 def test_freezing(backbone):
     parts_are(backbones.skeleton(backbone, 7), backbone, *PARTS[backbone])
 

@@ -129,6 +129,7 @@ def test_gradients_are_those_of_the_whole():
     assert all(torch.equal(one, two) for one, two in zip(whole, tail, strict=True))
 
 
+@pytest.mark.slow
 def test_nothing_is_touched():
     network = frozen("mobilenet_v3_small", "block")
     set_mode(network, training=True)

@@ -29,6 +29,7 @@ def network() -> nn.Module:
 
 @needs_weights
 @pytest.mark.parametrize("size", [224, 192, 64])
+@pytest.mark.slow
 def test_it_is_timms_network(network, size):
     timm = pytest.importorskip("timm", reason="timm is what it is compared with")
     _, file = lite0.read_weights()
@@ -41,6 +42,7 @@ def test_it_is_timms_network(network, size):
 
 
 @needs_weights
+@pytest.mark.slow
 def test_its_own_answers_on_photographs_are_dogs(network):
     folder = SHARED_DATA / "photos"
     if not folder.is_dir():

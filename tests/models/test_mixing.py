@@ -55,6 +55,7 @@ def test_the_loss_is_that_of_the_mixture() -> None:
         model.mixing(FeatureBatch(torch.rand(4, 7, 5), labels, labels).inputs, labels)
 
 
+@pytest.mark.slow
 def test_a_resumed_run_draws_the_same_mixtures(tmp_path: Path) -> None:
     more = ["model.backbone=resnet18", "model.trainable=block", "model.mixup=0.4", "model.cutmix=1"]
     runs.train_in(tmp_path / "whole", *more)

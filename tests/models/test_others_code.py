@@ -122,6 +122,7 @@ def test_predictions_of_images_without_labels(tmp_path: Path) -> None:
         torch.testing.assert_close(probabilities, expected, atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_goes_on_by_lightnings_means(dog_tree: Path, tmp_path: Path) -> None:
     """A whole checkpoint, as a Trainer of one's own writes it."""
     model = classifier()
@@ -145,6 +146,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_a_trainer_of_ones_own(trained: Path, tmp_path: Path) -> None:
     """As it would with resume=; only from weights that are those of the run."""
     runs.train_in(tmp_path / "resumed", f"resume={trained}", "trainer.max_epochs=3", "overwrite=true")
@@ -177,6 +179,7 @@ def test_checkpoints_that_do_not_fit(trained: Path) -> None:
     assert not any(value.is_meta for value in new.values())
 
 
+@pytest.mark.slow
 def test_export_after_a_training_of_ones_own(dog_tree: Path, tmp_path: Path) -> None:
     model = classifier()
     data = DogImages.for_model(model, dog_tree, num_workers=0, batch_size=4, quiet=True)
@@ -201,6 +204,7 @@ def test_export_after_a_training_of_ones_own(dog_tree: Path, tmp_path: Path) -> 
     assert next(half.network.parameters()).dtype == torch.bfloat16, "the model itself stays as it is"
 
 
+@pytest.mark.slow
 def test_a_result_in_one_line(tmp_path: Path) -> None:
     result = train(overrides=[*runs.overrides(tmp_path / "run", "trainer.max_epochs=1", "progress=none")])
     text = repr(result)

@@ -117,6 +117,7 @@ def module(tmp_path, monkeypatch):
     sys.modules.pop("my_networks", None)
 
 
+@pytest.mark.slow
 def test_from_a_setting_to_an_answer(module, tmp_path, monkeypatch):
     settings = [f"model.backbone={PATH}", "model.weights=none", "cache.mode=require"]
     runs.train_in(tmp_path / "run", *settings)

@@ -176,6 +176,7 @@ def test_tokens_get_an_answer_without_a_map(backbone):
         torch.testing.assert_close(answer, network.eval()(inputs))
 
 
+@pytest.mark.slow
 def test_without_a_connection_the_ways_out_are_named(tmp_path):
     code = "from dogbreed.models.backbones import create; create('timm/convnextv2_atto', 4)"
     offline = runs.environment(HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path))

@@ -37,6 +37,7 @@ def test_against_torch(size, relu, pool, count, monkeypatch):
 
 
 @pytest.mark.parametrize(("name", "size"), [("vgg11_bn", 40), ("vgg11", 64), ("resnet18", 64)])
+@pytest.mark.slow
 def test_whole_networks(name, size):
     torch.manual_seed(0)
     network = torchvision.models.get_model(name, weights=None, num_classes=7)
@@ -66,6 +67,7 @@ def test_where_it_does_not_pay(name):
     assert not pays(torchvision.models.get_model(name, weights=None).eval())
 
 
+@pytest.mark.slow
 def test_threads_change_nothing():
     network = torchvision.models.vgg11(weights=None, num_classes=7).eval()
     fast = accelerate(network)
@@ -83,6 +85,7 @@ def test_threads_change_nothing():
         torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 def test_a_processor_that_cannot_pack_linear_layers_computes_them_plainly(monkeypatch):
     def refuse(weight: torch.Tensor, batch: int) -> torch.Tensor:
         raise RuntimeError("mkldnn_reorder_linear_weight: bf16 path needs the cpu support avx512bw")

@@ -29,6 +29,7 @@ def found(folder: Path) -> dict[str, dict]:
     return {finding["rule"]: finding for finding in json.loads((folder / "rules.json").read_text())}
 
 
+@pytest.mark.slow
 def test_a_run_says_what_its_rules_found_once(tmp_path):
     ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=4", *FALLS_TOO_SLOWLY)
     assert ran.out.count("Rule loss_not_decreasing, epoch 2: The training loss") == 1
@@ -76,6 +77,7 @@ def test_a_finding_says_its_epoch_and_is_withdrawn_when_it_is_no_longer_true(tmp
     assert not live.findings["overfit"].triggered
 
 
+@pytest.mark.slow
 def test_a_long_epoch_says_how_far_it_has_come(tmp_path, monkeypatch):
     monkeypatch.setattr("dogbreed.core.progress.LINE_EVERY_SECONDS", 0.0)
     ran = runs.train_in(tmp_path / "run", "progress=plain", "trainer.max_epochs=2")
@@ -97,6 +99,7 @@ def test_an_epoch_is_a_line_for_people_on_a_terminal_and_for_tools_elsewhere(tmp
     assert history._line(20).startswith("epoch=2 train_loss=1.827000 val_loss=nan")
 
 
+@pytest.mark.slow
 def test_a_finding_does_not_wait_for_the_end_of_a_long_epoch(tmp_path, monkeypatch):
     monkeypatch.setattr("dogbreed.monitor.callback.LOOK_EVERY", 2)
     vanishing = ("rules.vanishing_gradient.threshold=1e9", "rules.every=1")
@@ -104,6 +107,7 @@ def test_a_finding_does_not_wait_for_the_end_of_a_long_epoch(tmp_path, monkeypat
     assert 0 < printed.find("Rule vanishing_gradient, epoch 1: ") < printed.find("epoch=1 train_loss=")
 
 
+@pytest.mark.slow
 def test_a_rule_can_stop_the_run(tmp_path):
     ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=6", "rules.on_trigger=stop", *FALLS_TOO_SLOWLY)
     assert "Stopped after epoch 2 by rule loss_not_decreasing." in ran.out
@@ -111,6 +115,7 @@ def test_a_rule_can_stop_the_run(tmp_path):
     assert (tmp_path / "run" / "model" / "model.json").exists(), "a stopped run is a whole run"
 
 
+@pytest.mark.slow
 def test_rules_that_are_left_out_are_not_asked(tmp_path):
     ran = runs.train_in(tmp_path / "run", "rules.skip=[loss_not_decreasing]", *FALLS_TOO_SLOWLY)
     assert "Rule" not in ran.out
@@ -147,6 +152,7 @@ def test_a_bad_setting_is_a_sentence(tmp_path, override, said):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_diverged_run_leaves_the_finding(tmp_path):
     ran = runs.run(*runs.overrides(tmp_path / "run", "model.lr=1e38", "model.optimizer=sgd"))
     assert ran.code == 2
@@ -154,6 +160,7 @@ def test_a_diverged_run_leaves_the_finding(tmp_path):
     assert found(tmp_path / "run")["exploding_tensor"]["triggered"]
 
 
+@pytest.mark.slow
 def test_rules_over_gradients_and_activations(tmp_path, monkeypatch):
     monkeypatch.setattr("dogbreed.monitor.recorder.ENOUGH_IMAGES", 10)
     thresholds = [

@@ -22,6 +22,8 @@ from dogbreed.monitor.system_rules import outliers, step_outlier
 from dogbreed.report import profile_report
 from dogbreed.report.profile_plots import _thinned
 
+pytestmark = pytest.mark.slow
+
 
 def rows(file: Path) -> list[dict[str, str]]:
     with file.open(newline="") as stream:

@@ -54,6 +54,7 @@ def test_collections_get_reductions_unless_they_say_otherwise(tmp_path):
     assert parameters["relu"] == {"reductions": "max", "save_interval": "7"}
 
 
+@pytest.mark.slow
 def test_who_asks_for_the_hook(tmp_path, monkeypatch):
     file = tmp_path / "debughookconfig.json"
     monkeypatch.setenv("SMDEBUG_CONFIG_FILE_PATH", str(file))

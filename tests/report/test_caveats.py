@@ -10,6 +10,8 @@ from dogbreed.core.metric_lines import accuracy_line
 from dogbreed.metrics.classification import measure
 from dogbreed.report import training_report
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def leaking(tmp_path_factory):

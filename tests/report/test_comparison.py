@@ -124,6 +124,7 @@ def test_bad_use_is_one_sentence(arguments, said, tmp_path, monkeypatch, capsys)
     assert not (tmp_path / "comparison").exists()
 
 
+@pytest.mark.slow
 def test_a_sweep_ends_with_its_table(tmp_path):
     """Real runs: the table, the new columns of predictions.csv, and the photographs on the page."""
     folder = tmp_path / "sweep"

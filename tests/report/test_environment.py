@@ -27,6 +27,7 @@ from dogbreed.report.environment import machine, versions
         ["data.root='/its=odd, {really} $HOME'"],
     ],
 )
+@pytest.mark.slow
 def test_the_command_repeats_the_configuration(given):
     config = compose(given)
     line = command(config)

@@ -34,6 +34,7 @@ def network() -> torch.nn.Module:
     return backbones.create("squeezenet1_1", 4, weights="none")
 
 
+@pytest.mark.slow
 def test_a_whole_page(tmp_path, network):
     skipped = [Skipped(tmp_path / "train" / "broken.jpg", "truncated")]
     page = page_of(make_run(tmp_path, PAIRS, NAMES, skipped=skipped, network=network), tmp_path)
@@ -53,6 +54,7 @@ def test_a_whole_page(tmp_path, network):
     assert page.count("data:image/jpeg") == 2 * 2 + 3 * 2
 
 
+@pytest.mark.slow
 def test_the_planted_pair_is_on_top(tmp_path):
     pairs = [(label, label) for label in range(4) for _ in range(5)] + [(2, 3)] * 3 + [(0, 1)]
     page = page_of(make_run(tmp_path, pairs, NAMES), tmp_path)
@@ -60,6 +62,7 @@ def test_the_planted_pair_is_on_top(tmp_path):
     assert re.findall(r"<h3>([^<]+)</h3>", section)[0] == "Green-eyed setter and Red terrier"
 
 
+@pytest.mark.slow
 def test_names_are_escaped(tmp_path):
     names = ["<script>alert(1)</script>", 'quo"te', "a&b", "</title><b>bold"]
     root = tmp_path / "<i>dogs"
@@ -80,12 +83,14 @@ def test_names_are_escaped(tmp_path):
         ([(0, 0), (1, 0), (2, 0)], "3 classes"),
     ],
 )
+@pytest.mark.slow
 def test_degenerate_results(pairs, said, tmp_path):
     page = page_of(make_run(tmp_path, pairs, NAMES), tmp_path)
     assert said in page
     assert headings(page) == SECTIONS
 
 
+@pytest.mark.slow
 def test_without_a_test_split(tmp_path):
     page = page_of(make_run(tmp_path, PAIRS, NAMES, split="valid"), tmp_path)
     assert "Validation accuracy: 5 of 8 images" in page
@@ -106,6 +111,7 @@ def test_nothing_but_names(tmp_path):
     assert "No split was evaluated" in page
 
 
+@pytest.mark.slow
 def test_losses_that_are_no_numbers(tmp_path):
     history = [*HISTORY, {**HISTORY[0], "epoch": 4, "train_loss": float("nan"), "val_loss": float("nan")}]
     metrics = {**METRICS, "train_loss": float("nan"), "val_loss": float("inf")}
@@ -113,17 +119,20 @@ def test_losses_that_are_no_numbers(tmp_path):
     assert "training diverged" in page
 
 
+@pytest.mark.slow
 def test_photographs_that_have_gone(tmp_path, network):
     page = page_of(make_run(tmp_path, PAIRS, NAMES, files=False, network=network), tmp_path)
     assert "The image cannot be read any more." in page
 
 
+@pytest.mark.slow
 def test_networks_without_heat_maps_say_so(tmp_path):
     run = make_run(tmp_path, PAIRS, NAMES, network=torch.nn.Linear(1, 1))
     page = page_of(ReportInputs(**{**vars(run), "backbone": "vit_b_16"}), tmp_path)
     assert "There are no heat maps: vit_b_16 has no spatial feature map" in page
 
 
+@pytest.mark.slow
 def test_a_thousand_breeds(tmp_path):
     rng = np.random.default_rng(0)
     names = [f"Breed_number_{i}_of_a_thousand" for i in range(1000)]
@@ -133,6 +142,7 @@ def test_a_thousand_breeds(tmp_path):
     assert "The other 980 classes" in page
 
 
+@pytest.mark.slow
 def test_a_leak_is_told_at_the_top(tmp_path):
     run = make_run(tmp_path, PAIRS, NAMES)
     run.photos["test"].paths[3].write_bytes(run.photos["train"].paths[1].read_bytes())
@@ -155,6 +165,7 @@ def test_a_section_that_fails_costs_only_itself(tmp_path, monkeypatch, capsys):
     assert "RuntimeError" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_written_does_not_fail_the_run(tmp_path, capsys):
     run = make_run(tmp_path, PAIRS, NAMES)
     (tmp_path / "report.html").mkdir()
@@ -171,6 +182,7 @@ def test_names_that_are_not_utf8_can_be_written():
     )
 
 
+@pytest.mark.slow
 def test_real_photographs(dogs120, tmp_path, network):
     """The size of a page with real photographs, which weigh more than drawn ones."""
     folders = sorted((dogs120 / "test").iterdir())

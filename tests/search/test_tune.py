@@ -178,6 +178,7 @@ def test_where_more_trains_trials_run_one_after_the_other(
         ("search.space.model.optimizer.choices=[lion]", "model.optimizer=lion is unknown"),
     ],
 )
+@pytest.mark.slow
 def test_bad_use(
     settings: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], override: str, sentence: str
 ) -> None:

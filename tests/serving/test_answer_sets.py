@@ -54,6 +54,7 @@ def expected(model: Path, photos: list[Path]) -> list[tuple[list[str], bool]]:
     return answers
 
 
+@pytest.mark.slow
 def test_predictor_command_and_handler(model, photos, expected, capsys):
     predictor = Predictor(model)
     for top_k in (1, 4):

@@ -220,6 +220,7 @@ def test_a_client_that_asks_first_need_not_send(server):
         assert received(connection).status == 413
 
 
+@pytest.mark.slow
 def test_a_body_that_arrives_slowly_is_given_up(server):
     with server.connect() as connection:
         connection.sendall(request("POST", "/invocations", b"x" * 100, "image/jpeg")[:-50])
@@ -228,6 +229,7 @@ def test_a_body_that_arrives_slowly_is_given_up(server):
         assert "did not arrive within 2 seconds" in answer.json()["error"]
 
 
+@pytest.mark.slow
 def test_answers_leave_at_once(model):
     """Without TCP_NODELAY each answer on a kept connection waits 40 ms for the client's acknowledgement."""
 
@@ -438,6 +440,7 @@ async def asked(app, method: str, path: str, body: bytes, kind: bytes = b"image/
     return sent[0]["status"]
 
 
+@pytest.mark.slow
 def test_decoding_counts_as_waiting_for_the_answer(model):
     service = Service(Predictor(model, device="cpu"), Limits(answer_seconds=0.2))
     try:

@@ -64,6 +64,7 @@ def test_files(tmp_path):
         read(tmp_path / "none.json")
 
 
+@pytest.mark.slow
 def test_odd_files_are_what_they_are_called():
     odd = edge_case_files(drawn())
     assert odd == edge_case_files(drawn()), "always the same"

@@ -67,6 +67,7 @@ def test_a_tampered_way_is_refused_and_not_deployed(tmp_path):
     assert content["ways"]["server"]["largest_difference"] < 1e-4
 
 
+@pytest.mark.slow
 def test_other_preprocessing_is_refused(tmp_path, capsys):
     """Without processes: another normalisation in one way, and a way that answers what the others refuse."""
     model = export_tiny(tmp_path / "model")

@@ -18,6 +18,8 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.evaluate import HELP, known_settings, main
 from dogbreed.training.evaluation_files import _same_but_for_writing
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:

@@ -43,6 +43,7 @@ def test_a_run_and_its_report(garden):
     assert of_dogs((folder / "report.html").read_text()) == []
 
 
+@pytest.mark.slow
 def test_its_commands(garden, tmp_path, capsys):
     root, folder, _ = garden
     broken = tmp_path / "flowers" / "cactus"

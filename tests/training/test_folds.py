@@ -13,6 +13,8 @@ from dogbreed import DogBreedClassifier, DogImages
 from dogbreed.core.metric_lines import folds_line
 from dogbreed.models import backbones
 
+pytestmark = pytest.mark.slow
+
 RESNET = ("model.backbone=resnet18", "model.lr=0.01", "data.batch_size=4", "data.augment=none")
 MORE = ("trainer.max_epochs=4", "model.schedule=cosine", "model.prior=uniform")
 

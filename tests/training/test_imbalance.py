@@ -50,6 +50,7 @@ def test_log_prior_is_subtracted() -> None:
         check_bias(nn.Sequential(nn.Flatten(), nn.Linear(4, 3, bias=False)))
 
 
+@pytest.mark.slow
 def test_what_is_served_has_no_prior(unequal: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     runs.train_in(folder, *NETWORK, "model.prior=uniform", data=unequal)
@@ -65,6 +66,7 @@ def test_what_is_served_has_no_prior(unequal: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_the_loss_of_a_run_is_weighted(unequal: Path, tmp_path: Path) -> None:
     """With a learning rate of next to nothing, the train loss is that of the network as it was."""
     folder = tmp_path / "run"
@@ -81,6 +83,7 @@ def test_the_loss_of_a_run_is_weighted(unequal: Path, tmp_path: Path) -> None:
     assert runs.history(folder)[0]["train_loss"] == pytest.approx(np.average(nll, weights=weights), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_both_at_once_and_a_head_that_cannot(unequal: Path, tmp_path: Path) -> None:
     both = ["model.prior=uniform", "model.class_weights=balanced"]
     ran = runs.run(*runs.overrides(tmp_path / "run", *NETWORK, *both, data=unequal))

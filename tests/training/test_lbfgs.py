@@ -35,6 +35,7 @@ def test_scikit_learn_finds_the_same(c: float, balanced: bool) -> None:
     np.testing.assert_allclose(probabilities, other.predict_proba(inputs), atol=5e-4)
 
 
+@pytest.mark.slow
 def test_a_run_chooses_c_on_valid_and_needs_no_learning_rate(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     runs.train_in(folder, "model.backbone=resnet18", "model.optimizer=lbfgs", "model.lr=1e9", "trainer.max_epochs=7")

@@ -80,6 +80,7 @@ def test_what_is_no_callback_is_refused(item: Any, sentence: str) -> None:
         build_own_callbacks("lightning.pytorch.callbacks.Timer")
 
 
+@pytest.mark.slow
 def test_a_sweeper_gets_the_objective(tmp_path: Path) -> None:
     callbacks.objectives.clear()
     more = ["--multirun", "model.lr=0.001,0.1", "trainer.max_epochs=1", "search.objective=val_acc"]

@@ -169,6 +169,7 @@ def test_nothing_is_written_before(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_test_that_fails_does_not_cost_the_export(tmp_path, monkeypatch):
     test = Trainer.test
 

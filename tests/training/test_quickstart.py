@@ -87,6 +87,7 @@ def test_the_printed_server_answers(quickstart: tuple[Path, str]) -> None:
         server.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_without_the_weights_one_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lite0, "find_spec", lambda name: None)
     more = ["model.backbone=efficientnet_lite0", "model.weights=imagenet"]
@@ -99,6 +100,7 @@ def test_without_the_weights_one_sentence_names_the_extra(tmp_path: Path, monkey
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_interpreter_is_named_so_that_a_shell_finds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "python").symlink_to(sys.executable)
@@ -111,6 +113,7 @@ def test_the_interpreter_is_named_so_that_a_shell_finds_it(tmp_path: Path, monke
     assert commands(printed)["dogbreed.serve"] == f"python -m dogbreed.serve {tmp_path / 'two' / 'model'}"
 
 
+@pytest.mark.slow
 def test_the_modern_recipe_trains(tmp_path: Path) -> None:
     config = yaml.safe_load(runs.run("--cfg", "job", "experiment=modern").out)
     assert config["model"]["backbone"] == "timm/vit_small_patch14_dinov2.lvd142m"

@@ -11,6 +11,8 @@ from dogbreed import DogBreedClassifier, DogImages
 from dogbreed.data.images import load
 from dogbreed.data.samplers import TrainBatches
 
+pytestmark = pytest.mark.slow
+
 MORE = ("model.backbone=resnet18", "model.lr=0.01", "data.batch_size=4", "trainer.max_epochs=4", "data.augment=none")
 
 

@@ -92,6 +92,7 @@ def test_folder_that_is_used_again(tmp_path: Path) -> None:
         assert torch.equal(model.network.state_dict()[name], value), name
 
 
+@pytest.mark.slow
 def test_what_a_finished_run_needs(tmp_path: Path) -> None:
     """It is not written over, goes on with its own settings, and says so where no epochs are left."""
     whole, half = tmp_path / "whole", tmp_path / "half"

@@ -32,6 +32,7 @@ def assert_same_run(cached: Path, uncached: Path) -> None:
     assert said[0] == said[1]
 
 
+@pytest.mark.slow
 def test_same_run(tmp_path: Path) -> None:
     assert_same_run(*both(tmp_path, "data.augment=crop", "data.batch_size=3", "model.lr=0.01"))
 

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from support import runs
 
+pytestmark = pytest.mark.slow
+
 TINY = (
     "model.backbone=resnet18",
     "data.augment=none",

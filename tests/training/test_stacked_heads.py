@@ -129,6 +129,7 @@ def test_a_head_on_some_rows_is_the_run_on_those_images_alone(
         assert head.best["val_acc"] == pytest.approx(alone.metrics["val_acc"], abs=1e-9)
 
 
+@pytest.mark.slow
 def test_a_head_ends_at_its_epoch_with_the_values_it_has_then(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.schedule=cosine"])
     trainer = HeadTrainer(model, data)
@@ -142,6 +143,7 @@ def test_a_head_ends_at_its_epoch_with_the_values_it_has_then(settings: list[str
     assert loss == pytest.approx(short.history[1]["val_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
     model = DogBreedClassifier(4, backbone="alexnet", weights="none")
     model.use_features(cut(model.network, 64))
@@ -172,6 +174,7 @@ def test_gradients_are_those_of_torch(settings: list[str]) -> None:
         torch.testing.assert_close(stack._gradient[place], alone.weight.grad, atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_memory_splits_the_stack_and_changes_nothing(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model, data, _ = on_features(settings)
     trainer = HeadTrainer(model, data)
@@ -186,6 +189,7 @@ def test_memory_splits_the_stack_and_changes_nothing(settings: list[str], monkey
         assert one.best["val_loss"] == pytest.approx(other.best["val_loss"], abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_head_that_is_stopped_leaves_the_others_alone(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.schedule=cosine"])
     trainer = HeadTrainer(model, data)
@@ -204,6 +208,7 @@ def test_a_head_that_is_stopped_leaves_the_others_alone(settings: list[str]) -> 
     )
 
 
+@pytest.mark.slow
 def test_a_head_that_diverges_is_stopped_and_the_others_go_on(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.optimizer=sgd"])
     trials = [Head(lr=1e38), Head(lr=0.001)]
@@ -214,6 +219,7 @@ def test_a_head_that_diverges_is_stopped_and_the_others_go_on(settings: list[str
     assert all(np.isfinite(row["val_loss"]) for row in trials[1].history)
 
 
+@pytest.mark.slow
 def test_what_cannot_be_stacked_says_why(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.trainable=block"])
     with pytest.raises(NotStackable, match="more of it trains than its last layer"):

@@ -17,6 +17,8 @@ from dogbreed.report.study import Point, Study
 from dogbreed.study import main as study_main
 from dogbreed.training.study import draw_images
 
+pytestmark = pytest.mark.slow
+
 HEAD = ("model.backbone=resnet18", "model.lr=0.01", "data.batch_size=4", "data.augment=none", "trainer.max_epochs=3")
 
 

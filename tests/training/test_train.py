@@ -169,6 +169,7 @@ def test_export_answers_as_the_run_did(whole: tuple[Path, str]) -> None:
     )
 
 
+@pytest.mark.slow
 def test_train_from_python(tmp_path: Path) -> None:
     """Once `dogbreed.train` is imported, the public name is that module; it may be called all the same."""
     from dogbreed import train
@@ -227,6 +228,7 @@ def test_flags_mean_the_same_as_overrides(tmp_path: Path) -> None:
     runs.assert_same_result(tmp_path / "flags", tmp_path / "keys")
 
 
+@pytest.mark.slow
 def test_early_stopping_and_no_test(tmp_path: Path) -> None:
     """Ends just as many epochs after the best one as its patience says, and answers with the best one's weights."""
     folder = tmp_path / "run"
@@ -244,6 +246,7 @@ def test_early_stopping_and_no_test(tmp_path: Path) -> None:
     assert (folder / "model" / "model.json").exists()
 
 
+@pytest.mark.slow
 def test_epochs_without_a_validation_are_never_the_best(tmp_path: Path) -> None:
     """Lightning shows the val_loss of an earlier epoch for them; the weights are others."""
     folder = tmp_path / "run"

@@ -63,6 +63,7 @@ class Half(torch.nn.Module):
         return image / 2
 
 
+@pytest.mark.slow
 def test_what_transforms_cannot_be(tmp_path: Path) -> None:
     for transforms, sentence in (
         (

@@ -56,6 +56,7 @@ def test_the_frozen_part_is_what_a_run_computes_once(name, trainable):
 
 
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.slow
 def test_more_that_trains_takes_more(name):
     """Of a step, of its memory, and of the whole estimate; less of it is computed once."""
     figures = network(name)

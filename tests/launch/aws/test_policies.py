@@ -78,6 +78,7 @@ def test_what_jobs_need_they_may():
     assert made[0]["Condition"] == {"StringEquals": {"aws:RequestTag/created-by": "dogbreed"}}
 
 
+@pytest.mark.slow
 def test_names_that_do_not_begin_with_the_prefix():
     words = ("sagemaker.job_name=mine", "sagemaker.endpoint.name=shop")
     arn = "arn:aws:sagemaker:us-east-1:123456789012:"
@@ -92,6 +93,7 @@ def test_names_that_do_not_begin_with_the_prefix():
     assert not allows("delete", "sagemaker:CreateEndpoint", f"{arn}endpoint/dogbreed-vgg16")
 
 
+@pytest.mark.slow
 def test_an_update_that_is_watched_and_an_end_that_is_scheduled():
     alarm = "arn:aws:cloudwatch:us-east-1:123456789012:alarm:dogbreed-vgg16-ModelLatency"
     watch = "sagemaker.endpoint.watch=5m"
@@ -133,6 +135,7 @@ def test_keys_and_networks_only_where_they_are_used():
     assert "ec2:CreateNetworkInterface" in json.dumps(private)
 
 
+@pytest.mark.slow
 def test_keys_by_their_id_and_disks():
     assert "kms:CreateGrant" not in json.dumps(statements("train", "sagemaker.kms_key=1234-ab"))
     for command in ("train", "tune", "deploy", "execution"):

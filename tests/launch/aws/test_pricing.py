@@ -102,6 +102,7 @@ def test_two_stages():
 HEAD_ALONE = ("data.augment=none", "trainer.max_epochs=20")
 
 
+@pytest.mark.slow
 def test_what_no_feature_can_spare():
     drawn_anew = "data.transforms=[torchvision.transforms.v2.RandAugment]"
     assert passes(compose([drawn_anew, "model.trainable=block"]), DOGS).shared == 0

@@ -82,6 +82,7 @@ def test_it_needs_no_torch():
         (["under=1", "sagemaker.channels=both"], "sagemaker.channels=both is unknown"),
     ],
 )
+@pytest.mark.slow
 def test_bad_use_is_one_sentence(run, words, says):
     said = run("train", "mode=plan", *words)
     assert said.err.startswith("error: ")

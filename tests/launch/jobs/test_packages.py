@@ -33,6 +33,7 @@ def test_they_are_those_that_the_image_lacks():
             assert versions[name] in SpecifierSet(line.removeprefix(name))
 
 
+@pytest.mark.slow
 def test_a_plan_needs_none_of_them_here(run, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     said = run("train", "mode=plan", *ISOLATED)
@@ -66,6 +67,7 @@ def toy(tmp_path, monkeypatch) -> wheels.Wheel:
     return made
 
 
+@pytest.mark.slow
 def test_they_are_fetched_and_sent_before_the_job(cloud, run, toy, monkeypatch):
     words = (*ISOLATED, "sagemaker.role=R", *SMALL)
     monkeypatch.setattr(packages, "WHEELS", (toy._replace(sha256="0" * 64),))

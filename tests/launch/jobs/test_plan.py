@@ -39,6 +39,7 @@ def accepted(operation: str, params: dict) -> None:
     assert not report.has_errors(), report.generate_report()
 
 
+@pytest.mark.slow
 def test_the_search_as_published(run):
     planned = request(run("tune", "mode=plan", *PUBLISHED))
     accepted("CreateHyperParameterTuningJob", planned)
@@ -598,6 +599,7 @@ def test_weights_of_ones_own_get_a_channel(run, tmp_path):
     assert "weights" not in planned["HyperParameters"]
 
 
+@pytest.mark.slow
 def test_a_folder_without_splits_is_sent_as_it_is_or_not_at_all(run, tmp_path):
     (tmp_path / "dogs" / "Beagle").mkdir(parents=True)
     words = ["mode=plan", f"data.root={tmp_path / 'dogs'}"]

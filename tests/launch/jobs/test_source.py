@@ -28,6 +28,7 @@ def members(archive: bytes) -> list[tarfile.TarInfo]:
         return packed.getmembers()
 
 
+@pytest.mark.slow
 def test_equal_content_gives_an_equal_archive(monkeypatch):
     config = compose(())
     first, second = stage(config), stage(compose(["model.lr=0.5", "data.root=/elsewhere", "sagemaker.spot=true"]))
@@ -40,6 +41,7 @@ def test_equal_content_gives_an_equal_archive(monkeypatch):
     assert stage(config).name != first.name
 
 
+@pytest.mark.slow
 def test_times_and_owners_do_not_matter(tmp_path, monkeypatch):
     copy = tmp_path / "copy"
     files = subprocess.run(

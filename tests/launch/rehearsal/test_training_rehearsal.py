@@ -311,6 +311,7 @@ NEEDS: Sequence[tuple[list[str], str]] = (
 
 
 @pytest.mark.parametrize(("arguments", "sentence"), NEEDS, ids=[needs[0][0] for needs in NEEDS])
+@pytest.mark.slow
 def test_what_a_rehearsal_cannot_do_it_says_at_once(
     arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

@@ -40,6 +40,7 @@ def describe(model: Path, *words: str) -> request.Deployment:
         return request.describe(config, packed, "squeezenet1_1", where, image, NOW)
 
 
+@pytest.mark.slow
 def test_keys_reach_everything_that_is_kept(model, tmp_path):
     keys = ("sagemaker.kms_key=alias/a", "sagemaker.volume_kms_key=alias/b")
     settings = describe(model, "capture=10", *keys).request("CreateEndpointConfig")
@@ -189,6 +190,7 @@ def test_an_endpoint_without_network_carries_what_it_installs(model):
     assert own.archive.digest == other.archive.digest, "an image of one's own has them"
 
 
+@pytest.mark.slow
 def test_wheels_are_fetched_by_their_hash_and_install_with_no_index(model, tmp_path, monkeypatch):
     """With a registry of one's own, in which one wheel lies; and another under its name."""
     wheel = tmp_path / "toy-1.0-py3-none-any.whl"
@@ -293,6 +295,7 @@ def test_bad_use(words, sentence, model):
     assert sentence in str(error.value)
 
 
+@pytest.mark.slow
 def test_plan(model, capsys, monkeypatch):
     """Without account and network; as YAML it is the requests, a document each."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "AWS_DEFAULT_REGION", "AWS_REGION"):
@@ -342,6 +345,7 @@ def test_the_command_refuses(argv, sentence, model, capsys):
     assert sentence in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_max_cost(model):
     def check(*words):
         _, overrides = request.split_arguments(words)
