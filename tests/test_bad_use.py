@@ -32,6 +32,8 @@ from dogbreed.predict import main as predict
 from dogbreed.train import main as train
 from dogbreed.training.resume import check_folder
 
+pytestmark = pytest.mark.slow
+
 
 def refused(ran: runs.Ran, *parts: str) -> str:
     """Checks that a command ended with one sentence that says all of this; returns the sentence."""

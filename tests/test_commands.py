@@ -77,6 +77,7 @@ def test_a_usage_error_loads_nothing(command):
 
 
 @pytest.mark.parametrize("command", ["train", "tune"])
+@pytest.mark.slow
 def test_an_unknown_key_needs_hydra_alone(command):
     code, text, loaded = call(MODULES[command], ["modell.lr=1"])
     assert code == 2

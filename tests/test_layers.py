@@ -101,6 +101,7 @@ def test_imports_run_downwards(module):
     assert not above, f"{own} may import {MAY_IMPORT[own] or 'nothing above it'}"
 
 
+@pytest.mark.slow
 def test_no_module_needs_itself():
     graph = {name: ours(name) for name in MODULES}
     assert graph["dogbreed.training.run"] > {"dogbreed.core.errors"}, "the reader of imports sees something"

@@ -61,6 +61,7 @@ def test_no_phrase_of_the_old_vocabulary(place: str) -> None:
 
 
 @pytest.mark.parametrize("place", PLACES)
+@pytest.mark.slow
 def test_no_identifier_that_says_nothing(place: str) -> None:
     found = []
     for file in files(place):

@@ -139,6 +139,7 @@ def store_key(device: str = "cpu", precision: str = "float32", preprocessing: Pr
 
 
 @pytest.mark.parametrize("package", [torch, torchvision, PIL], ids=lambda package: package.__name__)
+@pytest.mark.slow
 def test_the_key_changes_with_a_librarys_version(monkeypatch, package):
     before = store_key()
     monkeypatch.setattr(package, "__version__", "0.0.1")
@@ -151,6 +152,7 @@ def test_the_key_changes_with_the_revision_of_decoding(monkeypatch):
     assert store_key() != before
 
 
+@pytest.mark.slow
 def test_the_key_changes_with_the_plan(monkeypatch):
     keys = set()
     for plan in (extract.Plan(4, "direct"), extract.Plan(8, "direct"), extract.Plan(4, "other kernels")):
@@ -198,6 +200,7 @@ def limit(model: DogBreedClassifier, images: int) -> list[int]:
     return given
 
 
+@pytest.mark.slow
 def test_a_pass_is_halved_where_memory_is_too_small(dog_tree, tmp_path):
     model = classifier()
     given = limit(model, 2)
@@ -305,6 +308,7 @@ def test_rows_come_in_any_order(dog_tree, built):
     assert torch.equal(reader(indices, views), expected)
 
 
+@pytest.mark.slow
 def test_the_model_answers_as_without(dog_tree, built):
     _, model, data = attached(dog_tree, built)
     plain = dogs(dog_tree)
@@ -321,6 +325,7 @@ def test_the_model_answers_as_without(dog_tree, built):
             torch.testing.assert_close(with_features, model.logits(two), **ROUNDING)
 
 
+@pytest.mark.slow
 def test_training_is_the_same_run(dog_tree, tmp_path):
     losses = {}
     for mode in ("off", "require"):
@@ -414,6 +419,7 @@ def one_weight(model):
         for c in ("resize", "std", "interpolation", "size", "precision", "block")
     ],
 )
+@pytest.mark.slow
 def test_everything_else_that_matters_is_a_store_of_its_own(dog_tree, cache, change):
     before, precision, preprocessing = rows(cache), "float32", SMALL
     match change:
@@ -478,6 +484,7 @@ def flip_byte(file: Path, at: int) -> None:
     file.write_bytes(data)
 
 
+@pytest.mark.slow
 def test_a_flipped_bit_costs_one_row(dog_tree, cache, built, capsys):
     file, row_bytes = block(cache), 512 * 3 * 3 * 4
     flip_byte(file, offset_of(file, "features") + 40 * row_bytes + 1234)
@@ -492,6 +499,7 @@ def test_a_flipped_bit_costs_one_row(dog_tree, cache, built, capsys):
 
 
 @pytest.mark.parametrize("part", ["keys", pytest.param("checksums", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_a_flipped_bit_in_the_index_costs_the_block(dog_tree, cache, built, part):
     file = block(cache)
     flip_byte(file, offset_of(file, part) + 5)
@@ -503,6 +511,7 @@ def test_a_flipped_bit_in_the_index_costs_the_block(dog_tree, cache, built, part
 
 
 @pytest.mark.parametrize("share", [0.5, pytest.param(0.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_half_a_block_counts_as_none(dog_tree, cache, built, share):
     file = block(cache)
     data = file.read_bytes()
@@ -665,6 +674,7 @@ def test_where_everything_trains(dog_tree, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_too_large(dog_tree, tmp_path):
     reason = off(dog_tree, tmp_path, max_gb=1e-4).reason
     assert "the features would take 1.33 MB, more than cache.max_gb=0.0001 allows" in reason
@@ -809,6 +819,7 @@ def test_verifying(cache, capsys):
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"precision": "float64"}'])
+@pytest.mark.slow
 def test_a_store_whose_description_is_damaged(dog_tree, cache, capsys, content):
     (store,) = (cache / "features").iterdir()
     (store / "store.json").write_bytes(content)

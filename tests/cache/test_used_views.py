@@ -76,6 +76,7 @@ def test_a_longer_training_adds_what_is_missing_and_comes_to_the_same(dog_tree: 
         assert torch.allclose(one, two, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_trainer_that_is_made_longer_goes_on_with_the_same_cache(dog_tree: Path, tmp_path: Path) -> None:
     model, data, cache = parts(dog_tree, tmp_path / "grown")
     loop = trainer(1, cache)

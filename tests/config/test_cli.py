@@ -40,6 +40,7 @@ def command(body: str, *argv: str, **options) -> subprocess.CompletedProcess[str
     )
 
 
+@pytest.mark.slow
 def test_the_task_gets_a_plain_checked_configuration(tmp_path):
     seen = []
     arguments = [
@@ -59,6 +60,7 @@ def test_the_task_gets_a_plain_checked_configuration(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.slow
 def test_the_exit_code_is_the_tasks():
     assert run(task=lambda config: 3) == 3
     assert run(task=lambda config: None) == 0
@@ -124,6 +126,7 @@ def test_the_first_error_ends_a_multirun(capsys):
     assert capsys.readouterr().err == "error: No breed here\n"
 
 
+@pytest.mark.slow
 def test_what_lightning_appends_for_other_processes_is_understood():
     appended = ['hydra.run.dir="."', "hydra.job.name=train_ddp_process_1", "hydra.output_subdir=null"]
     seen = []
@@ -150,6 +153,7 @@ def test_what_lightning_appends_for_other_processes_is_understood():
         (["-m", "data.batchsize=3,4"], "Unknown key data.batchsize; did you mean data.batch_size?"),
     ],
 )
+@pytest.mark.slow
 def test_bad_use_is_one_sentence_and_exit_code_2(argv, sentence, capsys, tmp_path):
     ran = []
     assert run(*argv, task=ran.append) == 2
@@ -203,6 +207,7 @@ def raiser(error):
         ),
     ],
 )
+@pytest.mark.slow
 def test_errors_of_a_task(error, code, printed, capsys):
     assert run(task=raiser(error)) == code
     assert capsys.readouterr().err == printed
@@ -246,6 +251,7 @@ def test_help_page(capsys):
     assert max(map(len, lines)) <= 120
 
 
+@pytest.mark.slow
 def test_help_names_what_exists(capsys):
     assert all(f"--{name}" in TRAIN_HELP for name in SHORT)
     examples = [line.split()[3:] for line in TRAIN_HELP.splitlines() if line.startswith("  python -m dogbreed.train")]
@@ -305,6 +311,7 @@ def test_a_closed_stream_changes_nothing(closed, tmp_path):
     assert done.stdout in ("", "\\u72ac \\udcff\n")
 
 
+@pytest.mark.slow
 def test_neither_torch_nor_lightning_is_loaded():
     done = command("print({'torch', 'lightning'} & set(sys.modules))")
     assert done.stdout == "set()\n", done.stderr
@@ -373,6 +380,7 @@ def test_an_extra_that_is_not_installed_is_named(argv, lacks, extra, tmp_path, t
         ("launch.sagemaker_invoke", ["http://127.0.0.1:9", "~/nowhere/rex.jpg"]),
     ],
 )
+@pytest.mark.slow
 def test_a_tilde_that_no_shell_has_expanded(tmp_path, monkeypatch, capsys, module, arguments):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)

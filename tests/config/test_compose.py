@@ -148,6 +148,7 @@ def test_trainer_arguments_need_no_plus():
 @pytest.mark.parametrize(
     "path", sorted(conf_dir().glob("*/*.yaml")), ids=lambda path: f"{path.parent.name}={path.stem}"
 )
+@pytest.mark.slow
 def test_every_file_of_conf_composes_to_known_keys(path):
     config = compose([f"{path.parent.name}={path.stem}"])
     known = set(known_keys()) | set(flatten(compose()))
@@ -281,6 +282,7 @@ def test_a_path_is_a_path(path):
 
 
 @pytest.mark.parametrize("path", ["it's my dogs=2,v(1) & co; $HOME", "2024.10", "犬\\", "'quoted'"])
+@pytest.mark.slow
 def test_the_line_that_repeats_a_run_can_be_copied(path):
     """Through a shell, which gives the words back as they were."""
     config = compose()
@@ -328,6 +330,7 @@ def test_open_mappings_take_new_keys_and_are_replaced_as_a_whole():
         (["data.batch_size=512", "data.min_steps=2"], 2),
     ],
 )
+@pytest.mark.slow
 def test_a_default_batch_that_is_asked_for_does_not_adapt(words, steps):
     assert compose(words)["data"]["min_steps"] == steps
     assert prepare(prepare(words)) == prepare(words)
@@ -387,6 +390,7 @@ def test_yaml_reads_back_to_the_same_values():
     assert OmegaConf.to_container(OmegaConf.create(to_yaml(config))) == config
 
 
+@pytest.mark.slow
 def test_composing_leaves_hydras_state_as_it_was():
     GlobalHydra.instance().clear()
     compose()
@@ -399,6 +403,7 @@ def test_composing_leaves_hydras_state_as_it_was():
         assert hydra_compose("config", ["seed=4"]).seed == 4
 
 
+@pytest.mark.slow
 def test_a_broken_file_of_the_users_is_named(tmp_path):
     package = shutil.copytree(Path(dogbreed.__file__).parent, tmp_path / "dogbreed")
     shutil.copytree(conf_dir(), tmp_path / "conf")
@@ -430,6 +435,7 @@ def test_conf_is_found_in_the_package_and_beside_it_and_missed_clearly(tmp_path)
     assert ask().stdout.strip() == str(tmp_path / "dogbreed" / "conf")
 
 
+@pytest.mark.slow
 def test_config_loads_neither_torch_nor_lightning():
     code = "import sys, dogbreed.config.compose as c; c.compose(); assert not {'torch', 'lightning'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -109,6 +109,7 @@ def test_hidden_files_and_folders_are_no_classes(tmp_path, write_tree):
 
 
 @pytest.mark.parametrize("augment", ["none", "flip", "crop"])
+@pytest.mark.slow
 def test_order_and_views_do_not_depend_on_batches_or_workers(dog_tree, augment):
     alone = epoch_of(dogs(dog_tree, augment=augment, batch_size=1), epoch=3)
     for batch_size, workers in ((5, 0), (512, 0), (5, 2)):
@@ -420,6 +421,7 @@ def test_bad_files_can_be_an_error(tmp_path, write_tree):
     assert "data.on_bad_image=skip" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_class_may_lose_all_its_images_in_a_split(tmp_path, write_tree):
     """The labels of the others stay where they are."""
     write_tree(tmp_path)

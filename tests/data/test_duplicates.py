@@ -96,6 +96,7 @@ def test_of_many_copies_the_first_is_named(data, tmp_path):
     ]
 
 
+@pytest.mark.slow
 def test_groups_are_led_by_their_first():
     generator = torch.Generator().manual_seed(0)
     of = torch.randint(0, 40, (2500,), generator=generator)  # over two chunks
@@ -109,6 +110,7 @@ def test_groups_are_led_by_their_first():
 
 
 @pytest.mark.parametrize("same", [True, False])
+@pytest.mark.slow
 def test_thousands_of_pictures_with_one_hash(same):
     """A fixed camera's are: each pair by itself would take a quarter of an hour and the list of pairs 200 MB."""
     noise = torch.rand(4000, 32, 1, generator=torch.Generator().manual_seed(0)) * (1 if same else 255)

@@ -355,6 +355,7 @@ def test_photographs_of_100_and_200_megapixels(tmp_path: Path) -> None:
     [{}, {"progressive": True}, {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}, {"subsampling": 0}],
     ids=["baseline", "progressive", "restarts by row", "restarts by block", "full colour"],
 )
+@pytest.mark.slow
 def test_a_jpeg_that_lacks_only_its_end_is_whole_and_every_shorter_one_is_not(options: dict[str, Any]) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (40, 56, 3), dtype=np.uint8)
     for image in (picture(48, 64), noise):
@@ -588,6 +589,7 @@ def hostile(draw: st.DrawFn) -> bytes:
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(data=st.one_of(hostile(), st.binary(max_size=64)), policy=st.sampled_from(["error", "fill"]))
+@pytest.mark.slow
 def test_any_bytes_give_an_image_or_bad_image(data: bytes, policy: Any) -> None:
     try:
         got = decode(data, truncated=policy, max_pixels=1_000_000)

@@ -418,6 +418,7 @@ def test_classes_that_nobody_wants_are_named(copy):
     ],
     ids=["bars", "utf-16", "excel", "empty lines", "commas behind", "other names", "more names"],
 )
+@pytest.mark.slow
 def test_tables_as_programs_write_them(flat, tmp_path, content):
     rows = [f"{path.relative_to(flat)},{path.parent.name}\n" for path in sorted(flat.glob("*/*.png"))]
     (tmp_path / "labels.csv").write_bytes(content("path,label\n" + "".join(rows)))

@@ -54,6 +54,7 @@ def test_equal_content_gives_equal_bytes(model, tmp_path):
         assert packed.code_digest == code
 
 
+@pytest.mark.slow
 def test_a_run_an_artefact_and_an_archive_are_taken_too(model, tmp_path):
     expected = write(model, tmp_path / "expected.tar.gz")
     assert write(model.parent, tmp_path / "of_run.tar.gz") == expected

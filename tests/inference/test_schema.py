@@ -266,5 +266,6 @@ def test_whatever_data_url_comes_is_read_or_refused(head, tail):
         lambda x: st.lists(x) | st.dictionaries(st.sampled_from(schema.KEYS), x),
     )
 )
+@pytest.mark.slow
 def test_whatever_json_comes_is_read_or_refused(content):
     assert refusal(json.dumps(content), "application/json") in (None, 400)

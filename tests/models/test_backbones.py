@@ -294,6 +294,7 @@ def test_without_network_the_ways_out_are_named(cache_dir, no_network):
     assert list(file.parent.iterdir()) == [], "nothing half-written"
 
 
+@pytest.mark.slow
 def test_densenets_old_names(tmp_path):
     state = random_state(backbones.skeleton("densenet121", 1000))
     old = {}

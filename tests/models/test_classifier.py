@@ -125,6 +125,7 @@ def test_val_loss_does_not_depend_on_the_batch_size(dog_tree, tmp_path):
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.slow
 def test_the_training_loss_is_smoothed(dog_tree, tmp_path, smoothing):
     """Of a network without dropout, whose frozen part is in evaluation, before its first step."""
     model, data, watch = classifier("shufflenet_v2_x0_5", label_smoothing=smoothing), dogs(dog_tree), Watch()
@@ -242,6 +243,7 @@ def test_layers_nearer_to_the_input_train_more_slowly(backbone, trainable, layer
 
 
 @pytest.mark.parametrize("schedule", ["constant", "cosine", "onecycle"])
+@pytest.mark.slow
 def test_schedules_end_where_they_should(dog_tree, tmp_path, schedule):
     model, watch = classifier(trainable="block", schedule=schedule, lr=0.01), Watch()
     lightning = trainer(tmp_path, max_epochs=4, limit_val_batches=0, callbacks=[watch])
@@ -279,6 +281,7 @@ def fitted(dog_tree, folder, callbacks=(), **changes) -> DogBreedClassifier:
     return model
 
 
+@pytest.mark.slow
 def test_dropout_is_keyed_by_seed_epoch_and_step(dog_tree, tmp_path):
     torch.manual_seed(1)
     one = weights(fitted(dog_tree, tmp_path))

@@ -81,6 +81,7 @@ def check(backbone, size, trainable, last_node, shape):
 
 
 @pytest.mark.parametrize(("backbone", "size", "trainable", "last_node", "shape"), FAST)
+@pytest.mark.slow
 def test_parts_equal_the_whole(backbone, size, trainable, last_node, shape):
     check(backbone, size, trainable, last_node, shape)
 
@@ -109,6 +110,7 @@ def test_parameters_are_shared():
     assert not list(parts.tail.parameters()), "the network owns them"
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_whole():
     network = frozen("mobilenet_v3_small", "block")
     parts = cut(network, 64)
@@ -400,11 +402,13 @@ NO_CHANGES = {
 
 
 @pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.slow
 def test_the_fingerprint_changes_with(change):
     assert changed(CHANGES[change])
 
 
 @pytest.mark.parametrize("change", NO_CHANGES)
+@pytest.mark.slow
 def test_the_fingerprint_does_not_change_with(change):
     assert not changed(NO_CHANGES[change])
 

@@ -20,6 +20,7 @@ from dogbreed.models.gradcam import heat_maps
         "shufflenet_v2_x0_5",
     ],
 )
+@pytest.mark.slow
 def test_heat_maps(backbone):
     network = backbones.create(backbone, 3, weights="none")
     network.requires_grad_(False).train()
@@ -37,6 +38,7 @@ def test_heat_maps(backbone):
 
 
 @pytest.mark.parametrize("backbone", ["mobilenet_v2", "resnet18", "densenet121", "convnext_tiny"])
+@pytest.mark.slow
 def test_heat_maps_equal_those_of_captum(backbone):
     """captum does not know of frozen networks (it differentiates from the input on), but of Grad-CAM."""
     network = backbones.create(backbone, 3, weights="none").eval()

@@ -15,6 +15,8 @@ from dogbreed import DogBreedClassifier, DogImages, FeatureCache, Predictor, eva
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
 
+pytestmark = pytest.mark.slow
+
 SMALL = Preprocessing(size=64)
 
 

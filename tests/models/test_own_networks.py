@@ -55,6 +55,7 @@ def classifier(**changes) -> DogBreedClassifier:
     return DogBreedClassifier(4, **(arguments | changes))
 
 
+@pytest.mark.slow
 def test_it_trains_on_cached_features_and_its_checkpoint_is_read_into_it_again(dog_tree, tmp_path):
     untouched = Small().state_dict()
     cached, plain = classifier(), classifier()

@@ -167,6 +167,7 @@ def test_heat_maps_where_there_is_a_map():
 
 
 @pytest.mark.parametrize("backbone", ["timm/eva02_tiny_patch14_224", "timm/swin_tiny_patch4_window7_224"])
+@pytest.mark.slow
 def test_tokens_get_an_answer_without_a_map(backbone):
     network = frozen(backbone)
     inputs = torch.rand(1, 3, NETWORKS[backbone], NETWORKS[backbone])

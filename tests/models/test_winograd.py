@@ -63,6 +63,7 @@ def test_whole_networks(name, size):
 
 
 @pytest.mark.parametrize("name", ["mobilenet_v2", "squeezenet1_1", "shufflenet_v2_x0_5", "resnet34", "alexnet"])
+@pytest.mark.slow
 def test_where_it_does_not_pay(name):
     assert not pays(torchvision.models.get_model(name, weights=None).eval())
 

@@ -70,6 +70,7 @@ def test_losses_that_explode_and_gradients_that_vanish():
 
 
 @pytest.mark.parametrize("one", [HEALTHY, recorded({0: 1.5}, {}), recorded({0: 1.0}, {1: [2.0]}, ended=False)])
+@pytest.mark.slow
 def test_every_run_has_a_picture_and_a_summary(one, tmp_path):
     debug.draw(one).savefig(tmp_path / "losses.png")
     pixels = np.asarray(Image.open(tmp_path / "losses.png").convert("RGB"))

@@ -49,6 +49,7 @@ def test_a_run_says_what_its_rules_found_once(tmp_path):
     assert left["loss_not_decreasing"]["message"] in page
 
 
+@pytest.mark.slow
 def test_a_finding_says_its_epoch_and_is_withdrawn_when_it_is_no_longer_true(tmp_path, capsys):
     """Over the losses of a run: above, far above, and below again; a resumed run does not say it anew."""
 
@@ -144,6 +145,7 @@ def test_rules_change_nothing_in_the_result(tmp_path):
         ("rules.overfit.ratio=1", "Unknown key rules.overfit.ratio"),
     ],
 )
+@pytest.mark.slow
 def test_a_bad_setting_is_a_sentence(tmp_path, override, said):
     ran = runs.run(*runs.overrides(tmp_path / "run", override))
     assert ran.code == 2
@@ -264,6 +266,7 @@ def samples(count: int, gpu: float, core: float, memory: float) -> list[Sample]:
     ]
 
 
+@pytest.mark.slow
 def test_rules_over_the_machine():
     settings = compose()["rules"]
     gpus = ["GPU 0", "GPU 1"]

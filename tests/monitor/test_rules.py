@@ -318,6 +318,7 @@ def rule_functions():
 
 
 @pytest.mark.parametrize("name", [*callback.RULES, "step_outlier"])
+@pytest.mark.slow
 def test_the_configuration_has_the_parameters_and_defaults_of_the_functions(name):
     signature = inspect.signature(rule_functions()[name]).parameters
     own = {"unit", "workers", "cores", "device"}  # given by the run, not by a person

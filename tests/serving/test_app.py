@@ -31,6 +31,8 @@ from dogbreed.serving.app import create_app
 from dogbreed.serving.server import bind, make_server
 from dogbreed.serving.service import Limits, Service
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:

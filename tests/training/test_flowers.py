@@ -13,6 +13,8 @@ from dogbreed.evaluate import main as evaluate
 from dogbreed.inspect import main as inspect
 from dogbreed.predict import main as predict
 
+pytestmark = pytest.mark.slow
+
 FLOWERS = ("daisy", "rose", "tulip")
 OF_DOGS = re.compile(r"\b(breeds?|dogs?|puppy|puppies)\b", re.IGNORECASE)
 

@@ -70,6 +70,7 @@ def test_a_run_chooses_c_on_valid_and_needs_no_learning_rate(tmp_path: Path) -> 
         (["model.backbone=squeezenet1_1"], "needs a linear last layer, and classifier.1 is none"),
     ],
 )
+@pytest.mark.slow
 def test_where_it_cannot(more: list[str], sentence: str, tmp_path: Path) -> None:
     ran = runs.run(*runs.overrides(tmp_path / "run", "model.backbone=resnet18", "model.optimizer=lbfgs", *more))
     assert ran.code == 2

@@ -13,6 +13,8 @@ from dogbreed import DogBreedClassifier, train
 from dogbreed.core.errors import DogbreedError
 from dogbreed.training.build import build_own_callbacks
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:

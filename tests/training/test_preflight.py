@@ -94,6 +94,7 @@ def test_loggers_are_made_before_the_data_are_looked_at(loggers, says, tmp_path,
     ("backbone", "size"),
     [("alexnet", 32), ("inception_v3", 64), ("vgg11", 16), ("vit_b_16", 256), ("maxvit_t", 256), ("resnet18", 10**11)],
 )
+@pytest.mark.slow
 def test_a_size_that_the_network_cannot_take(backbone, size):
     config = defaults()
     config = replace(config, model=replace(config.model, backbone=backbone), data=replace(config.data, size=size))
@@ -102,6 +103,7 @@ def test_a_size_that_the_network_cannot_take(backbone, size):
 
 
 @pytest.mark.parametrize(("backbone", "size"), [("resnet18", 32), ("swin_t", 96), ("regnet_y_400mf", 64)])
+@pytest.mark.slow
 def test_a_size_that_it_can_take(backbone, size):
     config = defaults()
     config = replace(config, model=replace(config.model, backbone=backbone), data=replace(config.data, size=size))

@@ -200,6 +200,7 @@ def _writing(folder: Path, *names: str) -> bool:
         return False
 
 
+@pytest.mark.slow
 def test_last_is_the_newest_run_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     by_time, named, trial = (

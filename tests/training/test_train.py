@@ -21,6 +21,8 @@ from dogbreed.data.images import load
 from dogbreed.training.build import run_folder
 from dogbreed.training.run import Result
 
+pytestmark = pytest.mark.slow
+
 EPOCHS = 3
 DOCUMENTED = {
     "train_loss",

@@ -41,6 +41,7 @@ def allows(command: str, action: str, resource: str, *words: str) -> bool:
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.slow
 def test_nothing_wide(command):
     for statement in statements(command):
         assert statement["Effect"] == "Allow"
@@ -146,6 +147,7 @@ def test_keys_by_their_id_and_disks():
         statements("train", "sagemaker.kms_key=alias/dogs")
 
 
+@pytest.mark.slow
 def test_places_that_the_configuration_names():
     words = ("sagemaker.data=s3://theirs/dogs", "sagemaker.weights=s3://models/vgg16.pth")
     assert allows("execution", "s3:GetObject", "arn:aws:s3:::theirs/dogs/train/a.jpg", *words)

@@ -52,6 +52,7 @@ def test_a_training_with_features_that_are_computed_once():
     assert estimate.most == pytest.approx(HOUR + DISK)
 
 
+@pytest.mark.slow
 def test_a_training_of_the_whole_network():
     estimate = prices("model.trainable=all", "sagemaker.instance_count=2").training(DOGS)
     # Each layer's gradients by its weights and by its input take as much as it does forward; images need no gradient.
@@ -63,6 +64,7 @@ def test_a_training_of_the_whole_network():
     assert estimate.most == pytest.approx(2 * (HOUR + DISK))
 
 
+@pytest.mark.slow
 def test_crops_spot_and_a_warm_machine():
     estimate = prices("data.augment=crop", "cache.views=3", "sagemaker.spot=true").training(DOGS)
     work = 3 * (1 - (2 / 3) ** 5) * 6680 + 835 + 836 + 5 * (6680 * STEP + 835 * FORWARD)
@@ -75,6 +77,7 @@ def test_crops_spot_and_a_warm_machine():
 
 
 @pytest.mark.parametrize(("augment", "epochs"), [("none", 5), ("flip", 5), ("flip", 1), ("crop", 3), ("crop", 20)])
+@pytest.mark.slow
 def test_views_are_those_that_a_run_computes(augment, epochs):
     """A run draws them; of 6,680 images that comes to what is expected, within a percent."""
     views = {"none": 1, "flip": 2, "crop": 4}[augment]
@@ -85,6 +88,7 @@ def test_views_are_those_that_a_run_computes(augment, epochs):
     assert (done.whole_images, done.head) == (0, epochs * IMAGES + 835 + 836)
 
 
+@pytest.mark.slow
 def test_two_stages():
     """The head alone for 20 epochs on one view, then ten epochs of the last stage on four crops of each image."""
     first, both = (passes(compose(words), DOGS) for words in ([*HEAD_ALONE], ["schedule=finetune"]))
@@ -116,6 +120,7 @@ def test_what_no_feature_can_spare():
     assert passes(compose(["model.optimizer=lbfgs", "data.augment=none"]), DOGS).head == 6680 + 2 * 835 + 836
 
 
+@pytest.mark.slow
 def test_a_search_by_jobs_against_a_search_in_one():
     words = ("search.trials=20", "search.parallel=4")
     one = prices(*words).training(DOGS)
@@ -195,6 +200,7 @@ def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
     assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(work / 600, 1)
 
 
+@pytest.mark.slow
 def test_photographs_are_counted_where_they_are(dog_tree):
     assert counts(compose([f"data.root={dog_tree}"])) == {"train": 24, "valid": 12, "test": 12}
     flat = compose([f"data.root={dog_tree / 'train'}", "data.split=0.5,0.25,0.25"])

@@ -90,6 +90,7 @@ def test_debugger_and_profiler_as_published(run):
     assert '"NumSteps": 10' in planned["ProfilerConfig"]["ProfilingParameters"]["DetailedProfilingConfig"]
 
 
+@pytest.mark.slow
 def test_managed_blocks_are_those_of_the_sdks_builders(monkeypatch):
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     from sagemaker.core import image_uris
@@ -372,6 +373,7 @@ def test_a_job_that_cannot_finish_in_time(run):
     assert "Nobody knows how long this takes, and it is stopped after sagemaker.max_run=3600 seconds" in unknown.out
 
 
+@pytest.mark.slow
 def test_only_differences_travel():
     assert settings(compose(["model.lr=0.01", "data.root=/x", "sagemaker.spot=true", "output_dir=o"]), None) == {
         "model.lr": 0.01
@@ -566,6 +568,7 @@ def test_the_networks_are_those_that_torchvision_registers():
     assert torchvision_names() == set(torchvision.models.list_models(module=torchvision.models))
 
 
+@pytest.mark.slow
 def test_a_folder_has_its_own_name(tmp_path, monkeypatch):
     (tmp_path / "dogs" / "inner").mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "dogs" / "inner")

@@ -105,6 +105,7 @@ def test_requirements_are_pyprojects_without_what_the_image_has():
     assert {"lightning", "hydra-core", "torchmetrics"} <= exact
 
 
+@pytest.mark.slow
 def test_smdebug_replaces_nothing_of_the_image():
     """It wants protobuf 3.20 and the image has 6, which TensorBoard needs: none is installed, beside it or apart."""
     staged = stage(compose(["sagemaker.debugger.enabled=true"]))

@@ -84,6 +84,7 @@ def test_realtime(model):
     assert policy["TargetTrackingScalingPolicyConfiguration"]["TargetValue"] == 30
 
 
+@pytest.mark.slow
 def test_names_follow_the_content(model, tmp_path):
     first, again = describe(model), describe(model, "expires=1d")
     for operation, key in (("CreateModel", "ModelName"), ("CreateEndpointConfig", "EndpointConfigName")):
@@ -141,6 +142,7 @@ def test_an_image_that_is_too_large_to_test_with_is_refused_first(tmp_path):
     assert list(deploy.read_images(compose(overrides))[0]) == [str(image)]
 
 
+@pytest.mark.slow
 def test_an_update_that_goes_back_by_itself(model):
     words = ("update=true", "watch=10m", "canary=25", "instance_count=4", "max_errors=2", "max_latency=800")
     made = describe(model, *words)
@@ -171,6 +173,7 @@ def test_an_update_that_goes_back_by_itself(model):
     assert "DeploymentConfig" not in describe(model, "update=true").request("UpdateEndpoint")
 
 
+@pytest.mark.slow
 def test_an_endpoint_without_network_carries_what_it_installs(model):
     made, other = describe(model, "sagemaker.isolate=true"), describe(model)
     assert made.request("CreateModel")["EnableNetworkIsolation"]
@@ -289,6 +292,7 @@ def test_batch(model, tmp_path):
         (["scheduler_role=a b", "expires=2h"], "scheduler_role=a b is neither a role's name nor its ARN"),
     ],
 )
+@pytest.mark.slow
 def test_bad_use(words, sentence, model):
     with pytest.raises(DogbreedError) as error:
         describe(model, *words)
@@ -340,6 +344,7 @@ def test_plan(model, capsys, monkeypatch):
         (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no image"),
     ],
 )
+@pytest.mark.slow
 def test_the_command_refuses(argv, sentence, model, capsys):
     assert sagemaker_deploy.main([word.replace("MODEL", str(model)) for word in argv]) == 2
     assert sentence in capsys.readouterr().err
