@@ -43,9 +43,7 @@ BLOCK_SECONDS = 15.0
 def store_key(prefix: fx.GraphModule, preprocessing: Preprocessing, precision: str, device: torch.device) -> str:
     """Return the key of all that turns an image's bytes into features; `precision` as it is in effect on the device."""
     steps = preprocessing.to_dict()
-    if (
-        preprocessing.resize == "squash"
-    ):  # looks at the size alone; the usual other value is in the keys of older stores
+    if preprocessing.resize == "squash":  # looks at the size alone; the usual other value is in older stores' keys
         steps["resize_size"] = round(preprocessing.size * 256 / 224)
     ingredients: dict[str, Any] = {
         "prefix": fingerprint(prefix),

@@ -100,8 +100,11 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
     def job(composed: DictConfig | None) -> float | None:
         nonlocal code, failure, runs
         try:
-            config = compose.compose(overrides) if composed is None else compose.plain(composed)
-            compose.check(config)
+            if composed is None:
+                config = compose.compose(overrides)
+            else:
+                config = compose.plain(composed)
+                compose.check(config)
             config["output_dir"] = _own_folder(config["output_dir"], shared, folders, runs)
             runs += 1
             result = task(config)

@@ -1,6 +1,7 @@
 """The configuration: where it lies, composing it to a plain dict, checking it, and saying what is wrong with it."""
 
 import difflib
+import math
 import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
@@ -143,6 +144,7 @@ def _asks_for_the_default_batch(words: Sequence[str]) -> bool:
     """Tell whether the default batch size is given in words, so that small data do not make it a smaller one."""
     values = {key.lstrip("+"): value for key, _, value in (word.partition("=") for word in words)}
     asked = values.get("data.batch_size", "")
+    # Among others, too: a sweep over 256,512 asks for both.
     return "data.min_steps" not in values and asked != "" and str(default_config()["data"]["batch_size"]) in asked
 
 
@@ -258,6 +260,24 @@ def check(config: Mapping[str, Any]) -> None:
 def default_config() -> dict[str, Any]:
     """Return the configuration as it stands in conf/: composed once per process, and not to be changed."""
     return _plain_of(())
+
+
+def has_default_batch(data: Mapping[str, Any]) -> bool:
+    """Return whether the batch size in the group data is nobody's choice, and may be a smaller one."""
+    return data["min_steps"] > 0 and bool(data["batch_size"] == default_config()["data"]["batch_size"])
+
+
+def fitting_batch_size(data: Mapping[str, Any], images: int) -> int:
+    """Return the images per step: the default is a smaller power of two where an epoch has too few steps with it.
+
+    Args:
+        data: The group data; `min_steps` says how many steps are enough.
+        images: Of the train split.
+    """
+    size, steps = int(data["batch_size"]), data["min_steps"]
+    if not has_default_batch(data) or images >= size * steps:
+        return size
+    return 2 ** max(1, int(math.log2(max(images, 1) / steps)))
 
 
 def _check(defaults: Mapping[str, Any], config: Mapping[str, Any], above: str, group: Any = None) -> None:

@@ -73,7 +73,8 @@ class _Curves:
         best: Position of the lowest val_loss.
         per_epoch: By what share val_loss fell per epoch of late.
         recent: How many of the last epochs tell where val_loss is going.
-        gain: By what share val_loss would fall in as many epochs again (`AHEAD` at most), were it to go on as of late.
+        gain: By how much its logarithm would fall in as many epochs again (`AHEAD` at most), were it to go on as of
+            late; nearly the share by which val_loss would, where that is small.
         error: Its standard error times `SURE`; infinite for fewer than `FEWEST` epochs.
     """
 
@@ -86,7 +87,7 @@ class _Curves:
         self.per_epoch = self.gain = self.error = math.nan
         if len(rows) > 1:
             fall, error = self._fall()
-            self.per_epoch = fall
+            self.per_epoch = -math.expm1(-fall)
             self.gain = fall * min(len(rows), AHEAD)
             self.error = SURE * error * min(len(rows), AHEAD) if len(rows) >= FEWEST else math.inf
 

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from markupsafe import Markup
+from matplotlib.ticker import PercentFormatter
 
 from dogbreed.report.photographs import Photo
 from dogbreed.report.plots import BLUE, INK, drawing
@@ -45,6 +46,7 @@ def _more(study: Study) -> Markup:
             made.axes.scatter(each, point.folds, s=12, color=INK, alpha=0.4, linewidths=0)
         made.axes.plot(images, [point.accuracy for point in study.curve], color=BLUE, marker="o", linewidth=1.8)
         made.axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
+        made.axes.yaxis.set_major_formatter(PercentFormatter(1))
         made.axes.minorticks_off()
         made.axes.set_xticks(images, [f"{number:,}" for number in images])
     rows = [

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import completed, compose, default_config
+from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size
 from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
@@ -126,11 +126,6 @@ def build_data(config: Config, quiet: bool) -> DogImages:
     )
 
 
-def has_default_batch(config: Config) -> bool:
-    """Return whether the batch size is nobody's choice, and may be a smaller one."""
-    return config.data.min_steps > 0 and config.data.batch_size == default_config()["data"]["batch_size"]
-
-
 def fit_batch_size(config: Config, data: DogImages) -> Config:
     """Return the settings with a smaller batch where the default leaves an epoch too few steps; `data` takes it too.
 
@@ -139,9 +134,9 @@ def fit_batch_size(config: Config, data: DogImages) -> Config:
         data: Set up.
     """
     before, images = config.data.batch_size, len(data.samples["train"])
-    if not has_default_batch(config) or images >= before * config.data.min_steps:
+    data.batch_size = fitting_batch_size(vars(config.data), images)
+    if data.batch_size == before:
         return config
-    data.batch_size = 2 ** max(1, int(math.log2(images / config.data.min_steps)))
     steps = [count(math.ceil(images / size), "step") for size in (data.batch_size, before)]
     data.warnings.insert(
         0,

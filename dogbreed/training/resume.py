@@ -6,13 +6,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from dogbreed.config.compose import changed, diff, flatten
+from dogbreed.config.compose import changed, diff, flatten, has_default_batch
 from dogbreed.config.resumed import find_run, last_checkpoint
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.checkpoints import changed_state
 from dogbreed.monitor.history import BEST
-from dogbreed.training.build import has_default_batch
 
 # A resumed run may differ in these: where it runs and what it says, not what it computes.
 MAY_DIFFER = (
@@ -119,7 +118,7 @@ def check_epochs_left(checkpoint: Mapping[str, Any], config: Config, path: Path)
 def with_batch_size_of(checkpoint: Mapping[str, Any], config: Config) -> Config:
     """Return the settings with the batch size that a resumed run began with, unless another one is given."""
     kept = checkpoint.get("callbacks", {}).get("History", {}).get("config")
-    if kept is None or not has_default_batch(config):
+    if kept is None or not has_default_batch(vars(config.data)):
         return config
     return replace(config, data=replace(config.data, batch_size=kept["data"]["batch_size"]))
 

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dogbreed.config.compose import fitting_batch_size
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
 from dogbreed.data.layout import find_splits
@@ -86,7 +87,8 @@ def check_limits(config: Mapping[str, Any], estimate: Estimate) -> None:
 
 def memory_shortage(config: Mapping[str, Any]) -> str:
     """Return why a step of training does not fit a machine's memory; "" where it does, or the head alone trains."""
-    trainable, batch = config["model"]["trainable"], config["data"]["batch_size"]
+    trainable, images = config["model"]["trainable"], counts(config)
+    batch = fitting_batch_size(config["data"], images["train"]) if images else config["data"]["batch_size"]
     figures, machine = network_of(config), config["sagemaker"]["instance_type"]
     memory = Prices(config).machine(machine)[0]["memory_gb"]
     if trainable == "head" or figures.memory_gb(trainable, batch) <= memory:

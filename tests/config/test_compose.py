@@ -20,6 +20,7 @@ from dogbreed.config.compose import (
     compose,
     conf_dir,
     diff,
+    fitting_batch_size,
     flatten,
     known_keys,
     prepare,
@@ -334,6 +335,22 @@ def test_open_mappings_take_new_keys_and_are_replaced_as_a_whole():
 def test_a_default_batch_that_is_asked_for_does_not_adapt(words, steps):
     assert compose(words)["data"]["min_steps"] == steps
     assert prepare(prepare(words)) == prepare(words)
+
+
+@pytest.mark.parametrize(
+    ("words", "images", "size"),
+    [
+        ([], 2048, 512),  # 4 steps
+        ([], 2047, 256),
+        ([], 24, 4),
+        ([], 1, 2),
+        (["data.min_steps=10"], 2560, 256),
+        (["data.batch_size=512"], 24, 512),
+        (["data.batch_size=64"], 24, 64),
+    ],
+)
+def test_the_default_batch_leaves_an_epoch_enough_steps(words, images, size):
+    assert fitting_batch_size(compose(words)["data"], images) == size
 
 
 def test_preparing_twice_changes_nothing_more():

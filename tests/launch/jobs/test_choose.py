@@ -7,7 +7,7 @@ from support.without_torch import without_torch
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
-from launch.jobs import choose
+from launch.jobs import choose, estimate
 from launch.jobs.choose import Limits, Offer
 
 CHEAP, FAST = Offer("ml.m5.large", 7200, 0.23, 0.10), Offer("ml.g5.xlarge", 600, 0.30, 0.12)
@@ -56,6 +56,13 @@ def test_each_machine_has_the_costs_and_the_obstacles_of_its_own_plan(run):
     assert "has no code for" in offers["ml.p3.2xlarge"].why_not
     assert "data.batch_size=4096 takes about" in offers["ml.c5.xlarge"].why_not
     assert offers["ml.c5.xlarge"].why_not.endswith("GB of memory, ml.c5.xlarge has 8, 2048 fits")
+
+
+def test_memory_is_that_of_the_batch_that_the_run_will_take():
+    """Of the 144 images of the sample it takes 32 at a time, whatever is the default."""
+    words = ["data=sample", "data.root=nowhere/sample", "model.trainable=all", "sagemaker.instance_type=ml.m5.large"]
+    assert estimate.memory_shortage(compose(words)) == ""
+    assert "data.batch_size=512 takes about" in estimate.memory_shortage(compose([*words, "data.batch_size=512"]))
 
 
 @pytest.mark.slow
