@@ -90,7 +90,10 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
 
     flags, overrides = _mode_as_flag(flags, overrides)
     multirun = bool({"-m", "--multirun"} & set(flags))
+    note = compose.outweighed(overrides)
     overrides = compose.prepare(overrides, sweeps=multirun)
+    if note:
+        print(note, flush=True)
     of_folder = [word for word in overrides if word.lstrip("+").startswith("output_dir=")]
     shared = multirun and not any("${" in word or compose.is_sweep(word) for word in of_folder)
     folders: set[str] = set()

@@ -159,11 +159,11 @@ def is_sweep(text: str) -> bool:
 def with_resumed(overrides: Iterable[str]) -> list[str]:
     """Return overrides behind those that make the configuration of the run that they resume, if they resume one."""
     own = list(overrides)
-    values = {key: value.strip("'\"") for key, equals, value in (text.partition("=") for text in own) if equals}
-    run = find_run(values.get("resume"), values.get("output_dir"))
-    if run is None or values["resume"] == "auto" or not (run / "config.yaml").is_file():
-        return own  # what may start from scratch has all its settings
-    kept = _kept_by(run / "config.yaml")
+    values = _values(own)
+    file = _settings_of_resumed(values)
+    if file is None:
+        return own
+    kept = _kept_by(file)
     kept["data"].setdefault("min_steps", 0)  # older runs took batches as they were
     groups = tuple(f"{'loggers' if key == 'logger' else f'{key}.'}" for key in values if "." not in key)
     taken_over = overrides_of({str(key): value for key, value in kept.items()})
@@ -173,9 +173,42 @@ def with_resumed(overrides: Iterable[str]) -> list[str]:
     return [*(text for text in taken_over if not text.startswith(groups)), *own]
 
 
+def outweighed(overrides: Iterable[str]) -> str:
+    """Return the sentence that says what counts where an experiment stands beside a run that is resumed; else ""."""
+    values = _values(overrides)
+    file, name = _settings_of_resumed(values), values.get("experiment")
+    experiment = conf_dir() / "experiment" / f"{name}.yaml"
+    if file is None or not experiment.is_file():
+        return ""
+    kept, chosen = flatten(_kept_by(file)), flatten(_plain_file(experiment))
+    keys = [key for key in chosen if key not in values and key in kept and kept[key] != chosen[key]]
+    if not keys:
+        return ""
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return (
+        f"{file.parent} goes on with its own settings, not with those of experiment={name} (they differ in "
+        f"{', '.join(keys[:3])}{more}); give as key=value what is to differ."
+    )
+
+
+def _values(overrides: Iterable[str]) -> dict[str, str]:
+    return {key: value.strip("'\"") for key, equals, value in (text.partition("=") for text in overrides) if equals}
+
+
+def _settings_of_resumed(values: Mapping[str, str]) -> Path | None:
+    """Return the file with the settings that a resumed run goes on with; what may start from scratch has its own."""
+    run = find_run(values.get("resume"), values.get("output_dir"))
+    file = run / "config.yaml" if run is not None and values["resume"] != "auto" else None
+    return file if file is not None and file.is_file() else None
+
+
+def _plain_file(file: Path) -> Any:
+    return OmegaConf.to_container(OmegaConf.load(file))
+
+
 def _kept_by(file: Path) -> dict[Any, Any]:
     try:
-        kept: Any = OmegaConf.to_container(OmegaConf.load(file))
+        kept = _plain_file(file)
     except (OSError, ValueError, YAMLError, OmegaConfBaseException) as error:
         raise ConfigError(f"{file} cannot be read: {_first_line(str(error))}") from error
     if not (isinstance(kept, dict) and all(isinstance(kept.get(group), dict) for group in ("data", "model"))):
@@ -417,15 +450,18 @@ def _nearest(key: str) -> str | None:
     """Return the key that was most likely meant: the one above it, or that of the most similar last part."""
     group, _, last = key.lower().replace("-", "_").rpartition(".")
     names = {known: known.rpartition(".")[2] for known in [*known_keys(), *default_config()]}
+    # A key of another group than the one that is named is meant only where it is nearly the same word.
+    elsewhere = -0.15 if group in default_config() else 0.0
     likeness = {
-        known: _likeness(last, name) + 0.01 * (known.rpartition(".")[0] == group) for known, name in names.items()
+        known: _likeness(last, name) + (0.01 if known.rpartition(".")[0] == group else elsewhere)
+        for known, name in names.items()
     }
     for other, known in {**SHORT, **_OTHER_NAMES}.items():
         likeness[known] = max(likeness[known], _likeness(last, other.replace("-", "_")))
     if group in likeness and group not in default_config():
         return group
     best = max(likeness, key=lambda known: likeness[known])
-    return best if likeness[best] > 0.7 else None
+    return best if likeness[best] > 0.73 else None  # augmentation is data.augment; dropout is not data.root
 
 
 def _likeness(one: str, other: str) -> float:

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from dogbreed.core.files import atomic_write
 from dogbreed.core.machine import cpu_count
 from dogbreed.models.classifier import DogBreedClassifier, NonFiniteLoss
 from dogbreed.monitor import rules, system_rules
-from dogbreed.monitor.curve_diagnosis import diagnose
+from dogbreed.monitor.curve_diagnosis import Diagnosis, diagnose
 from dogbreed.monitor.history import History
 from dogbreed.monitor.recorder import Recorder
 from dogbreed.monitor.rules import Finding
@@ -83,7 +84,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         assert isinstance(pl_module, DogBreedClassifier)
         self._classes = len(pl_module.class_names)
         if self.history.rows:  # resumed: what was found before the interruption was said then
-            before = epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
+            before = self._of_epochs(trainer)
             self.findings |= {name: finding for name, finding in before.items() if name in self._active}
         images = _class_counts(trainer, pl_module)
         if not self.history.rows:
@@ -168,7 +169,7 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
         assert recorder is not None
         latest = recorder.findings(last)
         if epoch_ended:
-            latest |= epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
+            latest |= self._of_epochs(trainer)
         if self.system and (last or time.monotonic() - self._looked_at_machine > LOOK_AT_MACHINE_EVERY):
             self._looked_at_machine = time.monotonic()
             latest |= machine_findings(self.system.samples, self.system.gpus.names, self.settings)
@@ -192,10 +193,25 @@ class LiveRules(Checkpoint):  # Lightning calls those last, when the epoch's los
 
     def _advice(self) -> str:
         """Return what the diagnosis of the curves so far advises while the run goes on."""
-        diagnosis = diagnose(self.history.rows, self._classes, self.history.config)
-        if diagnosis.kind == "improving":
-            return "Nothing to change yet."
-        return "Too early to advise." if diagnosis.kind in ("short", "unclear") else diagnosis.advice
+        diagnosis = self._diagnosis()
+        return "Too early to advise." if diagnosis.kind in ("short", "improving", "unclear") else diagnosis.advice
+
+    def _diagnosis(self) -> Diagnosis:
+        return diagnose(self.history.rows, self._classes, self.history.config)
+
+    def _of_epochs(self, trainer: Trainer) -> dict[str, Finding]:
+        """Return what the rules over losses find, as far as the diagnosis of the curves agrees.
+
+        While the validation loss falls, or before a direction shows, there is nothing to change, and no finding;
+        where the direction is lost in noise, what was found stays found.
+        """
+        findings = epoch_findings(self.history.rows, _steps_per_epoch(trainer), self.settings)
+        kind = self._diagnosis().kind
+        for name in ("overfit", "overtraining"):
+            stays = kind == "unclear" and name in self.findings and self.findings[name].triggered
+            if kind in ("short", "improving", "unclear") and not stays:
+                findings[name] = replace(findings[name], triggered=False, step=None)
+        return findings
 
     def _say_single_step(self, trainer: Trainer, images: int) -> None:
         size = self.history.config.get("data", {}).get("batch_size", 0)

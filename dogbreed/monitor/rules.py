@@ -156,7 +156,7 @@ def overfit(
         more = f"{100 * ratio:.0f} % above" if ratio < 10 else f"{ratio + 1:.0f} times"
         message = f"The validation loss ({val:.4f}) is {more} the training loss ({train:.4f})"
         lowest = min(row[2] for row in rows)
-        message += f", and has risen from {lowest:.4f}." if val > lowest else ", though it still falls."
+        message += f", and has risen from {lowest:.4f}." if val > lowest else ", and is at its lowest so far."
         return triggered(message, rows[patience - 1 - in_a_row][0], train_loss=train, val_loss=val, ratio=ratio)
     if math.isnan(ratio):
         return clear("No training and validation loss to compare.")

@@ -192,6 +192,10 @@ def test_short_names_stand_for_keys_that_exist():
         ("cache.dirr=x", "Unknown key cache.dirr; did you mean cache.dir?"),
         ("trainer.stepz=3", "Unknown key trainer.stepz; --cfg job shows all keys"),
         ("zzz=3", "Unknown key zzz; --cfg job shows all keys"),
+        ("model.dropout=2", "Unknown key model.dropout; --cfg job shows all keys"),
+        ("dropout=0.5", "Unknown key dropout; --cfg job shows all keys"),
+        ("augmentation=crop", "Unknown key augmentation; did you mean data.augment?"),
+        ("data.lr=0.1", "Unknown key data.lr; did you mean model.lr?"),
         (
             "experiment=quickstrat",
             "There is no experiment called quickstrat, only finetune, modern, published and quickstart; "

@@ -49,24 +49,55 @@ def test_a_run_says_what_its_rules_found_once(tmp_path):
     assert left["loss_not_decreasing"]["message"] in page
 
 
+def watched(folder: Path, losses: list[tuple[float, float]], already: int = 0) -> tuple[LiveRules, list[bool]]:
+    """The rules behind a run with these losses, and after each epoch whether `overfit` is triggered."""
+    history, triggered = History(folder, {}), []
+    live = LiveRules(compose([])["rules"], history)
+    live._classes = 10
+    trainer = SimpleNamespace(num_training_batches=3, accumulate_grad_batches=1, is_global_zero=True)
+    live._recorder = SimpleNamespace(findings=lambda last: {}, reasons={})
+    for epoch, (train, valid) in enumerate(losses):
+        history.rows.append({"epoch": epoch + 1, "train_loss": train, "val_loss": valid, "lr": 0.01})
+        trainer.current_epoch = epoch
+        if epoch == already - 1:
+            live.findings = epoch_findings(history.rows, 3, live.settings)
+        elif epoch >= already:
+            live._look(trainer, epoch_ended=True)
+        triggered.append("overfit" in live.findings and live.findings["overfit"].triggered)
+    return live, triggered
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [
+        *((name, None) for name in ("slow", "falls_in_the_end_slowly", "converged", "runs_away", "noisy_small_valid")),
+        ("cosine_run_down", 30),
+        ("memorised", 19),
+        ("overfits", 32),
+        ("overfits_few_images", 31),
+    ],
+)
+def test_no_finding_while_the_validation_loss_falls(name, first, tmp_path, capsys):
+    """Over recorded curves: training loss is far below from epoch 3 on in some, which alone is nothing to change."""
+    losses = json.loads(Path(__file__).with_name("curves.json").read_text())[name]
+    _, triggered = watched(tmp_path, losses)
+    assert (triggered.index(True) + 1 if True in triggered else None) == first
+    out = capsys.readouterr().out
+    assert ("Rule overfit" in out) == (first is not None)
+    assert out.count("Rule overfit") == (first is not None), "and stays found"
+    assert "Too early to advise" not in out
+    assert "Nothing to change" not in out
+
+
 @pytest.mark.slow
 def test_a_finding_says_its_epoch_and_is_withdrawn_when_it_is_no_longer_true(tmp_path, capsys):
     """Over the losses of a run: above, far above, and below again; a resumed run does not say it anew."""
 
     def watch(ratios: list[float], already: int = 0) -> LiveRules:
-        history = History(tmp_path, {})
-        live = LiveRules(compose([])["rules"], history)
-        trainer = SimpleNamespace(num_training_batches=3, accumulate_grad_batches=1, is_global_zero=True)
-        live._recorder = SimpleNamespace(findings=lambda last: {}, reasons={})
-        for epoch, ratio in enumerate(ratios):
-            row = {"epoch": epoch + 1, "train_loss": 0.9**epoch, "val_loss": ratio * 0.9**epoch, "lr": 0.01}
-            history.rows.append(row)
-            trainer.current_epoch = epoch
-            if epoch == already - 1:
-                live.findings = epoch_findings(history.rows, 3, live.settings)
-            elif epoch >= already:
-                live._look(trainer, epoch_ended=True)
-        return live
+        train = [0.9**epoch for epoch in range(len(ratios))]
+        losses = [(loss, ratio * loss) for loss, ratio in zip(train, ratios, strict=True)]
+        return watched(tmp_path, losses, already)[0]
 
     live = watch([1.0, 1.5, 4.0])
     assert capsys.readouterr().out.count("Rule overfit, epoch 2: The validation loss (1.3500) is 50 % above") == 1

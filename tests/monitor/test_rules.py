@@ -101,7 +101,7 @@ def test_the_figures_are_those_at_the_end():
 
 
 def test_overfit_says_where_the_validation_loss_goes():
-    assert "though it still falls." in rules.overfit([1, 2], [1.0, 0.5], [1.0, 0.9]).message
+    assert "and is at its lowest so far." in rules.overfit([1, 2], [1.0, 0.5], [1.0, 0.9]).message
     assert "has risen from 0.9000." in rules.overfit([1, 2], [1.0, 0.5], [0.9, 1.0]).message
     assert "4 times the training loss" not in rules.overfit([1], [1.0], [4.0]).message
     assert "101 times the training loss" in rules.overfit([1], [0.01], [1.01]).message

@@ -118,8 +118,14 @@ def test_what_a_finished_run_needs(tmp_path: Path) -> None:
     checkpoint = torch.load(last, weights_only=True)
     checkpoint["callbacks"]["History"]["seconds"] = 1e6
     torch.save(checkpoint, last)
-    ran = runs.run(f"resume={half}", "trainer.max_epochs=3")
+    beside = ["experiment=published", "model.optimizer=adam"]
+    ran = runs.run(f"resume={half}", "trainer.max_epochs=3", *beside)
     assert ran.code == 0, ran.err
+    assert f"{half} goes on with its own settings, not with those of experiment=published (they differ in " in ran.out
+    note = ran.out[ran.out.index("(they differ in") :].splitlines()[0]
+    assert "data.augment" in note
+    assert "trainer.max_epochs" not in note, "given beside it"
+    assert note.endswith("; give as key=value what is to differ.")
     runs.assert_same_result(whole, half)
     assert runs.metrics(half)["seconds"] > 1e6, "those of before count too"
     ran = runs.run(f"resume={half}", "trainer.max_epochs=4", "model.lr=0.5")
