@@ -11,7 +11,6 @@ from pathlib import Path
 from secrets import randbelow
 from typing import Any
 
-import lightning.pytorch.loggers as lightning_loggers
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities import rank_zero_only
@@ -37,14 +36,6 @@ from dogbreed.monitor.history import EarlyStopping
 from dogbreed.monitor.progress_bar import ProgressBar
 from dogbreed.monitor.smdebug_hook import TensorHook, hook_enabled
 
-LOGGERS = {
-    "csv": "CSVLogger",
-    "tensorboard": "TensorBoardLogger",
-    "wandb": "WandbLogger",
-    "mlflow": "MLFlowLogger",
-    "comet": "CometLogger",
-    "neptune": "NeptuneLogger",
-}
 # Where the processes that Lightning starts find the folder of the first one, and a seed that it drew.
 FOLDER_FOR_RANKS, SEED_FOR_RANKS = "DOGBREED_OUTPUT_DIR", "DOGBREED_SEED"
 
@@ -288,46 +279,6 @@ def build_callbacks(config: Config, folder: Path, quiet: bool) -> list[Callback]
     if hook_enabled(debugger):
         callbacks.append(TensorHook(debugger, folder, quiet=quiet))
     return [*callbacks, *build_own_callbacks(config.callbacks)]
-
-
-# A silent tracking server would be waited for a quarter of an hour. In seconds; attempts after the first.
-_MLFLOW = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-    "MLFLOW_ALLOW_FILE_STORE": "true",  # otherwise MLflow 3 refuses to log into a folder
-}
-
-
-def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
-    """Return Lightning's loggers by their short names, writing into the run's folder.
-
-    Raises:
-        DogbreedError: One is unknown, not installed, or does not take its arguments.
-    """
-    built = []
-    for name, limit in _MLFLOW.items():
-        os.environ.setdefault(name, limit)
-    for name, arguments in (loggers or {}).items():
-        if name not in LOGGERS:
-            raise DogbreedError(f"loggers.{name} is unknown; known are {', '.join(LOGGERS)}.")
-        if not isinstance(arguments, Mapping | None):
-            raise DogbreedError(f"loggers.{name} takes keyword arguments, such as {{}}, not {arguments!r}.")
-        keywords = {str(key): value for key, value in (arguments or {}).items()}
-        if name in ("csv", "tensorboard"):
-            keywords = {"save_dir": folder, "name": name, "version": "", **keywords}
-        elif name != "comet":
-            keywords = {"save_dir": folder, **keywords}
-        if not hasattr(lightning_loggers, LOGGERS[name]):
-            raise DogbreedError(f"loggers.{name}: the Lightning that is installed has no {LOGGERS[name]}.")
-        try:
-            built.append(getattr(lightning_loggers, LOGGERS[name])(**keywords))
-        except ModuleNotFoundError as error:
-            raise DogbreedError(f"loggers.{name} needs a package that is not installed: {error}.") from error
-        except TypeError as error:
-            raise DogbreedError(f"loggers.{name} does not take these arguments: {error}.") from error
-        except Exception as error:  # what a service's own package refuses, such as a missing key
-            raise DogbreedError(f"loggers.{name} cannot start: {' '.join(str(error).split())}") from error
-    return built
 
 
 def build_trainer(arguments: Mapping[str, Any]) -> Trainer:

@@ -25,7 +25,8 @@ from dogbreed.core.text import size as format_bytes
 from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.training.build import build_loggers, build_trainer, build_transforms, preprocessing_of, refused
+from dogbreed.training.build import build_trainer, build_transforms, preprocessing_of, refused
+from dogbreed.training.loggers import build_loggers
 
 _LACKS = {
     "max_epochs": "train",

@@ -38,6 +38,7 @@ from dogbreed.report.rendering import percent
 from dogbreed.training.build import class_counts, say
 from dogbreed.training.folds import cross_validate
 from dogbreed.training.head_stage import HeadResult
+from dogbreed.training.loggers import log_artifacts
 from dogbreed.training.refit import refit
 
 
@@ -107,6 +108,7 @@ def finish(run: Run) -> dict[str, Any]:
     # What lies there from an earlier run would pass for this run's.
     made_here = (("profile", run.profiling), ("predictions.csv", test), (HEAD_STAGE, run.head))
     remove(folder / name for name, made in made_here if not made)
+    caveats = [*caveats, *log_artifacts(run.trainer.loggers, folder, run.config.loggers or {})]
     say(_summary(run, metrics, test or splits["valid"], caveats))
     if failure:
         raise DogbreedError(

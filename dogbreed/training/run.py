@@ -39,12 +39,10 @@ from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling, mode_of
 from dogbreed.training.build import (
     FOLDER_FOR_RANKS,
-    LOGGERS,
     SEED_FOR_RANKS,
     build_cache,
     build_callbacks,
     build_data,
-    build_loggers,
     build_model,
     build_trainer,
     fit_batch_size,
@@ -56,6 +54,7 @@ from dogbreed.training.build import (
 )
 from dogbreed.training.folds import check_folds, check_images, check_stackable
 from dogbreed.training.head_stage import HeadResult, bring_along, check_stages, config_of, start_values
+from dogbreed.training.loggers import build_loggers, logger_of
 from dogbreed.training.preflight import check_run, check_settings
 from dogbreed.training.ranks import agree
 from dogbreed.training.refit import check_refit
@@ -227,8 +226,8 @@ def _interruptible(run: Run, checkpoint: Path | None, folder: Path) -> Iterator[
     except MisconfigurationException as error:
         raise DogbreedError(f"Lightning refuses these settings: {' '.join(str(error).split())}") from error
     except Exception as error:
-        service = type(error).__module__.partition(".")[0].removesuffix("_ml")  # comet_ml
-        if service not in LOGGERS:
+        service = logger_of(error)
+        if service is None:
             raise
         kept = f"; go on with {shlex.quote(f'resume={folder}')}" if run.history.kept else ""
         raise DogbreedError(f"loggers.{service}: {' '.join(str(error).split())[:300]}{kept}") from error

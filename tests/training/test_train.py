@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from support import runs
+from support.forks import Forked, command, program
 
 from dogbreed import DogBreedClassifier, Predictor
 from dogbreed.config.compose import compose, flatten
@@ -150,13 +151,46 @@ def test_mlflow_gets_every_setting_within_its_limits(tmp_path: Path, monkeypatch
     folder = tmp_path / ("of_a_long_name" * 15) / ("of_another" * 20)
     folder.mkdir(parents=True)
     runs.train_in(folder / "run", "trainer.max_epochs=1", "loggers.mlflow={}")
-    (parameters,) = folder.glob("run/*/*/params")
+    (parameters,) = folder.glob("run/mlruns/*/*/params")
     logged = {str(file.relative_to(parameters)): file.read_text() for file in parameters.rglob("*") if file.is_file()}
     settings = flatten(yaml.safe_load((folder / "run" / "config.yaml").read_text()))
     assert len(settings) > 100
     assert {key.replace(".", "/") for key, value in settings.items() if value != {}} <= logged.keys()
     assert logged["output_dir"] == str(folder / "run")[:250]
-    assert list(folder.glob("run/*/*/metrics/val_loss"))
+    assert list(folder.glob("run/mlruns/*/*/metrics/val_loss"))
+    (artifacts,) = folder.glob("run/mlruns/*/*/artifacts")
+    kept = {str(file.relative_to(artifacts)): file.read_bytes() for file in artifacts.rglob("*") if file.is_file()}
+    model = {f"model/{file.name}": file.read_bytes() for file in (folder / "run" / "model").iterdir()}
+    assert kept == {"report.html": (folder / "run" / "report.html").read_bytes(), **model}
+
+
+@pytest.mark.slow
+def test_wandb_gets_the_report_and_the_model(tmp_path: Path) -> None:
+    """Two trainings of one process are two runs there; the process writes them down when it ends."""
+    options = {"whole": "offline: true", "small": "offline: true, log_model: false"}
+    code = "from dogbreed import train\n"
+    for name, arguments in options.items():
+        settings = runs.overrides(tmp_path / name, "trainer.max_epochs=1", f"loggers.wandb={{{arguments}}}")
+        code += f"train(overrides={[*settings]!r})\n"
+    process = Forked(program, [code], runs.environment(), tmp_path, apart=True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    for name in options:
+        (record,) = tmp_path.glob(f"{name}/wandb/offline-run-*/*.wandb")
+        number, written = record.stem.removeprefix("run-"), record.read_bytes()
+        logged = {sort: f"{sort}-{number}".encode() in written for sort in ("report", "model")}
+        assert logged == {"report": True, "model": name == "whole"}
+        assert b"test_loss" in written
+
+
+@pytest.mark.slow
+def test_a_logger_that_cannot_start(tmp_path: Path) -> None:
+    """Its library raises what another library of its own raises, here pydantic."""
+    words = ["dogbreed.train", *runs.overrides(tmp_path / "run", "loggers.wandb={offline: true}")]
+    process = Forked(command, words, runs.environment(WANDB_SILENT="neither"), tmp_path, apart=True)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "error: loggers.wandb: 1 validation error for Settings silent" in err
 
 
 def test_export_answers_as_the_run_did(whole: tuple[Path, str]) -> None:
