@@ -90,9 +90,9 @@ MISSING = {
     "train": (["data.root=nowhere"], "The data folder nowhere does not exist"),
     "tune": (["data.root=nowhere"], "The data folder nowhere does not exist"),
     "inspect": (["nowhere"], "The data folder nowhere does not exist"),
-    "evaluate": (["nowhere"], "nowhere is no exported model"),
-    "predict": (["nowhere", "a.jpg"], "nowhere is no exported model"),
-    "serve": (["nowhere"], "nowhere is no exported model"),
+    "evaluate": (["nowhere"], "nowhere does not exist; give the folder of a run, or its model/"),
+    "predict": (["nowhere", "a.jpg"], "nowhere does not exist; give the folder of a run, or its model/"),
+    "serve": (["nowhere"], "nowhere does not exist; give the folder of a run, or its model/"),
     "compare": (["nowhere", "elsewhere"], "nowhere is no finished run"),
 }
 

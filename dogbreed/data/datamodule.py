@@ -262,7 +262,9 @@ class DogImages(LightningDataModule):
             if absent:
                 some = ", ".join(self.classes[label] for label in absent[:5])
                 more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
-                yield f"No photograph to {_USES[split]} {some}{more}."
+                them = "it" if len(absent) == 1 else "them"
+                which = "" if split == "train" else f": {split} figures say nothing of {them}"
+                yield f"No photograph to {_USES[split]} {some}{more}{which}."
 
     def _files_with_two_labels(self) -> Iterator[str]:
         samples = list(self.samples.values())

@@ -14,6 +14,7 @@ from dogbreed.data.archives import is_archive
 from dogbreed.data.columns import Entries, Paths
 from dogbreed.data.labels import read_labels
 from dogbreed.data.layout import (
+    SPLIT_OF,
     SPLITS,
     class_folders,
     find_splits,
@@ -147,6 +148,14 @@ def _unsplit_classes(root: Path) -> dict[str, Path]:
     if len(alone) == 1:  # as Images/ beside Annotation/ and lists/
         table = " and their labels with data.labels=FILE.csv" if holds_images(alone[0]) else ""
         raise DogbreedError(f"Of the folders in {root} one alone has photographs: give data.root={alone[0]}{table}.")
+    if len(folders) > 1 and all(name.lower() in SPLIT_OF for name in folders):  # as a competition is unpacked
+        train = next((path for name, path in folders.items() if SPLIT_OF[name.lower()] == "train"), root)
+        tables = [path for path in sorted(root.glob("*.csv")) if not path.name.lower().startswith("sample")]
+        labels = tables[0] if len(tables) == 1 else "FILE.csv"
+        raise DogbreedError(
+            f"{root} holds {' and '.join(f'{path.name}/' for path in folders.values())} with images, but no class "
+            f"folders; give data.root={train} and their labels with data.labels={labels}."
+        )
     return folders
 
 

@@ -39,7 +39,7 @@ def answer(
     """Print the classes of photographs or write them to files; return 1 where some could not be used, else 0."""
     names = find_photographs(paths)
     if submission:
-        _check_ids(names)
+        _check_submission(submission, names)
     predictor = Predictor(find_model(model), device=find_device(device))
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
     files: list[_Csv | _Submission] = [_Csv(csv, top_k)] if csv else []
@@ -64,10 +64,14 @@ def answer(
     return 1 if failed else 0
 
 
-def _check_ids(names: Sequence[str]) -> None:
-    """Refuse two files of one id, which a submission cannot tell apart."""
+def _check_submission(file: Path, names: Sequence[str]) -> None:
+    """Refuse rows that a competition does not know, two of one id, and to write over its own sample."""
+    if file.name.lower().startswith("sample") and file.exists():
+        raise DogbreedError(f"{file} is the sample of the competition; give --submission another name.")
     first: dict[str, str] = {}
     for name in names:
+        if Path(name).suffix.lower() not in IMAGE_SUFFIXES:
+            raise DogbreedError(f"{name} is no file of an image; a submission has one row per image.")
         stem = Path(name).stem
         if stem in first:
             raise DogbreedError(f"{first[stem]} and {name} have the same id, {stem}; a submission has one row each.")
@@ -137,12 +141,12 @@ class _Submission:
     def __init__(self, file: Path, class_names: Sequence[str]) -> None:
         self.file, self.class_names = file, class_names
         self.rows: list[tuple[str, ...]] = []
-        self.unusable = 0
+        self.unusable: list[str] = []
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:
         probabilities = [1 / len(self.class_names)] * len(self.class_names)
         if isinstance(answer, BadImage):
-            self.unusable += 1
+            self.unusable.append(name)
         else:
             for score in answer.top:
                 probabilities[score.index] = score.probability
@@ -150,7 +154,8 @@ class _Submission:
 
     def close(self) -> str:
         write_csv(self.file, ("id", *self.class_names), self.rows)
-        note = f" {self.unusable} could not be used and have equal probabilities." if self.unusable else ""
+        some = ", ".join(self.unusable[:3]) + (f" and {len(self.unusable) - 3} more" if len(self.unusable) > 3 else "")
+        note = f" Equal probabilities, since they could not be used: {some}." if self.unusable else ""
         return f"Wrote {self.file}: {count(len(self.rows), 'image')}.{note}"
 
 

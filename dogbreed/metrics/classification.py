@@ -3,6 +3,7 @@
 Nothing here has a row and a column for each class, so that ten thousand classes need no more than their logits.
 """
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -185,8 +186,9 @@ class Chance(NamedTuple):
     """What can be had without looking at the images.
 
     Attributes:
-        accuracy: Of predicting the most frequent class every time; of several the mean.
-        loss: Of predicting the classes' frequencies every time, in nats.
+        accuracy: Of predicting the most frequent class every time; of several the mean. Of drawing lots where that is
+            more, as in a small split that happens to lack that class.
+        loss: Of predicting the classes' frequencies every time, in nats; equal ones where that is less.
     """
 
     accuracy: float
@@ -204,7 +206,8 @@ def chance(labels: Tensor, known: Tensor, classes: int) -> Chance:
     counts = known.bincount(minlength=classes).double() + 1e-3  # a class that was not known costs 7 nats or so
     shares = counts / counts.sum()
     most = (shares == shares.max()).double()
-    return Chance(float(most[labels].mean() / most.sum()), float(-shares[labels].log().mean()))
+    accuracy, loss = float(most[labels].mean() / most.sum()), float(-shares[labels].log().mean())
+    return Chance(max(accuracy, 1 / classes), min(loss, math.log(classes)))
 
 
 def expected_extremes(classes: Sequence[ClassMetrics]) -> tuple[float, float]:

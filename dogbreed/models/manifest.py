@@ -34,6 +34,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
         DogbreedError: Missing, damaged, of a newer format, or without class names.
     """
     file = folder / MANIFEST
+    if not folder.exists():
+        raise DogbreedError(f"{folder} does not exist; give the folder of a run, or its model/.")
     if not file.is_file():
         raise DogbreedError(
             f"{folder} is no exported model: it has no {MANIFEST} (a run exports to its model/ folder)."

@@ -346,7 +346,9 @@ def imbalance(images: Mapping[str, int], *, threshold_imbalance: float = 10.0) -
     message += (
         f", {large / small:.0f} times fewer: accuracy favours the frequent classes; judge by balanced accuracy and "
     )
-    return triggered(f"{message}macro F1, and try model.class_weights=balanced.", 0, ratio=large / small)
+    return triggered(
+        f"{message}macro F1, and try model.prior=uniform or model.class_weights=balanced.", 0, ratio=large / small
+    )
 
 
 def _finite_rows(steps: Sequence[int], one: Series, other: Series) -> list[tuple[int, float, float]]:

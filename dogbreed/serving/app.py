@@ -103,7 +103,8 @@ class _Routes:
     async def model(self, request: Request) -> Response:
         served = self.service.predictor.model
         facts = {name: getattr(served, name) for name in ("backbone", "class_names", "temperature")}
-        facts |= {"preprocessing": served.preprocessing.to_dict(), "test_acc": served.metrics.get("test_acc")}
+        facts |= {"preprocessing": served.preprocessing.to_dict()}
+        facts |= {name: served.metrics.get(name) for name in ("test_acc", "test_acc_ci95")}
         facts["noun"] = noun_of(served.class_names)
         return JSONResponse(facts | {"max_body_bytes": self.service.limits.body_bytes})
 

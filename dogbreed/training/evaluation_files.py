@@ -72,8 +72,8 @@ def find_files(
         named = _of_training(folder, trained)
     evaluated = named.pop(split, named.get(""))
     if evaluated is None:
-        there = ", ".join(named)
-        raise DogbreedError(f"{folder} has no folder {split}/; it has {there}: choose one with split=.")
+        there, choices = " and ".join(filter(None, named)), " or ".join(f"split={name}" for name in named if name)
+        raise DogbreedError(f"{folder} has no images of the split {split}, but {there}; give {choices}.")
     _check_renamed(renamed, [one.name for one in evaluated], class_names, folder)
     files, unknown = _labelled(evaluated, class_names, renamed)
     skip_unknown = skip_unknown or (same and trained.get("class_mismatch") == "drop")

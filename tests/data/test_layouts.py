@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import re
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -127,6 +128,20 @@ def test_without_a_share_to_test_there_is_no_test_split(flat):
     data = images(flat, split=[0.7, 0.3, 0])
     assert set(data.samples) == {"train", "valid"}
     assert any("No test images" in warning for warning in data.warnings)
+
+
+def test_a_competition_as_it_is_unpacked(tmp_path):
+    """Its train/ and test/ are no classes, and the labels lie beside them."""
+    for folder in ("train", "test"):
+        (tmp_path / folder).mkdir()
+        for number in range(3):
+            noise(number).save(tmp_path / folder / f"{number}.png")
+    with pytest.raises(DogbreedError, match=r"holds test/ and train/ with .*data\.root=\S+train .*labels=FILE\.csv\."):
+        images(tmp_path)
+    for name in ("labels.csv", "sample_submission.csv"):
+        (tmp_path / name).write_text("id,breed\n")
+    with pytest.raises(DogbreedError, match=rf"data\.labels={re.escape(str(tmp_path / 'labels.csv'))}\."):
+        images(tmp_path)
 
 
 def test_every_class_keeps_an_image_to_train_and_small_ones_are_named(copy):

@@ -91,12 +91,13 @@ def test_a_folder_of_an_iphone(model, photos, capsys):
 
 def test_a_table_in_a_file_and_a_submission(model, photos, capsys, tmp_path):
     """Every class has its column, in the data's order; a file that cannot be used has a row as well."""
-    (photos / "deep" / "broken.jpg").write_bytes(b"nothing")
+    broken = photos / "deep" / "broken.jpg"
+    broken.write_bytes(b"nothing")
     table, submission = tmp_path / "out" / "table.csv", tmp_path / "submission.csv"
     assert main([str(model), str(photos), "--csv", str(table), "--submission", str(submission), "--top-k", "2"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         f"Wrote {table}: 14 images.",
-        f"Wrote {submission}: 14 images. 1 could not be used and have equal probabilities.",
+        f"Wrote {submission}: 14 images. Equal probabilities, since they could not be used: {broken}.",
     ]
     with table.open(newline="") as stream:
         rows = list(csv.DictReader(stream))
@@ -156,10 +157,14 @@ def test_standard_input(model, photos, capsys, monkeypatch):
             ["{model}", "{photos}/Z.JPG", "{photos}", "--submission", "s.csv"],
             "have the same id, Z; a submission has one row each",
         ),
+        (["{model}", "{photos}", "{empty}/../ids.csv", "--submission", "s.csv"], "ids.csv is no file of an image; a"),
+        (["{model}", "{photos}", "--submission", "{empty}/../Sample.csv"], "is the sample of the competition; give"),
     ],
 )
 def test_bad_use_is_one_sentence(arguments, said, model, photos, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
+    for table in ("ids.csv", "Sample.csv"):
+        (tmp_path / table).write_text("id\n")
     places = {"model": model, "photos": photos, "empty": tmp_path / "empty"}
     assert main([argument.format(**places) for argument in arguments]) == 2
     captured = capsys.readouterr()

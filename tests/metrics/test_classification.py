@@ -75,11 +75,18 @@ def test_precision_and_the_classes_that_are_never_predicted():
 
 
 def test_chance_is_that_of_the_training_frequencies():
-    known, labels = torch.tensor([0] * 3 + [1]), torch.tensor([0, 0, 1, 1])
+    known, labels = torch.tensor([0] * 3 + [1]), torch.tensor([0, 0, 0, 0, 1])
     level = chance(labels, known, 2)
-    assert level.accuracy == 0.5
-    assert level.loss == pytest.approx(-(math.log(0.75) + math.log(0.25)) / 2, rel=1e-3)
-    assert chance(labels, torch.tensor([2, 2, 1, 1, 0]), 3).accuracy == 0.25, "classes 1 and 2 are equally frequent"
+    assert level.accuracy == 0.8
+    assert level.loss == pytest.approx(-(4 * math.log(0.75) + math.log(0.25)) / 5, rel=1e-3)
+    equally = chance(torch.tensor([1, 1, 2, 2, 0]), torch.tensor([2, 2, 1, 1, 0]), 3)
+    assert equally.accuracy == pytest.approx(0.4), "classes 1 and 2 are equally frequent"
+
+
+def test_chance_is_never_below_drawing_lots():
+    """As on three test images without the class that is the most frequent one in training."""
+    level = chance(torch.tensor([1, 1, 2]), torch.tensor([0, 0, 1, 2]), 3)
+    assert level == (pytest.approx(1 / 3), pytest.approx(math.log(3)))
 
 
 def test_extremes_of_equally_good_classes():

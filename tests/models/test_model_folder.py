@@ -140,9 +140,10 @@ def test_a_place_that_cannot_be_written(tmp_path, model):
 
 
 def test_not_a_model(tmp_path):
-    for place in (tmp_path, tmp_path / "missing"):
-        with pytest.raises(DogbreedError, match=r"is no exported model: it has no model\.json \(a run exports"):
-            model_folder.load(place)
+    with pytest.raises(DogbreedError, match=r"is no exported model: it has no model\.json \(a run exports"):
+        model_folder.load(tmp_path)
+    with pytest.raises(DogbreedError, match=r"missing does not exist; give the folder of a run, or its model/"):
+        model_folder.load(tmp_path / "missing")
 
 
 @pytest.mark.parametrize("text", ["", "{", "\xff\xfe", '{"format_version": 1'])

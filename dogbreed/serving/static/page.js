@@ -15,7 +15,8 @@ const known = fetch("/model").then((response) => response.json()).then((content)
   noun = content.noun;
   if (noun === "breed") document.title = $("question").textContent = "Which breed is this dog?";
   const parts = [content.backbone, content.class_names.length === 1 ? `1 ${noun}` : `${content.class_names.length} ${plural()}`];
-  if (content.test_acc) parts.push(`${(100 * content.test_acc).toFixed(1)} % test accuracy`);
+  const likely = (content.test_acc_ci95 || []).map((bound) => Math.round(100 * bound)).join(" to ");
+  if (content.test_acc) parts.push(`${(100 * content.test_acc).toFixed(1)} % test accuracy${likely && ` (likely ${likely} %)`}`);
   $("model").textContent = parts.join(" · ");
   return content;
 }).catch(() => ({}));
