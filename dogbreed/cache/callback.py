@@ -12,8 +12,9 @@ import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key
-from dogbreed.cache.store import KEY, META, Store, cache_folder, evict, existing, locked
+from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key, used_keys
+from dogbreed.cache.remote import RemoteStore
+from dogbreed.cache.store import KEY, META, Keys, Store, cache_folder, evict, existing, locked
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json
@@ -201,9 +202,13 @@ class FeatureCache(Callback):
             parts = cut(model.to(device).eval().network, data.preprocessing.size)
         key = store_key(parts.prefix, data.preprocessing, precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
+        remote = RemoteStore.of_environment(key, quiet=self.quiet) if group.rank == 0 else None
+        with group.step():
+            damaged, used = store.refresh(), data.used_views(epochs)
+            if remote:
+                self._fetch(remote, store, model, parts, used_keys(data.samples, used), precision)
         with group.step():  # all have to see the same before they share the work
-            damaged = store.refresh()
-            used = data.used_views(epochs)
+            store.refresh()
             missing = missing_views(store, data.samples, used)
         with ExitStack() as held:
             with group.step():
@@ -216,7 +221,7 @@ class FeatureCache(Callback):
                 missing = missing_views(store, data.samples, used)
             with group.step():
                 if missing and group.rank == 0:
-                    self._prepare(store, model, parts, missing, precision)
+                    self._prepare(store, model, parts, missing.views, precision)
             try:
                 with group.step():
                     if share := missing[group.rank :: group.world]:
@@ -224,16 +229,34 @@ class FeatureCache(Callback):
             except KeyboardInterrupt:
                 raise _interrupted(store, missing) from None
         store.refresh()
+        if remote:
+            remote.add(store, used_keys(data.samples, used))
         self.state = "built" if missing else "hit"
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
         data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
         model.use_features(parts)
 
-    def _announce(self, store: Store, missing: Missing, damaged: int, device: torch.device) -> None:
-        """Say what is about to be done, and refuse what is too large, before anything is computed."""
-        count = missing.views
-        size = count * store.row_bytes
+    def _fetch(
+        self,
+        remote: RemoteStore,
+        store: Store,
+        model: DogBreedClassifier,
+        parts: CutNetwork,
+        keys: Keys,
+        precision: str,
+    ) -> None:
+        """Bring the rows that are missing from the store's home in S3."""
+        rows = int((~store.holds(keys)).sum())
+        if rows:
+            self._check_room(store, rows)
+            with locked(store.folder, leader=True):
+                self._prepare(store, model, parts, rows, precision)
+                remote.fetch(store, keys)
+
+    def _check_room(self, store: Store, rows: int) -> None:
+        """Refuse rows that take more than is allowed, or than there is."""
+        size = rows * store.row_bytes
         if size > self.max_gb * 1e9:
             raise DogbreedError(
                 f"the features would take {text.size(size)}, more than cache.max_gb={self.max_gb:g} allows"
@@ -243,6 +266,11 @@ class FeatureCache(Callback):
             raise DogbreedError(
                 f"the features would take {text.size(size)}, and {store.folder} has {text.size(free)} left"
             )
+
+    def _announce(self, store: Store, missing: Missing, damaged: int, device: torch.device) -> None:
+        """Say what is about to be done, and refuse what is too large, before anything is computed."""
+        count = missing.views
+        self._check_room(store, count)
         if self.quiet:
             return
         cropped = any(view.box for view in missing[0].views)
@@ -250,15 +278,14 @@ class FeatureCache(Callback):
         notes += [f"{damaged} damaged on disk"] if damaged else []
         print(
             f"Computing the frozen part once: {text.count(len(missing), 'image')}"
-            f"{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}, {text.size(size)}, kept in {store.folder}",
+            f"{' (' * bool(notes)}{', '.join(notes)}{')' * bool(notes)}, {text.size(count * store.row_bytes)}, kept in "
+            f"{store.folder}",
             flush=True,
         )
         if self.precision == "float32" and effective("tf32", device) == "tf32":
             print("Computed in float32 itself; cache.precision=tf32 is faster and changes logits by about 0.01.")
 
-    def _prepare(
-        self, store: Store, model: DogBreedClassifier, parts: CutNetwork, missing: Missing, precision: str
-    ) -> None:
+    def _prepare(self, store: Store, model: DogBreedClassifier, parts: CutNetwork, rows: int, precision: str) -> None:
         """Describe the store in its folder, clear away what killed runs left, and make room."""
         store.folder.mkdir(parents=True, exist_ok=True)
         description = {
@@ -270,8 +297,7 @@ class FeatureCache(Callback):
         }
         write_json(store.folder / META, description)
         store.clean()
-        coming = store.row_bytes * missing.views
-        evict(self.folder, self.max_gb, keep=store.folder, coming=coming)
+        evict(self.folder, self.max_gb, keep=store.folder, coming=store.row_bytes * rows)
 
 
 def _interrupted(store: Store, missing: Missing) -> Interrupted:

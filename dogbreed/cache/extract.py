@@ -68,6 +68,11 @@ def row_keys(samples: SplitFiles) -> Keys:
     return keys
 
 
+def used_keys(splits: Mapping[str, SplitFiles], used: Mapping[str, NDArray[np.bool_]]) -> Keys:
+    """Return the row keys of the views that are needed, each once; `used` is as in `missing_views`."""
+    return np.unique(np.concatenate([row_keys(files)[used[split]] for split, files in splits.items()]))
+
+
 class MissingViews(NamedTuple):
     """One image and the views of it that are missing."""
 

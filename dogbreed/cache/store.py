@@ -141,17 +141,10 @@ class Store:
         Raises:
             DogbreedError: The disk is full or not writable.
         """
-        features = features.to(self.dtype).contiguous()
-        index = np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(len(keys), -1)
-        checksums = _checksums(features)
+        content, metadata = packed(np.array(keys, KEY), features.to(self.dtype))
         name = f"{time.time_ns():020d}-{secrets.token_hex(4)}.safetensors"
-        content = {
-            "keys": torch.from_numpy(index.copy()),
-            "checksums": torch.from_numpy(checksums),
-            "features": features,
-        }
         with atomic_write(self.folder / name) as file:
-            save_file(content, file, metadata={"index": _seal(index, checksums)})
+            save_file(content, file, metadata=metadata)
 
     def clean(self) -> None:
         """Delete unreadable blocks and what killed runs left half-written."""
@@ -165,6 +158,20 @@ class Store:
         places = np.full((*keys.shape, 2), ABSENT)
         places[known] = self._places[at[known]]
         return Table(list(self._blocks.values()), places, self.shape)
+
+
+def packed(keys: Keys, features: Tensor) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return a block's tensors, and what else is in its header.
+
+    Args:
+        keys: The rows' keys.
+        features: [N, ...], in the store's dtype.
+    """
+    index = np.frombuffer(keys.tobytes(), dtype=np.uint8).reshape(len(keys), -1).copy()
+    features = features.contiguous()
+    checksums = _checksums(features)
+    content = {"keys": torch.from_numpy(index), "checksums": torch.from_numpy(checksums), "features": features}
+    return content, {"index": _seal(index, checksums)}
 
 
 ABSENT = -1  # the block of a row that is not in the store

@@ -1,0 +1,255 @@
+"""Features travel through S3: what a store lacks is fetched, what is new is added, and no trouble there ends a run."""
+
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+
+from dogbreed.cache import remote
+from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.remote import ADDRESS, KMS_KEY, OWNER, RemoteStore
+from dogbreed.cache.store import KEY, Keys, Store
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
+from dogbreed.models.classifier import DogBreedClassifier
+
+ADDRESS_OF_ALL = "s3://features/dogbreed/features"
+FOLDER = "dogbreed/features/key/"
+KEYS: Keys = np.array([bytes([number + 1]) * 16 for number in range(10)], KEY)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    running = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield "http://{}:{}".format(*running.get_host_and_port())
+    running.stop()
+
+
+@pytest.fixture
+def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A client of an S3 that has one empty bucket."""
+    for name, value in {"ENDPOINT_URL": server, "ACCESS_KEY_ID": "x", "SECRET_ACCESS_KEY": "x"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    client = boto3.client("s3")
+    client.create_bucket(Bucket="features")
+    for entry in client.list_objects_v2(Bucket="features").get("Contents", ()):
+        client.delete_object(Bucket="features", Key=entry["Key"])
+    return client
+
+
+@pytest.fixture
+def blocks_of_three(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "BLOCK_BYTES", 3 * 8)
+
+
+def store(folder: Path, rows: slice = slice(0)) -> Store:
+    """A store of features [2] that holds some rows of KEYS, whose numbers they have."""
+    folder.mkdir(parents=True, exist_ok=True)
+    made = Store(folder, (2,), torch.float32)
+    numbers = torch.arange(10.0)[rows]
+    if len(numbers):
+        made.add(KEYS[rows].tolist(), torch.stack([numbers, -numbers], 1))
+    made.refresh()
+    return made
+
+
+def home(**more: Any) -> RemoteStore:
+    return RemoteStore(ADDRESS_OF_ALL, "key", **more)
+
+
+def served(filled: Store, keys: Keys = KEYS) -> list[float]:
+    assert filled.holds(keys).all()
+    return filled.table(keys[None])(np.arange(len(keys)), np.zeros(len(keys), np.int64))[:, 0].tolist()
+
+
+def objects(s3: Any) -> dict[str, bytes]:
+    names = [entry["Key"] for entry in s3.list_objects_v2(Bucket="features").get("Contents", ())]
+    return {name: s3.get_object(Bucket="features", Key=name)["Body"].read() for name in names}
+
+
+def test_what_one_store_adds_another_fetches(s3, tmp_path, blocks_of_three, capsys):
+    home().add(store(tmp_path / "one", slice(10)), KEYS)
+    assert len(objects(s3)) == 4, "ten rows in blocks of three"
+    other = store(tmp_path / "other")
+    home().fetch(other, KEYS)
+    assert served(other) == list(range(10))
+    said = capsys.readouterr().out
+    assert "10 rows kept in s3://features/dogbreed/features/key" in said
+    assert "10 rows fetched from s3://features/dogbreed/features/key" in said
+
+
+def test_only_blocks_with_missing_rows_are_fetched(s3, tmp_path, blocks_of_three):
+    home().add(store(tmp_path / "one", slice(10)), KEYS)
+    other = store(tmp_path / "other", slice(1, 10))
+    home().fetch(other, KEYS[:9])
+    assert served(other) == list(range(10))
+    assert len(list(other.folder.glob("*.safetensors"))) == 2, "its own, and the one with the first row"
+    home().fetch(nothing := store(tmp_path / "nothing"), np.array([b"z" * 16], KEY))
+    assert len(nothing) == 0
+
+
+def test_only_new_rows_are_added_and_nothing_is_written_twice(s3, tmp_path):
+    home().add(store(tmp_path / "one", slice(6)), KEYS)
+    before = objects(s3)
+    home().add(store(tmp_path / "two", slice(10)), KEYS)
+    after = objects(s3)
+    assert before.items() <= after.items()
+    assert len(after) == len(before) + 1
+    other = store(tmp_path / "other")
+    home().fetch(other, KEYS)
+    assert served(other) == list(range(10))
+    assert len(other) == 10
+
+
+def test_two_writers_at_once_leave_one_copy(s3, tmp_path, blocks_of_three, capsys):
+    filled = [store(tmp_path / name, slice(10)) for name in ("one", "two")]
+    homes = [home(), home()]
+    for one in homes:  # both look before either writes
+        one.fetch(store(tmp_path / f"look-{id(one)}"), KEYS)
+    threads = [threading.Thread(target=one.add, args=(rows, KEYS)) for one, rows in zip(homes, filled, strict=True)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(objects(s3)) == 4
+    assert "cannot be" not in capsys.readouterr().out
+    other = store(tmp_path / "other")
+    home().fetch(other, KEYS)
+    assert served(other) == list(range(10))
+
+
+def test_of_a_half_uploaded_store_the_rest_is_missing_and_added_later(s3, tmp_path, blocks_of_three):
+    filled = store(tmp_path / "one", slice(10))
+    home().add(filled, KEYS)
+    for name in list(objects(s3))[:2]:
+        s3.delete_object(Bucket="features", Key=name)
+    other = store(tmp_path / "other")
+    home().fetch(other, KEYS)
+    assert 0 < len(other) < 10
+    home().add(filled, KEYS)
+    home().fetch(other, KEYS)
+    assert served(other) == list(range(10))
+
+
+@pytest.mark.parametrize("damage", ["row", "index", "cut", "empty"])
+def test_a_damaged_block_is_computed_anew_and_replaced(s3, tmp_path, damage, capsys):
+    filled = store(tmp_path / "one", slice(10))
+    home().add(filled, KEYS)
+    ((name, content),) = objects(s3).items()
+    at = {"row": content.index(np.float32(-9).tobytes()), "index": content.index(b"\x05" * 16)}.get(damage, 0)
+    changed = content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :]
+    s3.put_object(
+        Bucket="features", Key=name, Body={"cut": content[: len(content) // 2], "empty": b""}.get(damage, changed)
+    )
+    used = home()
+    other = store(tmp_path / "other")
+    used.fetch(other, KEYS)
+    assert not other.holds(KEYS).all(), "what does not fit its checksum is not served"
+    other.add(KEYS.tolist(), torch.stack([torch.arange(10.0), -torch.arange(10.0)], 1))
+    other.refresh()
+    used.add(other, KEYS)
+    assert objects(s3)[name] == content
+    third = store(tmp_path / "third")
+    home().fetch(third, KEYS)
+    assert served(third) == list(range(10))
+    assert "cannot be" not in capsys.readouterr().out
+
+
+def test_a_good_copy_beside_a_damaged_one_serves(s3, tmp_path):
+    home().add(store(tmp_path / "one", slice(10)), KEYS)
+    ((name, content),) = objects(s3).items()
+    at = content.index(np.float32(-9).tobytes())
+    s3.put_object(Bucket="features", Key=name, Body=content[:at] + b"\0" + content[at + 1 :])
+    s3.put_object(Bucket="features", Key=f"{FOLDER}{'f' * 32}.safetensors", Body=content)
+    other = store(tmp_path / "other")
+    home().fetch(other, KEYS)
+    assert served(other) == list(range(10))
+
+
+def test_other_objects_are_left_alone(s3, tmp_path):
+    for name in ("notes.txt", "../../outside.safetensors", "deeper/x.safetensors"):
+        s3.put_object(Bucket="features", Key=f"{FOLDER}{name}", Body=b"nothing of ours")
+    other = store(tmp_path / "a" / "b")
+    home().fetch(other, KEYS)
+    assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("*.txt")]
+
+
+def test_owner_and_key_go_with_every_request(s3, tmp_path, monkeypatch):
+    sent: dict[str, list[dict[str, Any]]] = {}
+    make = remote.client
+
+    def noting() -> Any:
+        made = make()
+        made.meta.events.register(
+            "provide-client-params.s3", lambda params, model, **_: sent.setdefault(model.name, []).append(params)
+        )
+        return made
+
+    monkeypatch.setattr(remote, "client", noting)
+    for name, value in {ADDRESS: ADDRESS_OF_ALL, OWNER: "123456789012", KMS_KEY: "arn:aws:kms:key"}.items():
+        monkeypatch.setenv(name, value)
+    used = RemoteStore.of_environment("key")
+    assert used
+    used.add(store(tmp_path / "one", slice(10)), KEYS)
+    again = RemoteStore.of_environment("key")
+    assert again
+    again.fetch(store(tmp_path / "other"), KEYS)
+    assert {"PutObject", "ListObjectsV2", "GetObject"} <= sent.keys()
+    assert all(params["ExpectedBucketOwner"] == "123456789012" for calls in sent.values() for params in calls)
+    (put,) = sent["PutObject"]
+    assert (put["ServerSideEncryption"], put["SSEKMSKeyId"]) == ("aws:kms", "arn:aws:kms:key")
+    assert put["IfNoneMatch"] == "*"
+
+
+SMALL = Preprocessing(size=64, resize_size=72)
+
+
+def attached(tree: Path, folder: Path) -> str:
+    """State of the cache after a small network has been given its features."""
+    data = DogImages(tree, preprocessing=SMALL, num_workers=0, batch_size=8, quiet=True)
+    data.setup()
+    torch.manual_seed(0)
+    model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=SMALL.to_dict())
+    cache = FeatureCache("require", folder=folder)
+    cache.attach(model, data, torch.device("cpu"))
+    return cache.state
+
+
+@pytest.mark.slow
+def test_the_cache_of_another_machine_is_a_hit(s3, dog_tree, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv(ADDRESS, ADDRESS_OF_ALL)
+    assert attached(dog_tree, tmp_path / "one") == "built"
+    assert attached(dog_tree, tmp_path / "two") == "hit"
+    assert "Computing" not in capsys.readouterr().out.partition("fetched from")[2]
+    assert attached(dog_tree, tmp_path / "two") == "hit"
+    for name in objects(s3):
+        s3.delete_object(Bucket="features", Key=name)
+    assert attached(dog_tree, tmp_path / "two") == "hit"
+    assert objects(s3), "what this machine has and S3 lacks is added"
+
+
+@pytest.mark.slow
+def test_s3_out_of_reach_is_a_sentence(s3, dog_tree, tmp_path, monkeypatch, capsys):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        monkeypatch.setenv(ADDRESS, ADDRESS_OF_ALL)
+        assert attached(dog_tree, tmp_path) == "built"
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be" in line]
+    assert line.startswith("Features cannot be fetched from s3://features/dogbreed/features/")
+    assert "Could not connect" in line
+    assert line.endswith("; the training goes on without.")
+
+
+def test_without_an_address_there_is_no_home(monkeypatch):
+    monkeypatch.delenv(ADDRESS, raising=False)
+    assert RemoteStore.of_environment("key") is None
