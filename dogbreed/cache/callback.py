@@ -13,7 +13,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key, used_keys
-from dogbreed.cache.remote import RemoteStore
+from dogbreed.cache.remote import RemoteStore, remote_of
 from dogbreed.cache.store import KEY, META, Keys, Store, cache_folder, evict, existing, locked
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError, Interrupted
@@ -202,7 +202,7 @@ class FeatureCache(Callback):
             parts = cut(model.to(device).eval().network, data.preprocessing.size)
         key = store_key(parts.prefix, data.preprocessing, precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
-        remote = RemoteStore.of_environment(key, quiet=self.quiet) if group.rank == 0 else None
+        remote = remote_of(key, quiet=self.quiet) if group.rank == 0 else None
         with group.step():
             damaged, used = store.refresh(), data.used_views(epochs)
             if remote:

@@ -8,12 +8,11 @@ Whatever happens here is no reason to end a training: it is said in a sentence, 
 
 import hashlib
 import json
-import os
 import re
 import secrets
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors.torch import save
@@ -22,8 +21,6 @@ from dogbreed.cache.store import KEY, Keys, Store, packed
 from dogbreed.core import text
 from dogbreed.core.files import atomic_write
 
-# As a job's environment names them: s3://bucket/folder, the account that has to own the bucket, and a KMS key.
-ADDRESS, OWNER, KMS_KEY = "DOGBREED_FEATURES", "DOGBREED_FEATURES_OWNER", "DOGBREED_FEATURES_KMS_KEY"
 BLOCK_BYTES = 64 << 20
 PARALLEL = 8
 _HEAD_BYTES = 4096  # of a block; holds its header, which has three tensors
@@ -31,47 +28,54 @@ _NAME = re.compile(r"[0-9a-f]{32}\.safetensors")
 _THERE = ("PreconditionFailed", "ConditionalRequestConflict")  # another job has written it, or is just doing so
 
 
-def client() -> Any:
-    """Return boto3's S3 client, which gives up soon where S3 is out of reach."""
-    import boto3
-    from botocore.config import Config
+class Home(NamedTuple):
+    """Where all stores have their homes.
 
-    retries: Any = {"mode": "standard", "total_max_attempts": 3}
-    limits = Config(connect_timeout=5, read_timeout=60, retries=retries, max_pool_connections=PARALLEL)
-    return boto3.client("s3", config=limits)
+    Attributes:
+        connect: Makes a client of S3 as boto3 has it.
+        address: `s3://bucket/folder`.
+        owner: Account that has to own the bucket; None for any.
+        kms_key: To encrypt with; None leaves it to the bucket's own encryption.
+    """
+
+    connect: Callable[[], Any]
+    address: str
+    owner: str | None = None
+    kms_key: str | None = None
+
+
+_homes: list[Home] = []  # of this process; at most one
+
+
+def keep_in(home: Home | None) -> None:
+    """Let the stores of this process have their homes there from now on; None for none."""
+    _homes[:] = [home] if home else []
+
+
+def remote_of(key: str, *, quiet: bool = False) -> "RemoteStore | None":
+    """Return the home of a store; None where there is none."""
+    return RemoteStore(_homes[0], key, quiet=quiet) if _homes else None
 
 
 class RemoteStore:
     """The home of one store.
 
     Args:
-        address: `s3://bucket/folder`, of all stores.
+        home: Of all stores.
         key: Of the store.
-        owner: Account that has to own the bucket; None for any.
-        kms_key: To encrypt with; None leaves it to the bucket's own encryption.
         quiet: Say only what went wrong.
     """
 
-    def __init__(
-        self, address: str, key: str, owner: str | None = None, kms_key: str | None = None, *, quiet: bool = False
-    ) -> None:
-        self.address = f"{address.rstrip('/')}/{key}"
+    def __init__(self, home: Home, key: str, *, quiet: bool = False) -> None:
+        self.address = f"{home.address.rstrip('/')}/{key}"
         self.bucket, _, folder = self.address.removeprefix("s3://").partition("/")
-        self.folder, self.quiet = f"{folder}/", quiet
-        self.owner = {"ExpectedBucketOwner": owner} if owner else {}
-        self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": kms_key} if kms_key else {}
+        self.folder, self.quiet, self.connect = f"{folder}/", quiet, home.connect
+        self.owner = {"ExpectedBucketOwner": home.owner} if home.owner else {}
+        self.encryption = {"ServerSideEncryption": "aws:kms", "SSEKMSKeyId": home.kms_key} if home.kms_key else {}
         self._blocks: dict[str, Keys] | None = None  # the rows of each; None until they are asked for
         self._broken: set[str] = set()  # blocks that were fetched and have damaged rows
         self._client: Any = None
         self._lost = False
-
-    @classmethod
-    def of_environment(cls, key: str, *, quiet: bool = False) -> "RemoteStore | None":
-        """Return the home that the environment names; None where it names none."""
-        address = os.environ.get(ADDRESS)
-        if not address:
-            return None
-        return cls(address, key, os.environ.get(OWNER), os.environ.get(KMS_KEY), quiet=quiet)
 
     def fetch(self, store: Store, keys: Keys) -> None:
         """Bring those rows into a store that it lacks; its folder is there."""
@@ -111,7 +115,7 @@ class RemoteStore:
         if self._lost:
             return
         try:
-            self._client = self._client or client()
+            self._client = self._client or self.connect()
             step()
         except Exception as error:  # whatever it is, the features can be computed
             self._lost = True
@@ -145,16 +149,14 @@ class RemoteStore:
 
     def _rows_of(self, name: str) -> Keys:
         """Return the keys of a block's rows; none of what is no block."""
-        from botocore.exceptions import ClientError
-
         try:
             head = self._read(name, 0, _HEAD_BYTES)
             size = 8 + int.from_bytes(head[:8], "little")
             header = json.loads(head[8:size] if size <= len(head) else self._read(name, 8, size))
             start, end = header["keys"]["data_offsets"]
             return np.frombuffer(self._read(name, size + start, size + end), KEY)
-        except (ValueError, KeyError, TypeError, ClientError) as error:
-            if isinstance(error, ClientError) and error.response["Error"]["Code"] != "InvalidRange":
+        except Exception as error:
+            if not isinstance(error, ValueError | KeyError | TypeError) and _code(error) != "InvalidRange":
                 raise
             self._broken.add(name)
             return np.zeros(0, KEY)
@@ -174,8 +176,6 @@ class RemoteStore:
             self._client.download_file(self.bucket, self.folder + name, str(beside), ExtraArgs=self.owner)
 
     def _put(self, store: Store, keys: Keys) -> None:
-        from botocore.exceptions import ClientError
-
         name = f"{hashlib.blake2b(keys.tobytes(), digest_size=16).hexdigest()}.safetensors"
         features = store.table(keys[None])(np.arange(len(keys)), np.zeros(len(keys), np.int64))
         content, metadata = packed(keys, features.to(store.dtype))
@@ -190,9 +190,15 @@ class RemoteStore:
                 **self.encryption,
                 **self.owner,
             )
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in _THERE:
+        except Exception as error:
+            if _code(error) not in _THERE:
                 raise
+
+
+def _code(error: Exception) -> str | None:
+    """Return S3's name of what it refused; None of another error."""
+    code: str | None = getattr(error, "response", {}).get("Error", {}).get("Code")
+    return code
 
 
 def _lacking(store: Store, keys: Keys) -> Keys:

@@ -5,7 +5,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.account import Target, arn_of_role
-from launch.aws.naming import MARK, parse_s3_uri, partition, prefix
+from launch.aws.naming import MARK, features_uri, parse_s3_uri, partition, prefix
 
 Statement = dict[str, Any]
 
@@ -42,9 +42,10 @@ class _Names:
         self.kms = [self._key(key) for key in dict.fromkeys((cloud["kms_key"], cloud["volume_kms_key"])) if key]
         self.disks = [self._key(cloud["volume_kms_key"])] if cloud["volume_kms_key"] else []
         # Addresses of the configuration that are in S3 and not below the prefix, where the policies allow them anyway.
-        uris = {key: cloud[key] for key in ("data", "weights", "packages")}
+        uris = {key: cloud[key] for key in ("data", "weights", "packages", "features")}
         uris |= {key: endpoint[key] for key in ("input", "output")}
         own = f"s3://{target.bucket}/{self.prefix}/"
+        self.features = features_uri(config, target.bucket)
         self.addresses = {
             key: parse_s3_uri(uri, key)
             for key, uri in uris.items()
@@ -297,6 +298,7 @@ def _execution(names: _Names) -> list[Statement]:
         _allow(["s3:PutObject", "s3:AbortMultipartUpload"], writes),
         *_addresses(names, ["data", "weights", "packages", "input"], "s3:GetObject"),
         *_addresses(names, ["output"], "s3:PutObject", "s3:AbortMultipartUpload"),
+        *_features(names),
         _allow(
             ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"],
             [f"{names.logs}/*"],
@@ -316,6 +318,14 @@ def _execution(names: _Names) -> list[Statement]:
         *([_allow([f"ec2:{action}" for action in VPC], "*")] if names.vpc else []),
         *([_allow(["cloudwatch:DescribeAlarms"], names.watched())] if names.watches else []),
     ]
+
+
+def _features(names: _Names) -> list[Statement]:
+    """Allow adding features; reading them is allowed below the prefix, and below an address that is given."""
+    if "features" in names.addresses:
+        return _addresses(names, ["features"], "s3:GetObject", "s3:PutObject")
+    _, folder = parse_s3_uri(names.features, "features") if names.features else ("", "")
+    return [_allow(["s3:PutObject"], [f"{names.bucket}/{folder}/*"])] if folder else []
 
 
 def _trust(names: _Names, service: str = "sagemaker") -> list[Statement]:

@@ -80,3 +80,14 @@ def parse_s3_uri(address: str, key: str) -> tuple[str, str]:
     if not match:
         raise DogbreedError(f"{key}={address} is no address in S3; it looks like s3://bucket/folder.")
     return match[1], match[2]
+
+
+def features_uri(config: Mapping[str, Any], bucket: str) -> str | None:
+    """Return where jobs keep their features; None where they keep none, or have no network to do so.
+
+    The default is the bucket of everything else, whose owner is checked and which the role can use already.
+    """
+    uri = config["sagemaker"]["features"]
+    if uri is False or config["sagemaker"]["isolate"] or config["cache"]["mode"] == "off":
+        return None
+    return str(uri).rstrip("/") if uri else f"s3://{bucket}/{prefix(config)}/features"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
-from launch.aws.naming import MARK
+from launch.aws.naming import MARK, parse_s3_uri
 
 # Keys that are null until somebody gives them, so that their kind cannot be told from the default.
 _TEXTS = (
@@ -66,6 +66,7 @@ def check_kinds(config: Mapping[str, Any]) -> None:
     """
     cloud = config["sagemaker"]
     texts = {f"sagemaker.{key}": cloud[key] for key in _TEXTS}
+    texts["sagemaker.features"] = cloud["features"] or None
     texts |= {f"sagemaker.endpoint.{key}": cloud["endpoint"][key] for key in _ENDPOINT_TEXTS}
     for key, value in {**texts, "job": config["job"]}.items():
         if value is not None and not isinstance(value, str):
@@ -115,6 +116,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
             f"sagemaker.volume_gb={cloud['volume_gb']} has no effect with {cloud['instance_type']}, whose disk is part "
             "of the machine; leave it out, or use a type such as ml.m5."
         )
+    if cloud["features"] not in (None, False):
+        parse_s3_uri(cloud["features"], "sagemaker.features")
+    if cloud["features_first"] not in (None, True, False):
+        raise DogbreedError(f"sagemaker.features_first={cloud['features_first']} is neither true nor false, nor null.")
     for key, least in _AT_LEAST.items():
         if cloud[key] < least:
             raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")

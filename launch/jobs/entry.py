@@ -54,6 +54,7 @@ def run(argv: Sequence[str]) -> None:
     show_channels()
     check_gpu(argv)
     install_apart()
+    keep_features()
     folder = Path(os.environ["DOGBREED_CHECKPOINTS"]) / os.environ.get("TRAINING_JOB_NAME", "job")
     fetch_earlier_run(folder)
     _, overrides = split_argv(argv)
@@ -114,6 +115,25 @@ def install_apart() -> None:
     os.environ["PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION"] = "python"  # smdebug's messages are too old for the others
     sys.path.insert(0, folder)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))  # for workers
+
+
+def keep_features() -> None:
+    """Let features travel through the folder in S3 that the request names."""
+    address = os.environ.get("DOGBREED_FEATURES")
+    if not address:
+        return
+    from dogbreed.cache.remote import Home, keep_in
+
+    keep_in(Home(s3, address, os.environ.get("DOGBREED_FEATURES_OWNER"), os.environ.get("DOGBREED_FEATURES_KMS_KEY")))
+
+
+def s3() -> Any:
+    """Return boto3's client, which gives up soon where S3 is out of reach."""
+    import boto3
+    from botocore.config import Config
+
+    retries: Any = {"mode": "standard", "total_max_attempts": 3}
+    return boto3.client("s3", config=Config(connect_timeout=5, read_timeout=60, retries=retries))
 
 
 def is_first() -> bool:

@@ -26,7 +26,7 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
     kind, count = machines["InstanceType"], machines["InstanceCount"]
     billed, trained = job.get("BillableTimeInSeconds"), job.get("TrainingTimeInSeconds")
     hour = prices.hour(kind)
-    expected = _expected(folder)
+    expected = _read(folder / "expected.json")
     cost = None if billed is None or hour is None else billed / 3600 * count * hour
     record: dict[str, Any] = {
         "job": job["TrainingJobName"],
@@ -37,7 +37,9 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
         "training_seconds": trained,
         "cost": None if cost is None else round(cost, 4),
         "expected_cost": expected.get("cost"),
-        "images_per_second": _speed(config, job, prices, expected.get("counts")),
+        "images_per_second": _speed(
+            config, job, prices, expected.get("counts"), found=_read(folder / "metrics.json").get("cache") == "hit"
+        ),
     }
     write_json(folder / "receipt.json", record)
     if billed is None:
@@ -56,22 +58,25 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
     return lines
 
 
-def _expected(folder: Path) -> dict[str, Any]:
+def _read(file: Path) -> dict[str, Any]:
     try:
-        expected: dict[str, Any] = json.loads((folder / "expected.json").read_text(encoding="utf-8"))
+        content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return expected
+    return content
 
 
 def _speed(
-    config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None
+    config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None, found: bool
 ) -> float | None:
-    """Return forward passes per second: those that one training is worth, over the time in state Training."""
+    """Return forward passes per second: those that one training is worth, over the time in state Training.
+
+    A job that found its features, not all passes of which it has made, tells nothing.
+    """
     # A spot job that was interrupted has been in this state more than once.
     stages = [stage for stage in job.get("SecondaryStatusTransitions", []) if stage["Status"] == "Training"]
     complete = stages and all(stage.get("EndTime") is not None for stage in stages)
-    if counts is None or not complete or config["search"]["where"] == "one_job":
+    if counts is None or not complete or config["search"]["where"] == "one_job" or found:
         return None
     seconds = sum((stage["EndTime"] - stage["StartTime"]).total_seconds() for stage in stages)
     done = passes(config, counts)

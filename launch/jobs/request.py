@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,7 +19,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.metric_lines import METRIC_REGEXES
 from launch.aws import images
 from launch.aws.account import Target
-from launch.aws.naming import job_name, parse_s3_uri, prefix, tags
+from launch.aws.naming import features_uri, job_name, parse_s3_uri, prefix, tags
 from launch.aws.validate import check_request, check_settings
 from launch.aws.wheels import Wheel, cached
 from launch.jobs import debugger, packages
@@ -43,6 +43,7 @@ TUNING = "CreateHyperParameterTuningJob"
 CHECKPOINTS = "/opt/ml/checkpoints"
 CACHE = "/tmp/dogbreed"  # noqa: S108  the container's own, on the job's volume
 CHANNELS = "/opt/ml/input/data"
+FEATURES = "DOGBREED_FEATURES"  # dogbreed.cache.remote reads it, which this does not import: it has torch
 
 
 @dataclass(frozen=True)
@@ -59,6 +60,7 @@ class Job:
         sent_along: Local files by the address where the job looks for them.
         wheels: Those of `sent_along` that have to be fetched first.
         searches: Whether the one job itself searches.
+        first: Of a search, the training job that goes before it, so that all its trials find their features.
     """
 
     operation: str
@@ -70,6 +72,7 @@ class Job:
     sent_along: Mapping[str, Path] = field(default_factory=dict)
     wheels: tuple[Wheel, ...] = ()
     searches: bool = False
+    first: "Job | None" = None
 
     @property
     def name(self) -> str:
@@ -168,9 +171,9 @@ class _Builder:
             self.sent_along |= {f"{self.packages_uri}{wheel.file}": cached(wheel) for wheel in self.wheels}
         self.hyperparameters = self._hyperparameters(experiment)
 
-    def training(self) -> Job:
-        """Describe a training job."""
-        name = job_name(self.config, "search" if self.searches else "train", datetime.now())
+    def training(self, name: str = "") -> Job:
+        """Describe a training job, of this name if there is one."""
+        name = name or job_name(self.config, "search" if self.searches else "train", datetime.now())
         request = {
             "TrainingJobName": name,
             "HyperParameters": self.hyperparameters,
@@ -212,7 +215,8 @@ class _Builder:
                 "ParentHyperParameterTuningJobs": parents,
                 "WarmStartType": "TransferLearning",
             }
-        return self._job(TUNING, request)
+        job = self._job(TUNING, request)
+        return replace(job, first=self.training(f"{name}-features")) if self.cloud["features_first"] else job
 
     def _job(self, operation: str, request: dict[str, Any]) -> Job:
         uris = (self.code_uri, self.data_uri)
@@ -292,6 +296,9 @@ class _Builder:
             "DOGBREED_CACHE": CACHE,
             "DOGBREED_JOBS": f"{self.folder}/jobs",
         }
+        if features := features_uri(self.config, self.target.bucket):
+            variables |= {FEATURES: features, f"{FEATURES}_OWNER": self.target.account}
+            variables |= {f"{FEATURES}_KMS_KEY": self.cloud["kms_key"]} if self.cloud["kms_key"] else {}
         if self.cloud["isolate"]:
             variables["PIP_NO_INDEX"] = "1"
         if self.packages_uri:

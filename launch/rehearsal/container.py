@@ -39,6 +39,7 @@ SYNC_SECONDS = 1.0
 # Names a folder of the container's own disk in the request. Features are the same wherever they were computed, so here
 # they go where this machine keeps its own.
 CACHE = "DOGBREED_CACHE"
+CACHE_STATE = re.compile(r'^\{.*"cache": "(\w+)"')  # in metrics.json, which a job prints at its end
 LAST_LINES = 15
 INTERRUPTED = "Spot interruption (SIGTERM, SIGKILL); another machine resumes from the checkpoints."
 GRACE_SECONDS = 0.5  # between SIGTERM and SIGKILL; the service gives 120, in which nothing happens either
@@ -59,6 +60,7 @@ class Outcome:
         reason: Why it failed, in the toolkit's own words, or why it was stopped.
         emitted: All values of every metric, in their order.
         seconds: From the start of the container to its end, over all the machines it had.
+        cache: `built`, `hit` or `off`, as the job's own metrics say; "" where it came to none.
         interruptions: How often it lost its machine.
         model: Address of model.tar.gz.
         output: Address of output.tar.gz.
@@ -70,6 +72,7 @@ class Outcome:
     reason: str = ""
     emitted: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    cache: str = ""
     interruptions: int = 0
     model: str | None = None
     output: str | None = None
@@ -91,6 +94,7 @@ class Container:
         say: Gets every line of the log.
         threads: Of torch; as many as it likes if None.
         cache_dir: Where features are kept; None for this machine's usual place.
+        alone: Features are kept in the container, as in the cloud, so that others find them in S3 alone.
 
     Attributes:
         cancelled: Set it, and the job is stopped.
@@ -104,8 +108,10 @@ class Container:
         say: Callable[[str], None] = print,
         threads: int | None = None,
         cache_dir: str | None = None,
+        alone: bool = False,
     ) -> None:
         self.request = request
+        self.alone = alone or len(hosts_of(request)) > 1  # machines share no disk
         self.environment = environment
         self.s3 = s3
         self.say = say
@@ -165,8 +171,8 @@ class Container:
             "PIP_QUIET": "1",
             **({"OMP_NUM_THREADS": str(self.threads)} if self.threads else {}),
             **({CACHE: str(Path(self.cache_dir).absolute())} if self.cache_dir else {}),
-            # Machines share no disk: each has the features that it reads.
-            **({CACHE: str(root / "cache"), "GLOO_SOCKET_IFNAME": "lo"} if len(hosts_of(self.request)) > 1 else {}),
+            **({CACHE: str(root / "cache")} if self.alone else {}),
+            **({"GLOO_SOCKET_IFNAME": "lo"} if len(hosts_of(self.request)) > 1 else {}),
             **below(root, requested),
         }
 
@@ -235,6 +241,8 @@ class Container:
     def _read_line(self, line: str) -> None:
         """Read the metrics of a line of the log, as the service does, and pass the line on."""
         self.outcome.last_lines.append(line)
+        if state := CACHE_STATE.search(line):
+            self.outcome.cache = state[1]
         has_metric = False
         for name, expression in self.expressions.items():
             for match in expression.finditer(line):

@@ -14,7 +14,7 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 from launch.aws.naming import parse_s3_uri
 from launch.aws.wheels import fetch
-from launch.jobs.request import Job
+from launch.jobs.request import FEATURES, Job
 from launch.rehearsal.container import Request
 from launch.rehearsal.environment import Environment, requirements_of, toolkit
 from launch.rehearsal.s3 import LocalS3, serve
@@ -141,6 +141,8 @@ def _upload(request: Request, sources: Mapping[str, Path | bytes], s3: LocalS3, 
     uploads: dict[str, dict[str, Path]] = {
         parse_s3_uri(request["OutputDataConfig"]["S3OutputPath"], "S3OutputPath")[0]: {}
     }
+    if features := request.get("Environment", {}).get(FEATURES):
+        s3.make_bucket(parse_s3_uri(features, "sagemaker.features")[0])
     for uri, content in files.items():
         bucket, key = parse_s3_uri(uri, "address")
         s3.make_bucket(bucket)

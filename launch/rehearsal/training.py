@@ -51,9 +51,11 @@ def rehearse(config: Mapping[str, Any], job: Job) -> None:
         raise DogbreedError(f"The toolkit joins machines at port {MASTER_PORT}, which another program uses; end that.")
     options = Options(**config["sagemaker"]["rehearsal"], cache_dir=config["cache"]["dir"])
     folder = Path(config["output_dir"] or Path("outputs") / "rehearsals" / job.name)
-    (tune if job.operation == TUNING else train)(
-        job.request, local_sources(config, job, folder.parent), folder, options
-    )
+    sources = local_sources(config, job, folder.parent)
+    if job.operation == TUNING:
+        tune(job.request, sources, folder, options, job.first.request if job.first else None)
+    else:
+        train(job.request, sources, folder, options)
 
 
 def _is_free(port: int) -> bool:
@@ -110,7 +112,13 @@ def train(request: Request, sources: Mapping[str, Path | bytes], folder: Path, o
     return outcome
 
 
-def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, options: Options) -> list[Outcome]:
+def tune(
+    request: Request,
+    sources: Mapping[str, Path | bytes],
+    folder: Path,
+    options: Options,
+    first: Request | None = None,
+) -> list[Outcome]:
     """Rehearse some trials of a tuning job, each as a training job of its own.
 
     Args:
@@ -118,12 +126,13 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
         sources: As for `train`.
         folder: Gets a log per trial, the artefacts of the best one, and `rehearsal.json`.
         options: How to rehearse.
+        first: The training job that goes before, and fills the features in S3; None for no such job.
 
     Returns:
         The results of the trials, in their order.
 
     Raises:
-        JobFailed: No trial ended with a value of the objective.
+        JobFailed: The first job failed, or no trial ended with a value of the objective.
         DogbreedError: It could not be started.
     """
     if options.interrupt_after:
@@ -138,9 +147,11 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
     metric, minimize = tuning.objective(request)
     name = request["HyperParameterTuningJobName"]
     with stage(name, jobs[0], sources, folder, options) as (environment, s3):
+        if first:
+            _run_first(Container(first, environment, s3, cache_dir=options.cache_dir), folder)
         print(f"Trials:   {len(jobs)}, {parallel} at a time; each log is in trial-<number>.log", flush=True)
         outcomes = _run_all(
-            [Container(job, environment, s3, threads=threads, cache_dir=options.cache_dir) for job in jobs],
+            [Container(job, environment, s3, threads=threads, alone=True) for job in jobs],
             parallel=parallel,
             folder=folder,
         )
@@ -156,6 +167,20 @@ def tune(request: Request, sources: Mapping[str, Path | bytes], folder: Path, op
     chosen = [tuning.tuned(request, job) for job in jobs]
     print(tuning.table(outcomes, chosen, values, metric, best), _artefacts(folder), sep="\n\n", flush=True)
     return outcomes
+
+
+def _run_first(container: Container, folder: Path) -> None:
+    """Run the job that fills the features for the trials."""
+    log = folder / "first.log"
+    with log.open("w") as file:
+        container.say = lambda line: print(line, file=file)
+        outcome = container.run()
+    if outcome.status != "Completed":
+        raise JobFailed(_failed(outcome, log))
+    print(
+        f"First:    a training job, {outcome.seconds:.0f} s, cache: {outcome.cache}; its log is in first.log",
+        flush=True,
+    )
 
 
 def _run_all(containers: Sequence[Container], *, parallel: int, folder: Path) -> list[Outcome]:

@@ -88,11 +88,12 @@ def table(
         best: Index of the best trial.
     """
     names = list(chosen[0])
-    rows = [["", "trial", *names, metric, "status", "seconds"]]
+    rows = [["", "trial", *names, metric, "cache", "status", "seconds"]]
     for index, (outcome, settings, value) in enumerate(zip(outcomes, chosen, values, strict=True)):
         shown = "" if value is None else f"{value:g}"
         mark = "*" if index == best else ""
-        rows.append([mark, str(index + 1), *settings.values(), shown, outcome.status, f"{outcome.seconds:.0f}"])
+        last = (outcome.cache, outcome.status, f"{outcome.seconds:.0f}")
+        rows.append([mark, str(index + 1), *settings.values(), shown, *last])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     winner = ", ".join(f"{name} {value}" for name, value in chosen[best].items())

@@ -14,13 +14,14 @@ from moto.server import ThreadedMotoServer
 
 from dogbreed.cache import remote
 from dogbreed.cache.callback import FeatureCache
-from dogbreed.cache.remote import ADDRESS, KMS_KEY, OWNER, RemoteStore
+from dogbreed.cache.remote import Home, RemoteStore, keep_in, remote_of
 from dogbreed.cache.store import KEY, Keys, Store
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
+from launch.jobs import entry
 
-ADDRESS_OF_ALL = "s3://features/dogbreed/features"
+ADDRESS = "s3://features/dogbreed/features"
 FOLDER = "dogbreed/features/key/"
 KEYS: Keys = np.array([bytes([number + 1]) * 16 for number in range(10)], KEY)
 
@@ -41,8 +42,8 @@ def s3(server: str, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
     client = boto3.client("s3")
     client.create_bucket(Bucket="features")
-    for entry in client.list_objects_v2(Bucket="features").get("Contents", ()):
-        client.delete_object(Bucket="features", Key=entry["Key"])
+    for each in client.list_objects_v2(Bucket="features").get("Contents", ()):
+        client.delete_object(Bucket="features", Key=each["Key"])
     return client
 
 
@@ -62,8 +63,8 @@ def store(folder: Path, rows: slice = slice(0)) -> Store:
     return made
 
 
-def home(**more: Any) -> RemoteStore:
-    return RemoteStore(ADDRESS_OF_ALL, "key", **more)
+def home() -> RemoteStore:
+    return RemoteStore(Home(entry.s3, ADDRESS), "key")
 
 
 def served(filled: Store, keys: Keys = KEYS) -> list[float]:
@@ -72,7 +73,7 @@ def served(filled: Store, keys: Keys = KEYS) -> list[float]:
 
 
 def objects(s3: Any) -> dict[str, bytes]:
-    names = [entry["Key"] for entry in s3.list_objects_v2(Bucket="features").get("Contents", ())]
+    names = [each["Key"] for each in s3.list_objects_v2(Bucket="features").get("Contents", ())]
     return {name: s3.get_object(Bucket="features", Key=name)["Body"].read() for name in names}
 
 
@@ -183,31 +184,32 @@ def test_other_objects_are_left_alone(s3, tmp_path):
     assert not [*tmp_path.rglob("*.safetensors"), *tmp_path.rglob("*.txt")]
 
 
-def test_owner_and_key_go_with_every_request(s3, tmp_path, monkeypatch):
+def test_owner_and_key_go_with_every_request(s3, tmp_path):
     sent: dict[str, list[dict[str, Any]]] = {}
-    make = remote.client
 
     def noting() -> Any:
-        made = make()
+        made = entry.s3()
         made.meta.events.register(
             "provide-client-params.s3", lambda params, model, **_: sent.setdefault(model.name, []).append(params)
         )
         return made
 
-    monkeypatch.setattr(remote, "client", noting)
-    for name, value in {ADDRESS: ADDRESS_OF_ALL, OWNER: "123456789012", KMS_KEY: "arn:aws:kms:key"}.items():
-        monkeypatch.setenv(name, value)
-    used = RemoteStore.of_environment("key")
-    assert used
-    used.add(store(tmp_path / "one", slice(10)), KEYS)
-    again = RemoteStore.of_environment("key")
-    assert again
-    again.fetch(store(tmp_path / "other"), KEYS)
+    own = Home(noting, ADDRESS, "123456789012", "arn:aws:kms:key")
+    RemoteStore(own, "key").add(store(tmp_path / "one", slice(10)), KEYS)
+    RemoteStore(own, "key").fetch(store(tmp_path / "other"), KEYS)
     assert {"PutObject", "ListObjectsV2", "GetObject"} <= sent.keys()
     assert all(params["ExpectedBucketOwner"] == "123456789012" for calls in sent.values() for params in calls)
     (put,) = sent["PutObject"]
     assert (put["ServerSideEncryption"], put["SSEKMSKeyId"]) == ("aws:kms", "arn:aws:kms:key")
     assert put["IfNoneMatch"] == "*"
+
+
+@pytest.fixture
+def kept(s3) -> Iterator[None]:
+    """The stores of this process have a home."""
+    keep_in(Home(entry.s3, ADDRESS))
+    yield
+    keep_in(None)
 
 
 SMALL = Preprocessing(size=64, resize_size=72)
@@ -225,8 +227,7 @@ def attached(tree: Path, folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_the_cache_of_another_machine_is_a_hit(s3, dog_tree, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv(ADDRESS, ADDRESS_OF_ALL)
+def test_the_cache_of_another_machine_is_a_hit(s3, kept, dog_tree, tmp_path, capsys):
     assert attached(dog_tree, tmp_path / "one") == "built"
     assert attached(dog_tree, tmp_path / "two") == "hit"
     assert "Computing" not in capsys.readouterr().out.partition("fetched from")[2]
@@ -238,11 +239,10 @@ def test_the_cache_of_another_machine_is_a_hit(s3, dog_tree, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_s3_out_of_reach_is_a_sentence(s3, dog_tree, tmp_path, monkeypatch, capsys):
+def test_s3_out_of_reach_is_a_sentence(kept, dog_tree, tmp_path, monkeypatch, capsys):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed.getsockname()[1]}")
-        monkeypatch.setenv(ADDRESS, ADDRESS_OF_ALL)
         assert attached(dog_tree, tmp_path) == "built"
     (line,) = [line for line in capsys.readouterr().out.splitlines() if "cannot be" in line]
     assert line.startswith("Features cannot be fetched from s3://features/dogbreed/features/")
@@ -251,5 +251,6 @@ def test_s3_out_of_reach_is_a_sentence(s3, dog_tree, tmp_path, monkeypatch, caps
 
 
 def test_without_an_address_there_is_no_home(monkeypatch):
-    monkeypatch.delenv(ADDRESS, raising=False)
-    assert RemoteStore.of_environment("key") is None
+    monkeypatch.delenv("DOGBREED_FEATURES", raising=False)
+    entry.keep_features()
+    assert remote_of("key") is None
