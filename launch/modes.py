@@ -17,7 +17,7 @@ from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri
 from launch.aws.pricing import Prices
 from launch.jobs import choose, submit
-from launch.jobs.estimate import with_max_run
+from launch.jobs.estimate import resolved
 from launch.jobs.request import describe, in_one_job
 from launch.serving import certificates, deploy
 
@@ -35,7 +35,7 @@ def run_job(mode: str, kind: str, config: Mapping[str, Any], argv: Sequence[str]
         choose.show(config, kind, experiment_of(argv), limits)
         return
     modes = {"plan": _plan, "rehearse": _rehearse, "submit": _submit}
-    modes[mode](with_max_run(config, kind), kind, experiment_of(argv))
+    modes[mode](resolved(config, kind), kind, experiment_of(argv))
 
 
 def experiment_of(argv: Sequence[str]) -> str | None:

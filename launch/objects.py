@@ -22,7 +22,7 @@ from launch.aws.account import Account
 from launch.aws.pricing import Prices
 from launch.aws.validate import check_kinds
 from launch.jobs import submit
-from launch.jobs.estimate import with_max_run
+from launch.jobs.estimate import resolved
 from launch.jobs.request import Job, describe
 from launch.modes import experiment_of
 from launch.serving import certificates, deploy
@@ -161,7 +161,7 @@ def _prepared(overrides: Sequence[str], kind: str) -> tuple[Job, Account]:
     words = to_overrides(overrides)
     config: Mapping[str, Any] = compose(words)
     check_kinds(config)
-    config = with_max_run(config, kind)
+    config = resolved(config, kind)
     account = Account(config)
     job = describe(config, kind, account.with_role(), experiment_of(words))
     submit.prepare(config, job, account)

@@ -15,8 +15,9 @@ from launch.aws.account import Target
 from launch.aws.images import patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
 from launch.aws.validate import parse_span
+from launch.aws.work import passes
 from launch.jobs.estimate import counts, estimates, warnings
-from launch.jobs.request import TUNING, Job
+from launch.jobs.request import FEATURES, TUNING, Job
 from launch.jobs.source import APART_FILE
 from launch.serving import cost
 from launch.serving.request import Deployment
@@ -69,6 +70,7 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     yield from _assumed(job.target, "it is")
     yield ""
     yield from _data(config, job, prices)
+    yield from _features(config, job, prices)
     yield ""
     yield from _time_and_cost(config, job, prices)
     yield from _warnings(list(warnings(config, job, prices)))
@@ -101,6 +103,17 @@ def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
     if root.is_dir():
         size = sum(file.stat().st_size for file in root.rglob("*") if file.is_file())
         yield f"  {size:,} bytes in S3: ${prices.storage(size):.2f} per month"
+
+
+def _features(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
+    features, known = job.definition["Environment"].get(FEATURES), counts(config)
+    size = passes(config, known).features_gb if known else 0
+    if not features or (known and not size):
+        return
+    stored = f", {size:.2f} GB, ${prices.storage(round(size * 1e9)):.2f} per month" if known else ""
+    yield f"Features: {features}{stored}; a job fetches those that are there, and adds what it computes"
+    if job.first:
+        yield f"  filled by the training job {job.first.name}, which is sent first (sagemaker.features_first=false: none)"
 
 
 def _time_and_cost(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -36,6 +36,7 @@ class Estimate:
         job_seconds: Of one job, which has to end within `max_run`; None where it is not known.
         max_run: Seconds after which a job is stopped: `sagemaker.max_run`, or three times `job_seconds`.
         because: How the figures came about, a sentence each.
+        first: Whether a training job before a search makes it cost less: its features are then there for every trial.
     """
 
     seconds: float | None
@@ -45,6 +46,7 @@ class Estimate:
     job_seconds: float | None
     max_run: int
     because: tuple[str, ...]
+    first: bool = False
 
 
 class Speed(NamedTuple):
@@ -146,7 +148,14 @@ class Prices:
         return Speed(speed, decoded, f"{source}; {figures.assumed}" if figures.assumed else source)
 
     def training(
-        self, counts: Mapping[str, int] | None, *, trials: int = 1, parallel: int | None = None, one_job: bool = False
+        self,
+        counts: Mapping[str, int] | None,
+        *,
+        trials: int = 1,
+        parallel: int | None = None,
+        one_job: bool = False,
+        shares: bool = False,
+        first: bool | None = False,
     ) -> Estimate:
         """Estimate a training job, a search of several, or a search in one job.
 
@@ -155,36 +164,63 @@ class Prices:
             trials: How many trainings.
             parallel: Jobs at a time; None for `search.parallel`.
             one_job: All trials in one job, on features that are computed once.
+            shares: Each trial finds the features that another has computed before it started.
+            first: A training job goes before the trials; None where that costs less.
         """
         cloud = self.config["sagemaker"]
-        hour = self.hour(cloud["instance_type"])
+        hour, share = self.hour(cloud["instance_type"]), self.table["spot_share"] if cloud["spot"] else 1.0
         disk = cloud["volume_gb"] * self.table["volume_gb_month"] / HOURS_PER_MONTH
-        share = self.table["spot_share"] if cloud["spot"] else 1.0
-        jobs, machines = 1 if one_job else trials, cloud["instance_count"]
-        kept = cloud["keep_alive"] if jobs == 1 else 0  # a tuning job has no warm pool
+        parallel = min(parallel or self.config["search"]["parallel"], trials)
+        machines = cloud["instance_count"]
         seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
         max_run = cloud["max_run"] or _generous(seconds)
+        found = self._seconds(counts, found=True)[0] if shares and not one_job else None
+        if first is None:
+            first = found is not None and seconds is not None and seconds < (parallel - 1) * (seconds - found)
+        jobs = 1 if one_job else trials + first
+        kept = cloud["keep_alive"] if jobs == 1 else 0  # a tuning job has no warm pool
         longest = (max_run + kept) / 3600
         most = None if hour is None else jobs * machines * longest * (hour + disk)
-        price = "of unknown price" if hour is None else f"{hour:.3f} $/h on demand"
-        because = [f"{cloud['instance_type']} {price} ({self.source(cloud['instance_type'])})"]
-        if cloud["spot"]:
-            because.append(f"spot taken as {share:.0%} of that; at most the price on demand")
-        because.append(explanation)
+        because = [*self._priced(), explanation]
+        if found is not None and trials > 1:
+            who = "a training job before them" if first else f"each of the first {parallel} trials"
+            because.append(f"{who} computes the features; the trials that find them in S3 take {duration(found)} each")
         if seconds is None:
-            return Estimate(None, None, None, most, None, max_run, tuple(because))
-        parallel = min(parallel or self.config["search"]["parallel"], trials)
-        total = seconds * (1 if one_job else math.ceil(trials / parallel))
-        billed = jobs * machines * (min(seconds, max_run) + kept)
+            return Estimate(None, None, None, most, None, max_run, tuple(because), first)
+        rounds = 1 if one_job else math.ceil(trials / parallel) + first
+        short = min(seconds if found is None else found, max_run)
+        long = 1 if first else min(jobs, parallel)  # so many compute features, or all that a job computes
+        total = seconds + (rounds - 1) * short
+        billed = machines * (long * min(seconds, max_run) + (jobs - long) * short + jobs * kept)
         cost = None if hour is None else billed / 3600 * (hour * share + disk)
-        return Estimate(total, billed, cost, most, seconds, max_run, tuple(because))
+        return Estimate(total, billed, cost, most, seconds, max_run, tuple(because), first)
 
-    def _seconds(self, counts: Mapping[str, int] | None, trainings: int) -> tuple[float | None, str]:
-        """Return how long a job works, and why; trainings share the features, the winner's of a search included."""
+    def _priced(self) -> Iterator[str]:
+        """Yield what the machine costs, a sentence each."""
+        cloud = self.config["sagemaker"]
+        hour = self.hour(cloud["instance_type"])
+        price = "of unknown price" if hour is None else f"{hour:.3f} $/h on demand"
+        yield f"{cloud['instance_type']} {price} ({self.source(cloud['instance_type'])})"
+        if cloud["spot"]:
+            yield f"spot taken as {self.table['spot_share']:.0%} of that; at most the price on demand"
+
+    def _seconds(
+        self, counts: Mapping[str, int] | None, trainings: int = 1, *, found: bool = False
+    ) -> tuple[float | None, str]:
+        """Return how long a job works, and why; trainings share the features, the winner's of a search included.
+
+        Args:
+            counts: Images by split; None where they are not known.
+            trainings: In this job.
+            found: The features come from S3.
+        """
         if counts is None:
             return None, "the number of images is not known"
         speed = self.speed(self.config["sagemaker"]["instance_type"])
         done = passes(self.config, counts)
+        fetching = done.features_gb / self.table["features_gb_per_second"] if found else 0.0
+        if found:
+            done = done._replace(shared=0, shared_images=0)
         work, head = done.work(trainings), trainings * done.head
         seconds = work / speed.passes
         if speed.decoded:
@@ -193,7 +229,7 @@ class Prices:
         trainable = self.config["model"]["trainable"]
         step = network_of(self.config).step(trainable)
         counted = f", a step of training {trainable} counted as {step:.1f}" if trainable != "head" else ""
-        return start + seconds / machines + head / self.table["head_images_per_second"], (
+        return start + fetching + seconds / machines + head / self.table["head_images_per_second"], (
             f"{work:,.0f} images through the network{counted}, at {speed.passes:,.0f} per second ({speed.source}), "
             f"{start} s to start (assumed)"
         )

@@ -120,6 +120,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
         parse_s3_uri(cloud["features"], "sagemaker.features")
     if cloud["features_first"] not in (None, True, False):
         raise DogbreedError(f"sagemaker.features_first={cloud['features_first']} is neither true nor false, nor null.")
+    if cloud["features_first"] and (cloud["features"] is False or cloud["isolate"] or config["cache"]["mode"] == "off"):
+        raise DogbreedError(
+            "sagemaker.features_first=true needs the cache, and S3 for it: no isolate, no features=false."
+        )
     for key, least in _AT_LEAST.items():
         if cloud[key] < least:
             raise DogbreedError(f"sagemaker.{key}={cloud[key]} is out of range; it is a whole number from {least}.")

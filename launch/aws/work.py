@@ -15,6 +15,7 @@ class Passes(NamedTuple):
         head: Images from features to the loss, in each training.
         shared_images: Images that are decoded for features.
         whole_images: Images that are decoded in each training.
+        features_gb: Size of the features.
     """
 
     shared: float
@@ -22,6 +23,7 @@ class Passes(NamedTuple):
     head: float
     shared_images: float
     whole_images: float
+    features_gb: float
 
     def work(self, trainings: int = 1) -> float:
         """Return the passes of so many trainings that share their features."""
@@ -65,9 +67,9 @@ def _stage(config: Mapping[str, Any], counts: Mapping[str, int], trainable: str,
     computed = round(shown * (train + valid * bool(folds or config["refit"])) + valid + test)
     everything = figures.step(trainable) * steps + forward
     if not _caches(config, trainable, figures, computed):
-        return Passes(0, everything, 0, 0, steps + forward)
-    frozen = figures.frozen(trainable)
-    return Passes(frozen * computed, everything - frozen * (steps + forward), steps + forward, computed, 0)
+        return Passes(0, everything, 0, 0, steps + forward, 0)
+    frozen, size = figures.frozen(trainable), _features_gb(config, trainable, figures, computed)
+    return Passes(frozen * computed, everything - frozen * (steps + forward), steps + forward, computed, 0, size)
 
 
 def _caches(config: Mapping[str, Any], trainable: str, figures: Network, images: int) -> bool:
@@ -75,5 +77,9 @@ def _caches(config: Mapping[str, Any], trainable: str, figures: Network, images:
     cache, anew = config["cache"], trainable == config["model"]["trainable"] and config["data"]["transforms"]
     if cache["mode"] == "off" or trainable == "all" or anew:
         return False
-    half = cache["precision"] in ("bfloat16", "float16")
-    return bool(figures.features_gb(trainable) * images / (1 + half) <= cache["max_gb"])
+    return bool(_features_gb(config, trainable, figures, images) <= cache["max_gb"])
+
+
+def _features_gb(config: Mapping[str, Any], trainable: str, figures: Network, images: int) -> float:
+    half = config["cache"]["precision"] in ("bfloat16", "float16")
+    return float(figures.features_gb(trainable) * images / (1 + half))

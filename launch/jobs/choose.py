@@ -12,7 +12,7 @@ from launch.aws.account import offline_target
 from launch.aws.pricing import Estimate, Prices
 from launch.aws.validate import parse_span
 from launch.aws.work import network_of
-from launch.jobs.estimate import check_limits, counts, estimates, memory_shortage, with_max_run
+from launch.jobs.estimate import check_limits, counts, estimates, memory_shortage, resolved
 from launch.jobs.request import describe
 
 _DOLLARS = re.compile(r"\$?(\d+(?:\.\d+)?|\.\d+)")
@@ -85,7 +85,7 @@ def offers(config: Mapping[str, Any], kind: str, experiment: str | None) -> list
             f"How long it takes depends on the number of images, and {config['data']['root']} does not exist here; "
             "give data.root=FOLDER."
         )
-    describe(with_max_run(config, kind), kind, offline_target(config), experiment)  # what is wrong on any machine
+    describe(resolved(config, kind), kind, offline_target(config), experiment)  # what is wrong on any machine
     hours = Prices(config).table["hour"]
     return sorted((_offer(config, kind, experiment, name) for name in hours), key=lambda offer: offer.cost)
 
@@ -95,7 +95,7 @@ def _offer(config: Mapping[str, Any], kind: str, experiment: str | None, machine
     speed = config["sagemaker"]["images_per_second"] if own else None
     on_it = _with(config, instance_type=machine, images_per_second=speed, spot=False, max_wait=None)
     try:
-        capped = with_max_run(on_it, kind)
+        capped = resolved(on_it, kind)
         job = describe(capped, kind, offline_target(capped), experiment)
         estimate = _first(capped, job)
         why_not = memory_shortage(capped) or _refused(capped, estimate)

@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.config.compose import fitting_batch_size
+from dogbreed.config.search_space import ranges
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.download import DOG_IMAGES_COUNTS
 from dogbreed.data.layout import find_splits
 from dogbreed.data.splits import parse_shares
 from launch.aws.images import patch_notice
+from launch.aws.naming import features_uri
 from launch.aws.pricing import UNKNOWN_MAX_RUN, Estimate, Prices, check_cost, check_time
 from launch.aws.validate import check_settings
 from launch.aws.work import network_of
@@ -47,15 +49,27 @@ def estimates(config: Mapping[str, Any], job: Job, prices: Prices) -> dict[str, 
         trials = job.request["HyperParameterTuningJobConfig"]["ResourceLimits"]["MaxNumberOfTrainingJobs"]
     if job.operation != TUNING and not job.searches:
         return {"the job": prices.training(images)}
+    first, shares = bool(config["sagemaker"]["features_first"]), shares_features(config)
     both = {
-        "a job per trial": prices.training(images, trials=trials, parallel=parallel_jobs(config)),
+        "a job per trial": prices.training(
+            images, trials=trials, parallel=parallel_jobs(config), shares=shares, first=first
+        ),
         "all trials in one job": prices.training(images, trials=trials, one_job=True),
     }
     return dict(reversed(both.items())) if job.searches else both
 
 
-def with_max_run(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
-    """Return the configuration with a number for `sagemaker.max_run`: where it is null, three times the estimate.
+def shares_features(config: Mapping[str, Any]) -> bool:
+    """Return whether the trials of a search find each other's features: no range changes these, and S3 keeps them."""
+    changing = ("model.backbone", "model.weights", "model.trainable", "data.", "head_stage.", "cache.")
+    keys = set(ranges(config["search"]["space"])) - {"data.batch_size"}
+    return bool(features_uri(config, "")) and not any(key.startswith(changing) for key in keys)
+
+
+def resolved(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
+    """Return the configuration with a value for what the estimate decides where it is null.
+
+    These are `sagemaker.max_run`, three times the estimate, and `sagemaker.features_first` of a search.
 
     Args:
         config: A composed configuration.
@@ -64,15 +78,23 @@ def with_max_run(config: Mapping[str, Any], kind: str) -> Mapping[str, Any]:
     Raises:
         DogbreedError: A setting that the estimate needs could not work.
     """
-    if config["sagemaker"]["max_run"] is not None:
-        return config
     check_settings(config)
     one_job = kind == "tune" and in_one_job(config)
-    trials = config["search"]["trials"] if one_job else 1
-    max_run = Prices(config).training(counts(config), trials=trials, one_job=one_job).max_run
-    if config["mode"] == "rehearse":  # the estimate is for another machine than this one
-        max_run = max(max_run, UNKNOWN_MAX_RUN)
-    return {**config, "sagemaker": {**config["sagemaker"], "max_run": max_run}}
+    cloud, images, trials, prices = config["sagemaker"], counts(config), config["search"]["trials"], Prices(config)
+    max_run, first = cloud["max_run"], cloud["features_first"]
+    if max_run is None:
+        max_run = prices.training(images, trials=trials if one_job else 1, one_job=one_job).max_run
+        if config["mode"] == "rehearse":  # the estimate is for another machine than this one
+            max_run = max(max_run, UNKNOWN_MAX_RUN)
+    if kind != "tune" or one_job:
+        first = False
+    elif first is None:
+        parallel = parallel_jobs(config)
+        first = (
+            shares_features(config)
+            and prices.training(images, trials=trials, parallel=parallel, shares=True, first=None).first
+        )
+    return {**config, "sagemaker": {**cloud, "max_run": max_run, "features_first": first}}
 
 
 def check_limits(config: Mapping[str, Any], estimate: Estimate) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 from dogbreed.config.compose import check, to_yaml
-from dogbreed.core.errors import DogbreedError
+from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import atomic_write
 from launch.aws.account import Account
 from launch.aws.errors import explained
@@ -39,6 +39,8 @@ def submit(config: Mapping[str, Any], job: Job, account: Account, prices: Prices
     estimate = next(iter(estimates(config, job, prices).values()))
     check_limits(config, estimate)
     prepare(config, job, account)
+    if job.first:
+        _submit_first(config, job.first, account, prices)
     client = account.client("sagemaker")
     tuning = job.operation == TUNING
     with _new_folder(RECEIPTS / job.name), explained(f"sending {job.operation}"):
@@ -46,6 +48,17 @@ def submit(config: Mapping[str, Any], job: Job, account: Account, prices: Prices
     _keep(config, job, estimate.cost)
     print(f"Sent. {job.name} runs in {job.target.region}; Ctrl-C leaves it running.", flush=True)
     follow(config, job.name, account, prices, tuning=tuning)
+
+
+def _submit_first(config: Mapping[str, Any], first: Job, account: Account, prices: Prices) -> None:
+    """Send the job that fills the features for a search, and wait for its end."""
+    print(
+        "A training job goes first, whose features all trials find (sagemaker.features_first=false: none).", flush=True
+    )
+    try:
+        submit(config, first, account, prices)
+    except Interrupted as stopped:
+        raise Interrupted(f"{stopped}\nThe search was not sent; the same command sends it.") from None
 
 
 def follow(config: Mapping[str, Any], name: str, account: Account, prices: Prices, *, tuning: bool) -> None:
