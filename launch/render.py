@@ -113,7 +113,7 @@ def _features(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[s
     stored = f", {size:.2f} GB, ${prices.storage(round(size * 1e9)):.2f} per month" if known else ""
     yield f"Features: {features}{stored}; a job fetches those that are there, and adds what it computes"
     if job.first:
-        yield f"  filled by the training job {job.first.name}, which is sent first (sagemaker.features_first=false: none)"
+        yield f"  filled by {job.first.name}, a training job that is sent first (sagemaker.features_first=false: none)"
 
 
 def _time_and_cost(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
