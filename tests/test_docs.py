@@ -18,6 +18,8 @@ from support import runs
 from support.forks import Forked, command, program
 from support.places import ROOT
 
+import dogbreed
+
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 CODE = {"bash", "python"}  # other blocks show a program's output or a file
 FENCE = re.compile(r"^( *)```(\w*)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
@@ -78,6 +80,32 @@ def test_every_command_is_listed() -> None:
     assert commands == set(re.findall(r"^\| `python -m dogbreed\.(\w+)", page, re.MULTILINE))
     scripts = {file.stem.removeprefix("sagemaker") for file in (ROOT / "launch").glob("sagemaker_*.py")}
     assert all(f"{script}.py" in page for script in scripts), scripts
+
+
+def test_what_the_documented_commands_write_is_no_change_of_the_checkout() -> None:
+    """Their own folders, and the one that each takes that is given none."""
+    options = r"(?:output_dir=|--(?:output|onnx|torch-export|csv|submission)[ =]|data\.root=|Logger\(\")([\w./]+)"
+    named = {name for page in PAGES for block in blocks(page) for name in re.findall(options, block.code)}
+    default = r"new_folder\(Path\(\"(\w+)\"\)\)"
+    named |= {
+        name for file in (ROOT / "dogbreed").rglob("*.py") for name in re.findall(default, file.read_text("utf-8"))
+    }
+    assert {"my_dogs", "outputs", "evaluation", "comparison", "inspection", "study", "dogs.onnx", "logs"} <= named
+    paths = [name if "." in name else f"{name}/file" for name in sorted(named)]
+    command = ["git", "check-ignore", "--no-index", *paths]
+    ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert {path for path in paths if not path.startswith("docs/")} == set(ignored)
+
+
+def test_the_public_names_are_documented() -> None:
+    reference = (ROOT / "docs" / "api.md").read_text("utf-8")
+    names = set(dogbreed.__all__) - {"__version__"}
+    assert {
+        name for name in names if not re.search(rf"^::: dogbreed\.([\w.]+\.)?{name}$", reference, re.MULTILINE)
+    } == set()
+    readme = (ROOT / "README.md").read_text("utf-8")
+    for name in ("DogBreedClassifier", "DogImages", "FeatureCache", "Predictor", "train"):
+        assert re.search(rf"\b{name}\b", readme), name
 
 
 def test_readme_is_short_and_its_links_lead_somewhere() -> None:

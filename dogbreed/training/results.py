@@ -20,7 +20,7 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import remove, write_csv, write_json
 from dogbreed.core.metric_lines import TEST_LINE, accuracy_line, folds_line
-from dogbreed.core.text import count
+from dogbreed.core.text import count, size
 from dogbreed.data.datamodule import DogImages
 from dogbreed.metrics import conformal
 from dogbreed.metrics.calibration import choose_temperature
@@ -276,15 +276,19 @@ def _summary(run: Run, metrics: Mapping[str, Any], predictions: Predictions, cav
         f"{folder}/",
         "  report.html      what was reached, to look at",
         *(["  profile/         where the time went: profile/report.html"] if run.profiling else []),
-        "  model/           the model, to use and to deploy",
+        f"  model/           the model, to use and to deploy ({_size(folder / 'model')})",
         *(["  predictions.csv  the answer for every test image"] if predictions.split == "test" else []),
         *(["  split.csv        which image was on which side; data.labels repeats it"] if run.data.own_split else []),
-        "  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/",
+        f"  metrics.json, metrics.csv, rules.json, config.yaml, checkpoints/ ({_size(folder / 'checkpoints')})",
         "",
         "Next: classify an image, open the report, serve the model",
         *(f"  {command}" for command in _next_commands(run)),
     ]
     return "\n".join(lines)
+
+
+def _size(folder: Path) -> str:
+    return size(sum(file.stat().st_size for file in folder.glob("*") if file.is_file()))
 
 
 def _next_commands(run: Run) -> list[str]:

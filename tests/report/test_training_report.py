@@ -37,8 +37,25 @@ def network() -> torch.nn.Module:
 @pytest.mark.slow
 def test_a_whole_page(tmp_path, network):
     skipped = [Skipped(tmp_path / "train" / "broken.jpg", "truncated")]
-    page = page_of(make_run(tmp_path, PAIRS, NAMES, skipped=skipped, network=network), tmp_path)
+    metrics = {**METRICS, "train_acc": 0.875}
+    page = page_of(make_run(tmp_path, PAIRS, NAMES, skipped=skipped, network=network, metrics=metrics), tmp_path)
     assert headings(page) == SECTIONS
+    facts = dict(re.findall(r"<dt>([^<]+)</dt><dd>([^<]+)</dd>", page))
+    # Of 2, 3, 1 and 2 images, 2, 1, 1 and 1 are right; 3, 1, 3 and 1 are predicted.
+    f1 = (4 / 5 + 2 / 4 + 2 / 4 + 2 / 3) / 4
+    expected = {
+        "Chance-level accuracy": 0.25,
+        "Training accuracy": 0.875,
+        "Balanced accuracy": (1 + 1 / 3 + 1 + 0.5) / 4,
+    }
+    for name, value in {**expected, "Macro F1": f1}.items():
+        assert facts[name] == f"{100 * value:.1f} %", name
+    always, never = (sum(share**images for images in (2, 3, 1, 2)) for share in (5 / 8, 3 / 8))
+    chance = f"If all had the same accuracy, chance alone would give {always:.0f} and {never:.0f}."
+    assert f"2 were always classified correctly, 0 never. {chance}" in page
+    precision = (2 / 3 + 1 + 1 / 3 + 1) / 4
+    assert f"a precision of {100 * precision:.1f} % and an F1 of {100 * f1:.1f} %." in page
+    assert re.search(r'<td class="number">67 %</td><td>[^<]*</td></tr>', page), "the precision of Amber_hound"
     assert "<h1>squeezenet1_1 trained on" in page
     assert "62.5" in page
     assert "Test accuracy: 5 of 8 images, 95 % CI 30.6 to 86.3 %." in page

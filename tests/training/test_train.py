@@ -17,6 +17,7 @@ from support.forks import Forked, command, program
 from dogbreed import DogBreedClassifier, Predictor
 from dogbreed.config.compose import compose, flatten
 from dogbreed.config.settings import Config
+from dogbreed.core import text
 from dogbreed.core.metric_lines import EPOCH_LINE, METRIC_REGEXES, TEST_LINE
 from dogbreed.data.images import load
 from dogbreed.training.build import run_folder
@@ -53,7 +54,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
 
 def test_files(whole: tuple[Path, str]) -> None:
-    folder, _ = whole
+    folder, said = whole
     found = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
     assert {
         "config.yaml",
@@ -68,6 +69,9 @@ def test_files(whole: tuple[Path, str]) -> None:
     } <= found
     assert not [name for name in found if name.endswith(".tmp")]
     assert not (folder / "skipped.csv").exists()
+    for part in ("model", "checkpoints"):
+        taken = text.size(sum(file.stat().st_size for file in (folder / part).iterdir()))
+        assert re.search(rf"\b{part}/.*\({taken}\)$", said, re.MULTILINE), taken
 
 
 def test_metrics(whole: tuple[Path, str]) -> None:
