@@ -101,9 +101,13 @@ def main() -> None:
     if set(NEEDED) <= set(parts):
         show(bench.measured)
     main = machine_facts["GPU"] if bench.device.type == "cuda" else machine_facts["processor"]
-    name = "".join(c if c.isalnum() else "-" for c in main).strip("-").lower()
-    suffix = "" if arguments.record else ".local"
-    print(f"\n{write(RESULTS / f'{name}{suffix}.json', machine_facts, bench.measured)}")
+    print(f"\n{write(result_file(main, arguments.record), machine_facts, bench.measured)}")
+
+
+def result_file(processor: str, record: bool) -> Path:
+    """Return where a result goes: to the tracked file of this processor only where that is asked for."""
+    name = "".join(c if c.isalnum() else "-" for c in processor).strip("-").lower()
+    return RESULTS / f"{name}{'' if record else '.local'}.json"
 
 
 def write(file: Path, machine: dict[str, Any], measured: dict[str, float]) -> Path:

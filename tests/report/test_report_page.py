@@ -81,6 +81,7 @@ def test_a_run_over_120_breeds(dogs120, browser: Browser, tmp_path):
     page = tmp_path / "report.html"
     training_report.write(page, run)
     check(browser, page, WINDOWS)
+    readable_on_a_phone(browser)
     sections = browser.run("return [...document.querySelectorAll('h2')].map(title => title.id)")
     assert sections == ["curves", "rules", *SECTIONS[1:]]
     assert browser.run("return [...document.querySelectorAll('nav a')].every(a => document.querySelector(a.hash))")
@@ -96,6 +97,33 @@ def test_a_run_over_120_breeds(dogs120, browser: Browser, tmp_path):
     assert "1 image of the test split also lies in another split" in browser.run(
         "return document.querySelector('header').innerText"
     )
+
+
+SMALLEST_LABELS = """
+return [...document.querySelectorAll('.matrix svg')].map(svg => Math.min(
+  ...[...svg.querySelectorAll('text')].map(text => parseFloat(text.getAttribute('font-size')) * svg.getScreenCTM().a)))
+"""
+CUT_WITHOUT_A_HINT = """
+return [...document.querySelectorAll('.scroll')].filter(part => part.scrollWidth > part.clientWidth + 1 &&
+  !(part.nextElementSibling?.matches('.sideways') && part.nextElementSibling.checkVisibility()))
+  .map(part => part.getAttribute('aria-label'))
+"""
+LOOKS = """
+return ['.alarm', '.diagnosis'].map(kind => getComputedStyle(document.querySelector(kind)))
+  .map(style => [style.backgroundColor, style.borderTopWidth, style.borderLeftColor])
+"""
+
+
+def readable_on_a_phone(browser: Browser) -> None:
+    """A report over many classes that is open there: labels, what scrolls, alarms, and the width of the text."""
+    assert browser.run("return document.documentElement.clientWidth") == 390
+    part, whole = browser.run("return [...document.querySelectorAll('.matrix svg')].map(s => s.textContent.length)")
+    assert part < whole / 3, "the most confused classes come first"
+    assert min(browser.run(SMALLEST_LABELS)) >= 8.5, "pixels"
+    assert browser.run(CUT_WITHOUT_A_HINT) == []
+    alarm, tip = browser.run(LOOKS)
+    assert all(one != other for one, other in zip(alarm, tip, strict=True))
+    assert browser.run("return document.querySelector('h2 + p, h2 ~ p').getBoundingClientRect().width") > 350
 
 
 NASTY = ["<script>window.hacked = 1</script>", '"><img src=x onerror="window.hacked=1">', "a&amp;b", "</style><h1>x"]
