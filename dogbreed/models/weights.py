@@ -155,12 +155,19 @@ def _begins_as_pickle(file: Path) -> bool:
         return content.read(1) == pickle.PROTO
 
 
-def _network_of(file: Path) -> str:
-    """Return the sentence on which network a run's weights are of; a question where nothing says so."""
+def backbone_of(file: Path) -> str | None:
+    """Return which network the weights of a run are of: its folder, its model/ or a checkpoint; None for others."""
     file = file.resolve()
     for folder in (file / "model", file, file.parent, file.parent.with_name("model")):
         with suppress(DogbreedError):
-            return f"They are of a run with model.backbone={read_manifest(folder)['backbone']}."
+            return str(read_manifest(folder)["backbone"])
+    return None
+
+
+def _network_of(file: Path) -> str:
+    """Return the sentence on which network a run's weights are of; a question where nothing says so."""
+    if backbone := backbone_of(file):
+        return f"They are of a run with model.backbone={backbone}."
     return "Is model.backbone the network that these weights were saved from?"
 
 

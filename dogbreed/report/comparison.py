@@ -128,7 +128,8 @@ class Comparison:
         reasons = []
         for run in self.runs:
             if not run.answers:
-                reasons.append((run, f"it has no {PREDICTIONS}"))
+                untested = f"it has no {PREDICTIONS}" if "test_acc" in run.metrics else "it was not tested"
+                reasons.append((run, untested))
             elif run not in self.tested:
                 other = self.tested[0] if self.tested else next(r for r in self.runs if r.answers)
                 shared = len(run.images & other.images)
@@ -177,7 +178,7 @@ class Comparison:
             if test.corrected < ALPHA:
                 conclusion = "more than chance explains"
             elif best.correct == test.run.correct:
-                conclusion = "no difference"
+                conclusion = "equally good on these images"
             sentences.append(
                 f"{best.name} against {test.run.name}: {best.correct:,} and {test.run.correct:,} of "
                 f"{count(total, 'image')} correct, {test.only_best:,} by {best.name} alone and {test.only_run:,} by "

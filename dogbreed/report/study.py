@@ -117,9 +117,9 @@ class Study:
         gain = 100 * (now.accuracy - before.accuracy)
         said = (
             f"From {before.images:,} to {now.images:,} images to train, accuracy changed by {gain:+.1f} points; the "
-            f"curve expects {100 * self.twice:.1f} % of twice as many."
+            f"curve expects {100 * self.twice:.1f} % accuracy with twice as many."
         )
         if self.foretold is not None:
             off = 100 * (self.foretold - now.accuracy)
-            said += f" From up to {100 * FEW:.0f} % of the images, it would have been off by {off:+.1f} points."
+            said += f" Fitted to at most {100 * FEW:.0f} % of them, the curve is {off:+.1f} points off for all."
         return said

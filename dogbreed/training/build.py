@@ -32,6 +32,7 @@ from dogbreed.models import backbones, own_networks
 from dogbreed.models.checkpoints import network_state
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import balance_loss, check_bias
+from dogbreed.models.weights import backbone_of
 from dogbreed.monitor.history import EarlyStopping
 from dogbreed.monitor.progress_bar import ProgressBar
 from dogbreed.monitor.smdebug_hook import TensorHook, hook_enabled
@@ -80,9 +81,21 @@ def read_config(config: Config | Mapping[str, Any] | None, overrides: Sequence[s
         raise DogbreedError(f"The configuration is a mapping, not {config!r}; key=value goes into overrides=[...].")
     if not isinstance(config, Config):
         config = Config.from_dict(compose(overrides) if config is None else completed(config))
+    config = _with_backbone_of_weights(config)
     if config.seed is None:
         config = replace(config, seed=int(os.environ.get(SEED_FOR_RANKS) or randbelow(1 << 31)))
     return config
+
+
+def _with_backbone_of_weights(config: Config) -> Config:
+    """Return the settings with the network that `model.weights=RUN` is of, where `model.backbone` is the default."""
+    model, default = config.model, default_config()["model"]["backbone"]
+    if model.backbone != default or model.weights in (None, "imagenet", "none"):
+        return config
+    backbone = backbone_of(Path(model.weights))
+    if backbone in (None, default) or own_networks.is_own(str(backbone)):  # a file names no code to import
+        return config
+    return replace(config, model=replace(model, backbone=str(backbone)))
 
 
 def run_folder(config: Config, checkpoint: Path | None) -> Path:

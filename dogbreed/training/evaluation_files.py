@@ -162,7 +162,7 @@ def _unknown(unknown: Sequence[str], names: Iterable[str], class_names: Sequence
     free = set(class_names) - {plain_name(name) for name in names}
     meant = {name: near for name in unknown if (near := _same_but_for_writing(name, sorted(free)))}
     hints = [f"{name} (perhaps {meant[name]})" if name in meant else name for name in unknown]
-    pairs = ", ".join(f"{name}: {new}" for name, new in (meant or {unknown[0]: "NAME"}).items())
+    pairs = ", ".join(f"{name}: {meant.get(name, 'NAME')}" for name in unknown[:5])
     return (
         f"{folder} has {count(len(unknown), 'class')} that the model does not know (it knows {len(class_names)}): "
         f"{', '.join(hints)}. Leave them out with data.on_unknown=skip, or give the names that it knows them by: "

@@ -1,6 +1,7 @@
 """Going on with a run: which checkpoint is meant, and whether it belongs to the same run."""
 
 import os
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -148,7 +149,8 @@ def check_same_run(checkpoint: Mapping[str, Any], config: Config, path: Path) ->
         differences = ", ".join(f"{key} (was {old.get(key)}, is {new.get(key)})" for key in keys[:5])
         raise DogbreedError(
             f"{path} belongs to another configuration: {differences}. Resume with the same, or start a "
-            f"new run from its weights with model.weights={path.parent.parent}."
+            f"new run from its weights with {shlex.quote(f'model.weights={path.parent.parent}')} "
+            f"{shlex.quote(f'data.root={config.data.root}')} and the settings that differ."
         )
 
 

@@ -193,7 +193,7 @@ def test_features_come_from_the_cache(trained, tmp_path):
             ["{model}", "data.root={unknown}"],
             "unknown has 3 classes that the model does not know (it knows 4): Blue_spits (perhaps Blue_spitz), Poodle, "
             "Red_setter. Leave them out with data.on_unknown=skip, or give the names that it knows them by: "
-            "'data.names={Blue_spits: Blue_spitz}'.",
+            "'data.names={Blue_spits: Blue_spitz, Poodle: NAME, Red_setter: NAME}'.",
         ),
         (["{model}", "data.root={tree}", "data.on_unknown=cry"], "data.on_unknown=cry is unknown"),
         (["{model}", "data.root={tree}", "data.names={{Rex}}"], "data.names={Rex} is no list of pairs"),

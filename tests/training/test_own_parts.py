@@ -1,6 +1,7 @@
 """What a person brings along: callbacks, loggers, a drawn seed, weights of another run, an objective for a sweeper."""
 
 import csv
+import json
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from support import callbacks, runs
 
 from dogbreed import DogBreedClassifier, train
 from dogbreed.core.errors import DogbreedError
-from dogbreed.training.build import build_own_callbacks
+from dogbreed.training.build import build_own_callbacks, read_config
 
 pytestmark = pytest.mark.slow
 
@@ -59,6 +60,21 @@ def test_weights_of_a_run_with_another_number_of_classes(weights: str, run: Path
             assert value.shape[0] == 7
         else:
             assert torch.equal(value, exported[name]), name
+
+
+@pytest.mark.parametrize("weights", [".", "model", "checkpoints/best.ckpt"])
+def test_weights_of_a_run_bring_their_network(weights: str, run: Path) -> None:
+    """Unless another one is given, or the run's is code that a file may not name."""
+    config = read_config(None, [f"model.weights={run / weights}"])
+    assert config.model.backbone == "squeezenet1_1"
+    assert read_config(None, [f"model.weights={run / weights}", "model.backbone=resnet18"]).model.backbone == "resnet18"
+    assert read_config(None, ["model.weights=none"]).model.backbone == "vgg16"
+
+
+def test_a_network_of_ones_own_is_not_named_by_a_file(run: Path, tmp_path: Path) -> None:
+    manifest = json.loads((run / "model" / "model.json").read_text())
+    (tmp_path / "model.json").write_text(json.dumps(manifest | {"backbone": "evil:network"}))
+    assert read_config(None, [f"model.weights={tmp_path}"]).model.backbone == "vgg16"
 
 
 @pytest.mark.parametrize(
