@@ -125,11 +125,12 @@ def reliability_diagram(name: str, bins: Sequence[Bin], colour: str) -> Markup:
         for one in bins:
             ends = wilson_interval(round(one.accuracy * one.images), one.images)
             axes.plot([one.confidence] * 2, ends, color=colour, linewidth=1, alpha=0.6)
-            axes.scatter(one.confidence, one.accuracy, s=12 + 90 * one.images / most, color=colour, linewidths=0)
+            area = 12 + 90 * one.images / most
+            axes.scatter(one.confidence, one.accuracy, s=area, color=colour, linewidths=0)
             axes.annotate(
                 f"{one.images:,}",
                 (one.confidence, ends[1]),
-                (0, 2),
+                (0, 1 + math.sqrt(area) / 2),  # above the dot, which may lie on the upper end
                 textcoords="offset points",
                 ha="center",
                 fontsize=7,

@@ -25,9 +25,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def written(model, dog_tree, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("written")
     flags = ["--onnx", str(folder / "dogs.onnx"), "--torch-export", str(folder / "dogs.pt2")]
+    run = model.parent  # which stands for its model
     with warnings.catch_warnings():  # none of the exporters' own reaches whoever asked
         warnings.simplefilter("error")
-        assert main([str(model), str(dog_tree / "test"), *flags]) == 0
+        assert main([str(run), str(dog_tree / "test"), *flags]) == 0
     assert sorted(file.name for file in folder.iterdir()) == ["dogs.onnx", "dogs.pt2"]
     return folder
 

@@ -89,6 +89,8 @@ def test_model_and_data_have_to_fit(with_cache: bool, dog_tree: Path, tmp_path: 
     data = DogImages(dog_tree, preprocessing=SMALL, num_workers=0, quiet=True)
     with pytest.raises(DogbreedError, match=r"The model has 133 outputs, and .*dogImages 4 classes"):
         trainer(tmp_path, *callbacks).fit(classifier(133), datamodule=data)
+    with pytest.raises(DogbreedError, match=r"The model has 3 outputs, and .*dogImages 4 classes"):
+        trainer(tmp_path, *callbacks).fit(classifier(3), datamodule=data)
     other = classifier(preprocessing=Preprocessing(size=96).to_dict())
     with pytest.raises(DogbreedError, match=r"made with Preprocessing\(size=64.*model takes Preprocessing\(size=96"):
         trainer(tmp_path, *callbacks).fit(other, datamodule=data)

@@ -15,7 +15,8 @@ pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory):
-    with serving(export_tiny(tmp_path_factory.mktemp("run") / "model"), "--max-body", "1") as running:
+    run = export_tiny(tmp_path_factory.mktemp("run") / "model").parent  # which stands for its model
+    with serving(run, "--max-body", "1") as running:
         yield running
 
 
