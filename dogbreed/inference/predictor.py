@@ -158,6 +158,10 @@ class Predictor:
             source = _from_array(source)
         if isinstance(source, Image.Image):
             source = _encode(source)
+        if not isinstance(source, str | os.PathLike | bytes | bytearray | memoryview):
+            raise DogbreedError(
+                f"A photograph is a path, bytes, a PIL image or an array [H, W, 3], not {type(source).__name__}."
+            )
         return load(source, self.model.preprocessing, max_pixels=self.max_pixels)
 
     def try_read(self, source: Source) -> Tensor | BadImage:

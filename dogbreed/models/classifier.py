@@ -430,6 +430,11 @@ class DogBreedClassifier(LightningModule):
         names = self.class_names
         about: dict[str, Any] = {"model": {key: self.hparams[key] for key in TRAINING_ARGUMENTS}}
         if data is not None:
+            if not isinstance(data, DogImages):
+                raise DogbreedError(
+                    f"export takes the DogImages of the training, not {type(data).__name__}; leave the data out, and "
+                    "the names of the classes are those of the model (class_names)."
+                )
             data.setup()
             self.check_data(data)
             if names != data.classes and names != [str(label) for label in range(len(names))]:

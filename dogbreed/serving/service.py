@@ -110,8 +110,7 @@ class Service:
         Returns:
             `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
             map; `resize` and `seen`, how the image became the input and the central share of its shorter side; `set`
-            and `abstain` where the model has thresholds. For an image that cannot be used `error` alone, as within
-            `results` of the schema.
+            and `abstain` where the model has thresholds.
 
         Raises:
             RequestError: With the status and the sentence of the response.
@@ -123,7 +122,7 @@ class Service:
             if content.several:
                 raise RequestError(400, "One image is explained at a time.")
             if isinstance(inputs[0], BadImage):
-                return {"error": str(inputs[0])}
+                raise RequestError(400, str(inputs[0]))
             top_k = min(content.options.top_k, MAX_MAPS)
             task = partial(explain_top_k, model.network, model.backbone, inputs[0][None], top_k)
             ((logits, maps),) = await _results(self.batcher.run(task))

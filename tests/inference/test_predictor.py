@@ -265,6 +265,11 @@ def test_no_model(tmp_path):
         Predictor(tmp_path)
 
 
+def test_what_is_no_photograph(predictor):
+    with pytest.raises(DogbreedError, match=r"is a path, bytes, a PIL image or an array \[H, W, 3\], not Tensor\."):
+        predictor.predict(torch.zeros(3, 8, 8))
+
+
 @pytest.mark.parametrize("backbone", ["squeezenet1_1", "vgg11"])
 @pytest.mark.slow
 def test_bfloat16_is_close(tmp_path, photos, backbone):

@@ -198,6 +198,8 @@ def test_export_after_a_training_of_ones_own(dog_tree: Path, tmp_path: Path) -> 
         model.export(tmp_path)
     with pytest.raises(DogbreedError, match="have other names, or another order, than those of"):
         classifier(class_names=["d", "c", "b", "a"]).export(tmp_path / "no", data)
+    with pytest.raises(DogbreedError, match="export takes the DogImages of the training, not DataLoader; leave the"):
+        model.export(tmp_path / "no", batches())  # type: ignore[arg-type]
     mine = nn.Sequential(nn.Flatten(), nn.Linear(3 * 64 * 64, 2))
     with pytest.raises(DogbreedError, match="is a network of your own code"):
         DogBreedClassifier(4, network=mine, preprocessing=SMALL.to_dict()).export(tmp_path / "no")

@@ -163,7 +163,9 @@ def test_explain_gives_a_map_for_each_breed(server, photos, expected):
         assert max(values) in (0, 1)
         assert min(values) >= 0
     assert (content["resize"], content["seen"]) == ("squash", 1)
-    assert server.post(b"", path="/explain").json() == {"error": "The image cannot be used: empty file."}
+    refused = server.post(b"", path="/explain")
+    assert refused.status == 400
+    assert refused.json() == {"error": "The image cannot be used: empty file."}
 
 
 def test_ping_model_and_page(server):
