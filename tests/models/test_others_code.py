@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning import LightningModule, Trainer
+from lightning import LightningDataModule, LightningModule, Trainer
 from safetensors.torch import load_file
 from support import runs
 from torch import nn
@@ -63,6 +63,19 @@ def test_batches_of_images_and_labels(tmp_path: Path, capsys: pytest.CaptureFixt
         trainer(tmp_path, FeatureCache("require", folder=tmp_path / "cache")).fit(classifier(), loader, loader)
 
 
+def test_a_data_module_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = LightningDataModule()
+    data.train_dataloader = data.val_dataloader = data.test_dataloader = batches
+    for mode in ("auto", "off"):
+        model, own = classifier(), trainer(tmp_path, FeatureCache(mode, folder=tmp_path / "cache"))
+        own.fit(model, datamodule=data)
+        own.test(model, datamodule=data, verbose=False)
+        assert model.predictions is not None
+        assert len(model.predictions.labels) == 6
+        said = "Cache off: the data are no DogImages, which know the files; give datamodule=DogImages(FOLDER)."
+        assert (said in capsys.readouterr().out) == (mode == "auto")
+
+
 class Own(LightningModule):
     """A stranger's module, which takes our batches."""
 
@@ -81,6 +94,8 @@ def test_a_module_of_ones_own(dog_tree: Path, tmp_path: Path, capsys: pytest.Cap
     data = DogImages(dog_tree, preprocessing=SMALL, num_workers=0, quiet=True)
     trainer(tmp_path, FeatureCache(folder=tmp_path / "cache")).fit(Own(), datamodule=data)
     assert "Cache off: Own is no DogBreedClassifier; give its network to one" in capsys.readouterr().out
+    with pytest.raises(DogbreedError, match="the cache cannot be used: Own is no DogBreedClassifier; give its network"):
+        trainer(tmp_path, FeatureCache("require", folder=tmp_path / "cache")).fit(Own(), datamodule=data)
 
 
 @pytest.mark.parametrize("with_cache", [True, False])

@@ -44,6 +44,7 @@ def test_two_runs(tmp_path, capsys):
         ["model.lr", "0.1", "0.01"],
         ["test", "accuracy", "85.0", "%", "50.0", "%"],
     ]
+    assert ["time", "61", "s", "61", "s"] in [line.split() for line in lines]
     p_value = mcnemar(9, 2)
     assert any(
         f"a against b: 17 and 10 of 20 images correct, 9 by a alone and 2 by b alone; chance alone can explain the "
