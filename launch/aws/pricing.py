@@ -170,7 +170,7 @@ class Prices:
         cloud = self.config["sagemaker"]
         hour, share = self.hour(cloud["instance_type"]), self.table["spot_share"] if cloud["spot"] else 1.0
         disk = cloud["volume_gb"] * self.table["volume_gb_month"] / HOURS_PER_MONTH
-        parallel = min(parallel or self.config["search"]["parallel"], trials)
+        parallel = max(1, min(parallel or self.config["search"]["parallel"], trials))
         machines = cloud["instance_count"]
         seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
         max_run = cloud["max_run"] or _generous(seconds)

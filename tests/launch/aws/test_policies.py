@@ -161,6 +161,22 @@ def test_places_that_the_configuration_names():
     assert not allows("execution", "s3:GetObject", "arn:aws:s3:::theirs/dogs/train/a.jpg")
 
 
+def test_features_are_added_and_never_replaced_elsewhere():
+    block = "arn:aws:s3:::mine/dogbreed/features/key/block.safetensors"
+    assert allows("execution", "s3:PutObject", block)
+    assert allows("execution", "s3:GetObject", block)
+    for off in ("sagemaker.features=false", "sagemaker.isolate=true", "cache.mode=off"):
+        assert not allows("execution", "s3:PutObject", block, off)
+    elsewhere = "sagemaker.features=s3://shared/dogs/features"
+    for action in ("s3:PutObject", "s3:GetObject"):
+        assert allows("execution", action, "arn:aws:s3:::shared/dogs/features/key/block", elsewhere)
+        assert not allows("execution", action, "arn:aws:s3:::shared/dogs/other/key/block", elsewhere)
+    assert allows("execution", "s3:ListBucket", "arn:aws:s3:::shared", elsewhere)
+    assert not allows("execution", "s3:PutObject", block, elsewhere)
+    own = "sagemaker.features=s3://mine/dogbreed/shared"
+    assert allows("execution", "s3:PutObject", "arn:aws:s3:::mine/dogbreed/shared/key/block", own)
+
+
 def test_whoever_asks_a_queue_may_see_that_the_answer_is_not_there_yet():
     """Without s3:ListBucket, S3 says AccessDenied of what does not exist, in place of NoSuchKey."""
     queue = "sagemaker.endpoint.kind=async"

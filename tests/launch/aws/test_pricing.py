@@ -17,7 +17,7 @@ from launch.aws.images import patch_notice
 from launch.aws.networks import network
 from launch.aws.pricing import Prices, check_cost, listed_price
 from launch.aws.work import passes
-from launch.jobs.estimate import counts
+from launch.jobs.estimate import counts, resolved, shares_features
 from launch.jobs.receipt import receipt
 
 DOGS = {"train": 6680, "valid": 835, "test": 836}
@@ -133,6 +133,51 @@ def test_a_search_by_jobs_against_a_search_in_one():
     assert one.cost < together.cost < many.cost / 10
 
 
+def test_a_search_whose_trials_find_features():
+    """Of 20 trials, the first four compute features or, where that costs less, one training job before them."""
+    computing, priced = prices(), prices("search.parallel=4")
+    long = computing.training(DOGS).seconds
+    rows = 2 * 31 / 32 * 6680 + 835 + 836
+    last = 5 * (6680 * STEP + 835 * FORWARD) + (835 + 836) * FORWARD
+    fetching = rows * 4096 * 4 / 1e9 / 0.1
+    short = 180 + fetching + last / 100 + (5 * IMAGES + 835 + 836) / 8000
+    each = priced.training(DOGS, trials=20, shares=True)
+    assert each.billed_seconds == pytest.approx(4 * long + 16 * short, abs=0.1)
+    assert each.seconds == pytest.approx(long + 4 * short, abs=0.1)
+    first = priced.training(DOGS, trials=20, shares=True, first=True)
+    assert first.billed_seconds == pytest.approx(long + 20 * short, abs=0.1)
+    assert first.seconds == pytest.approx(long + 5 * short, abs=0.1)
+    assert first.most == pytest.approx(21 * computing.training(DOGS).most), "at its limits, it counts too"
+    chosen = priced.training(DOGS, trials=20, shares=True, first=None)
+    assert chosen == min(each, first, key=lambda estimate: estimate.cost)
+    alone = prices("search.parallel=1").training(DOGS, trials=20, shares=True, first=None)
+    assert alone.billed_seconds == pytest.approx(long + 19 * short, abs=0.1), "the first trial fills them"
+    assert not priced.training(DOGS, trials=20, first=None).first, "nothing is shared"
+
+
+@pytest.mark.parametrize(
+    ("words", "shares"),
+    [
+        ([], True),
+        (["sagemaker.features=false"], False),
+        (["sagemaker.isolate=true"], False),
+        (["cache.mode=off"], False),
+        (["search.space.model.trainable.choices=[head,block]"], False),
+        (["search.space.data.augment.choices=[none,flip]"], False),
+    ],
+)
+def test_when_trials_share_features(words, shares):
+    assert shares_features(compose(words)) is shares
+
+
+def test_the_published_search_for_less_than_a_dollar():
+    config = resolved(compose(["mode=plan", "data.root=nowhere/dogImages"]), "tune")
+    assert config["sagemaker"]["features_first"] is True
+    found = Prices(config).training(DOGS, trials=20, parallel=4, shares=True, first=True)
+    assert found.cost < 0.90
+    assert Prices(config).training(DOGS, trials=20, parallel=4).cost > 2.3
+
+
 def test_the_limit_counts_what_it_could_cost():
     config = compose(
         ["sagemaker.max_cost=10", "sagemaker.images_per_second=100", "search.trials=20", "sagemaker.max_run=3600"]
@@ -198,6 +243,9 @@ def test_the_speed_of_a_job_that_was_interrupted_counts_all_its_work(tmp_path):
     receipt(config, job, Prices(config), tmp_path)
     work = 5 * IMAGES + 835 + 836 + 5 * 6680 * LAST / ALL  # a step's last layer computes its gradient, too
     assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] == round(work / 600, 1)
+    (tmp_path / "metrics.json").write_text('{"cache": "hit"}')
+    receipt(config, job, Prices(config), tmp_path)
+    assert json.loads((tmp_path / "receipt.json").read_text())["images_per_second"] is None, "it computed no features"
 
 
 @pytest.mark.slow

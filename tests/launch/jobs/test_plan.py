@@ -205,6 +205,34 @@ def test_every_setting_finds_its_field(run):
     assert planned["Environment"]["PIP_NO_INDEX"] == "1"
 
 
+def test_features_have_a_home_in_s3(run):
+    words = ("mode=plan", *SMALL, "sagemaker.bucket=mine")
+    said = run("train", *words, "sagemaker.kms_key=alias/a")
+    planned = request(said)
+    names = {name.removeprefix("DOGBREED_FEATURES"): value for name, value in planned["Environment"].items()}
+    assert (names[""], names["_OWNER"], names["_KMS_KEY"]) == (
+        *("s3://mine/dogbreed/features", "000000000000", "alias/a"),
+    )
+    assert "# Features: s3://mine/dogbreed/features, " in said.out
+    given = run("train", *words, "sagemaker.features=s3://shared/dogs/")
+    assert request(given)["Environment"]["DOGBREED_FEATURES"] == "s3://shared/dogs"
+    for off in ("sagemaker.features=false", "cache.mode=off"):
+        said = run("train", *words, off)
+        assert not [name for name in request(said)["Environment"] if name.startswith("DOGBREED_FEATURES")]
+        assert "# Features:" not in said.out
+
+
+def test_a_job_goes_first_where_that_costs_less(run):
+    words = ("mode=plan", "model.weights=none", "sagemaker.job_name=search")
+    said = run("tune", *words)
+    assert "filled by search-features, a training job that is sent first" in said.out
+    assert "a training job before them computes the features" in said.out
+    said = run("tune", *words, "sagemaker.features_first=false")
+    assert "sent first" not in said.out
+    assert "each of the first 4 trials computes the features" in said.out
+    assert "sent first" not in run("tune", *words, "sagemaker.parallel=1").out, "one trial fills them for the rest"
+
+
 @pytest.mark.slow
 def test_a_search_carries_what_a_training_carries(run):
     words = (*EVERYTHING, "search.parallel=30", "search.trials=50", "sagemaker.warm_start=earlier")
@@ -435,6 +463,14 @@ def test_the_stand_ins_are_named(run):
 @pytest.mark.parametrize(
     ("kind", "words", "says"),
     [
+        ("train", ["sagemaker.features=mine"], "sagemaker.features=mine is no address in S3"),
+        ("train", ["sagemaker.features=true"], "sagemaker.features=True is no text"),
+        ("tune", ["sagemaker.features_first=maybe"], "sagemaker.features_first=maybe is neither true nor false"),
+        (
+            "tune",
+            ["sagemaker.features_first=true", "sagemaker.features=false"],
+            "sagemaker.features_first=true needs the cache, and S3 for it",
+        ),
         ("tune", ["sagemaker.debugger.enabled=true"], "sagemaker.debugger.enabled cannot go with a tuning job"),
         ("tune", ["sagemaker.profiler.enabled=true"], "sagemaker.profiler.enabled cannot go with a tuning job"),
         (

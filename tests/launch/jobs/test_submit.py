@@ -9,7 +9,7 @@ from pathlib import Path
 import boto3
 import pytest
 import yaml
-from support.cloud import ACCOUNT, ROLE, SMALL, Cloud, put_photographs, said
+from support.cloud import ACCOUNT, ROLE, SMALL, Cloud, put_photographs, refused, said
 
 from dogbreed.config.compose import compose
 from dogbreed.config.overrides import to_overrides
@@ -115,6 +115,26 @@ def test_a_search_is_sent_as_planned(cloud, run, sent_data):
     again = run("train", *words)
     assert again.code == 0, again.err
     assert cloud.sent("CreateTrainingJob")[0]["HyperParameters"]["lr"] == "0.0456"
+
+
+def test_a_job_that_fills_the_features_goes_before_its_search(cloud, run, sent_data):
+    words = (*sent_data, "search.trials=3", "sagemaker.job_name=search", "sagemaker.features_first=true")
+    cloud.answer("ListTrainingJobsForHyperParameterTuningJob", said(TrainingJobSummaries=[]))
+    plan = planned(run, "tune", *words)
+    run("tune", *words)
+    assert [name for name, _, _ in cloud.requests if name.startswith("Create")] == [
+        *("CreateTrainingJob", "CreateHyperParameterTuningJob"),
+    ]
+    (first,) = cloud.sent("CreateTrainingJob")
+    assert first["TrainingJobName"] == "search-features"
+    definition = plan["TrainingJobDefinition"]
+    for field in ("Environment", "InputDataConfig", "ResourceConfig", "OutputDataConfig", "AlgorithmSpecification"):
+        assert first[field] == definition[field]
+    assert definition["StaticHyperParameters"].items() <= first["HyperParameters"].items()
+    cloud.requests.clear()
+    cloud.answer("CreateTrainingJob", refused("ResourceLimitExceeded", "no more"))
+    assert run("tune", *words).code == 2
+    assert not cloud.sent("CreateHyperParameterTuningJob"), "without its features no search"
 
 
 def _trial(number: int, status: str, tuned: dict[str, str], value: float | None) -> dict:

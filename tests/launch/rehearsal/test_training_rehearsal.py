@@ -238,9 +238,15 @@ def test_two_machines_that_share_no_disk(place: Path) -> None:
 def test_a_tuning_job_tries_and_picks(place: Path) -> None:
     space = "search.space={model: {lr: {low: 0.0001, high: 0.1, log: true}}, data: {batch_size: {choices: [2, 4]}}}"
     given = [IMAGE, space, "search.trials=6", "sagemaker.rehearsal.trials=2", "trainer.max_epochs=2"]
+    given += ["sagemaker.features_first=true", f"cache.dir={place / 'of-the-search'}"]
     tuned = rehearse(place, "tune", *given, command="tune")
     assert tuned.code == 0, tuned.out + tuned.err
     assert "Trials:   2, 2 at a time" in tuned.out
+    assert "cache: built; its log is in first.log" in tuned.out, "one extraction"
+    logs = [(tuned.folder / f"{name}.log").read_text() for name in ("first", "trial-1", "trial-2")]
+    assert ["Computing the frozen part once" in log for log in logs] == [True, False, False]
+    assert all(re.search(r'"cache": "hit"', log) for log in logs[1:])
+    assert [job["cache"] for job in tuned.record["jobs"]] == ["hit"] * 2, "the features came through S3"
     record = tuned.record
     assert [job["status"] for job in record["jobs"]] == ["Completed"] * 2
     values = [job["metrics"]["val_loss"] for job in record["jobs"]]
