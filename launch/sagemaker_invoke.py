@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 from dogbreed.core.cli import guard, parser
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import TOP_K, Response, set_fields
+from dogbreed.inference.schema import TOP_K, Response, certainty_fields
 from dogbreed.serving.client import PredictionError
 from launch.aws.errors import explained
 from launch.serving.invoke import IMAGES, connect
@@ -85,7 +85,7 @@ def _images(path: str) -> list[str]:
 
 def _json(path: str, reply: Response) -> str:
     top = [asdict(score) for score in reply.predictions]
-    return json.dumps({"path": path, **top[0], "top": top, **set_fields(reply.set, reply.abstain)})
+    return json.dumps({"path": path, **top[0], "top": top, **certainty_fields(reply)})
 
 
 def _row(path: str, reply: Response) -> str:

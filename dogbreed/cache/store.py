@@ -185,6 +185,12 @@ class Table:
         self.positions = positions  # [views, images, 2]: block and row
         self.shape = shape
 
+    def first_views(self) -> tuple[Indices, Indices]:
+        """Return the images of which the store has a view, and the first such view of each."""
+        there = self.positions[..., 0] != ABSENT
+        images = np.flatnonzero(there.any(0))
+        return images, there.argmax(0)[images]
+
     def __call__(self, indices: Indices, views: Indices) -> Tensor:
         """Return features [N, *shape] in float32 of images `indices` [N], each seen as `views` [N] says."""
         block, row = self.positions[views, indices].T

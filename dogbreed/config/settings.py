@@ -102,6 +102,11 @@ class Search:
 
 
 @dataclass(frozen=True)
+class Export:
+    neighbours: bool = True
+
+
+@dataclass(frozen=True)
 class Config:
     mode: str
     job: str | None
@@ -127,6 +132,7 @@ class Config:
     # Not in the configurations of older runs.
     head_stage: HeadStage = field(default_factory=HeadStage)
     abstain_above: int = 3
+    export: Export = field(default_factory=Export)
 
     @classmethod
     def from_dict(cls, config: "Mapping[str, Any] | Config") -> Self:

@@ -330,6 +330,10 @@ class DogImages(LightningDataModule):
         """Deliver features in place of images for the splits that have a reader."""
         self._readers = dict(readers)
 
+    def has_features(self, split: str) -> bool:
+        """Return whether a split delivers features in place of images."""
+        return split in self._readers
+
     def reader(self, split: str) -> FeatureReader:
         """Return what reads the features of a split by (positions, views)."""
         return self._readers[split]

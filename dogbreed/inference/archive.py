@@ -1,6 +1,6 @@
 """`model.tar.gz`, what an endpoint is made of: an exported model, the handlers that SageMaker calls, and this package.
 
-    model.safetensors  model.json  code/inference.py  code/requirements.txt  code/dogbreed/*.py
+    model.safetensors  model.json  neighbours.safetensors  code/inference.py  code/requirements.txt  code/dogbreed/*.py
 
 Equal content gives equal bytes. Needs no torch.
 """
@@ -22,7 +22,7 @@ from typing import BinaryIO
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
-from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model, read_manifest
+from dogbreed.models.manifest import MANIFEST, files_of, find_model, read_manifest
 
 HANDLERS = "inference.py"  # what the container looks for
 CODE = "code"
@@ -69,6 +69,11 @@ class Archive:
     def digest(self) -> str:
         """SHA-256 over all names and contents."""
         return _joined(self.digests)
+
+    @property
+    def model_digests(self) -> dict[str, str]:
+        """SHA-256 of each file of the model, in hexadecimal."""
+        return {name: value for name, value in self.digests.items() if not name.startswith(f"{CODE}/")}
 
     @property
     def code_digest(self) -> str:
@@ -129,13 +134,14 @@ def _from_folder(folder: Path, source: str) -> Archive:
         raise DogbreedError(f"{source} does not exist; give an exported model, the folder of a run, or a model.tar.gz.")
     if not (folder / MANIFEST).is_file():
         raise DogbreedError(f"{source} holds no exported model: there is no {MANIFEST} in it.")
-    backbone = str(read_manifest(folder).get("backbone"))
-    if not (folder / WEIGHTS).is_file():
-        raise DogbreedError(f"{source} has no {WEIGHTS}; copy the whole folder.")
-    files = {name: folder / name for name in (MANIFEST, WEIGHTS)}
+    manifest = read_manifest(folder)
+    files = {name: folder / name for name in files_of(manifest)}
+    for name, file in files.items():
+        if not file.is_file():
+            raise DogbreedError(f"{source} has no {name}; copy the whole folder.")
     files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
     files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
-    extra = [f"timm=={version('timm')}"] if backbone.startswith("timm/") else []
+    extra = [f"timm=={version('timm')}"] if str(manifest.get("backbone")).startswith("timm/") else []
     return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in (*REQUIREMENTS, *extra))})
 
 

@@ -23,6 +23,7 @@ from dogbreed.models.manifest import find_model
 
 SHOW_PROGRESS_ABOVE = 50
 MUTED = "bright_black"
+UNLIKE = "unlike the training images"
 
 
 def answer(
@@ -42,7 +43,8 @@ def answer(
         _check_submission(submission, names)
     predictor = Predictor(find_model(model), device=find_device(device))
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
-    files: list[_Csv | _Submission] = [_Csv(csv, top_k)] if csv else []
+    says_in_domain = predictor.model.neighbours is not None
+    files: list[_Csv | _Submission] = [_Csv(csv, top_k, says_in_domain)] if csv else []
     if submission:
         files.append(_Submission(submission, predictor.class_names))
     scores = max(top_k, len(predictor.class_names)) if submission and top_k > 0 else top_k
@@ -119,19 +121,22 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
 class _Csv:
     """A table of the answers, one row per photograph."""
 
-    def __init__(self, file: Path, top_k: int) -> None:
+    def __init__(self, file: Path, top_k: int, says_in_domain: bool) -> None:
         self.file, self.top_k = file, top_k
+        self.header = ("path", "label", "probability", "top", "error", *(["in_domain"] if says_in_domain else []))
         self.rows: list[tuple[str, ...]] = []
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:
         if isinstance(answer, BadImage):
-            self.rows.append((name, "", "", "", answer.reason))
+            row = (name, "", "", "", answer.reason, "")
         else:
             top = " ".join(f"{score.label}={score.probability:.4f}" for score in answer.top[: self.top_k])
-            self.rows.append((name, answer.label, f"{answer.probability:.6f}", top, ""))
+            in_domain = str(answer.in_domain).lower()
+            row = (name, answer.label, f"{answer.probability:.6f}", top, "", in_domain)
+        self.rows.append(row[: len(self.header)])
 
     def close(self) -> str:
-        write_csv(self.file, ("path", "label", "probability", "top", "error"), self.rows)
+        write_csv(self.file, self.header, self.rows)
         return f"Wrote {self.file}: {count(len(self.rows), 'image')}."
 
 
@@ -208,7 +213,9 @@ class _Table:
 
 
 def _in_words(answer: Prediction) -> str:
-    """Return what the 90 % set says beyond the most probable class; nothing where it is that class alone."""
+    """Return what an answer says beyond the most probable classes."""
+    if answer.in_domain is False:
+        return f"; {UNLIKE}"
     if answer.set is None or (len(answer.set) == 1 and not answer.abstain):
         return ""
     return f"; not sure, {len(answer.set)} are possible" if answer.abstain else f"; one of: {', '.join(answer.set)}"

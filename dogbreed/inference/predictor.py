@@ -3,11 +3,11 @@
 import copy
 import io
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import overload
+from typing import NamedTuple, overload
 
 import numpy as np
 import torch
@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
-from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, set_fields
+from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, certainty_fields
 from dogbreed.metrics import conformal
-from dogbreed.models import model_folder, winograd
+from dogbreed.models import backbones, gradcam, model_folder, winograd
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.manifest import find_model
+from dogbreed.models.neighbours import HeadInput
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -29,6 +30,18 @@ IMAGES_PER_PASS = 8
 
 Source = str | os.PathLike[str] | bytes | Image.Image | np.ndarray
 SINGLE = (str, os.PathLike, bytes, Image.Image, np.ndarray)
+
+
+class Output(NamedTuple):
+    """What the network says of one image.
+
+    Attributes:
+        logits: [classes], in float32 on the CPU, before the temperature.
+        similarity: To the nearest training images; None where the model has no index of them.
+    """
+
+    logits: Tensor
+    similarity: float | None
 
 
 @dataclass(frozen=True)
@@ -42,6 +55,7 @@ class Prediction:
         top: The most probable classes, best first: each a `label`, an `index` and a `probability`.
         set: The classes of the 90 % set, best first; None where the model has no thresholds.
         abstain: Whether the set says too little; None without a set.
+        in_domain: Whether it is like the training images; None where the model has no index of them.
     """
 
     label: str
@@ -50,13 +64,13 @@ class Prediction:
     top: tuple[ClassScore, ...]
     set: tuple[str, ...] | None = None
     abstain: bool | None = None
+    in_domain: bool | None = None
 
     def to_dict(self, top_k: int | None = None) -> dict[str, object]:
         """Return plain values for JSON, with the first `top_k` classes."""
         top = [score.to_dict() for score in self.top[:top_k]]
-        return {"label": self.label, "index": self.index, "probability": self.probability, "top": top} | (
-            set_fields(self.set, self.abstain)
-        )
+        first = {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
+        return first | certainty_fields(self)
 
 
 class Predictor:
@@ -96,6 +110,7 @@ class Predictor:
         elif precision == "bfloat16":
             network = copy.deepcopy(network).to(self._dtype)
         self._network: nn.Module = network
+        self._head_input = self._watch_head() if self.model.neighbours else None
 
     @overload
     def predict(self, sources: Source, *, top_k: int = ..., batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -144,7 +159,7 @@ class Predictor:
         while batch := list(islice(remaining, batch_size)):
             inputs = [self.try_read(source) for source in batch]
             readable = [value for value in inputs if isinstance(value, Tensor)]
-            predictions = iter(self.predictions(self.logits(torch.stack(readable)), top_k) if readable else [])
+            predictions = iter(self.answers(self.outputs(torch.stack(readable)), top_k) if readable else [])
             for value in inputs:
                 yield value if isinstance(value, BadImage) else next(predictions)
 
@@ -178,11 +193,46 @@ class Predictor:
             logits: Tensor = self._network(images).float().cpu()
         return logits
 
-    def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
-        """Return the answer for each row of logits [N, classes], with the `top_k` most probable classes.
+    def outputs(self, inputs: Tensor) -> list[Output]:
+        """Return logits and similarity of each of the inputs [N, 3, S, S]."""
+        return self._outputs(self.logits(inputs))
+
+    def explain(self, inputs: Tensor, top_k: int) -> tuple[Output, Tensor | None]:
+        """Return the output of an input [1, 3, S, S], and where the network looked, as from `gradcam.explain_top_k`."""
+        logits, maps = gradcam.explain_top_k(self.model.network, self.model.backbone, inputs, top_k)
+        return self._outputs(logits)[0], maps
+
+    def _outputs(self, logits: Tensor) -> list[Output]:
+        """Return the logits of the latest pass with its similarities."""
+        if self._head_input is None or self.model.neighbours is None:
+            return [Output(row, None) for row in logits]
+        similarities = self.model.neighbours.similarity(self._head_input.take())
+        return [Output(row, similarity) for row, similarity in zip(logits, similarities, strict=True)]
+
+    def _watch_head(self) -> HeadInput:
+        original, name = self.model.network, backbones.head_name(self.model.network)
+        head = winograd.counterpart(self._network, name)
+        if head is None:  # it is no linear layer, of which it takes the place
+            self._network = original if self.precision == "float32" else copy.deepcopy(original).to(self._dtype)
+            head = self._network.get_submodule(name)
+        return HeadInput(original.get_submodule(name), head)
+
+    def answers(self, outputs: Sequence[Output], top_k: int = TOP_K) -> list[Prediction]:
+        """Return the answer for each output, with the `top_k` most probable classes.
 
         All ways to ask a model end here, so that they answer alike.
         """
+        predictions = self.predictions(torch.stack([output.logits for output in outputs]), top_k)
+        index = self.model.neighbours
+        if index is None:
+            return predictions
+        return [
+            replace(answer, in_domain=output.similarity is not None and output.similarity >= index.threshold)
+            for answer, output in zip(predictions, outputs, strict=True)
+        ]
+
+    def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
+        """Return what logits [N, classes] say, row by row: an answer but for `in_domain`."""
         names, sets = self.class_names, self.model.conformal
         probabilities = (logits.double() / self.model.temperature).softmax(1)
         least = sets.get("least_probability", {}).get(conformal.SERVED)
@@ -203,21 +253,24 @@ class Predictor:
         inputs = [self.try_read(image) for image in request.images]
         readable = [value for value in inputs if isinstance(value, Tensor)]
         batches = torch.stack(readable).split(IMAGES_PER_PASS) if readable else ()
-        logits = [row for batch in batches for row in self.logits(batch)]
-        return self.responses(inputs, logits, request.options.top_k)
+        outputs = [output for batch in batches for output in self.outputs(batch)]
+        return self.responses(inputs, outputs, request.options.top_k)
 
     def responses(
-        self, inputs: list[Tensor | BadImage], logits: list[Tensor], top_k: int = TOP_K
+        self, inputs: list[Tensor | BadImage], outputs: list[Output], top_k: int = TOP_K
     ) -> list[Response | BadImage]:
         """Return what a request gets.
 
         Args:
             inputs: From `try_read`.
-            logits: Rows of the network's output, one per input that could be read.
+            outputs: One per input that could be read.
             top_k: Classes in each response.
         """
-        predictions = self.predictions(torch.stack(logits), top_k) if logits else []
-        ready = (Response(p.top, row.tolist(), p.set, p.abstain) for p, row in zip(predictions, logits, strict=True))
+        answers = self.answers(outputs, top_k) if outputs else []
+        ready = (
+            Response(answer.top, output.logits.tolist(), answer.set, answer.abstain, answer.in_domain)
+            for answer, output in zip(answers, outputs, strict=True)
+        )
         return [value if isinstance(value, BadImage) else next(ready) for value in inputs]
 
 

@@ -8,7 +8,8 @@ A request is the bytes of one image, JSON with base64 of one or several, or a fo
 
 The base64 may stand in a data URL. A response is JSON or CSV, best class first, with calibrated probabilities:
 
-    {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...], "set": ["Beagle"], "abstain": false}
+    {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...], "set": ["Beagle"], "abstain": false,
+     "in_domain": true}
     {"results": [{"predictions": [...]}, {"error": "..."}, ...]}        for several images
     Beagle,12,0.93                                                      one line per class in text/csv
 
@@ -25,7 +26,7 @@ import re
 from base64 import b64decode
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import unquote
 
 from dogbreed.core.errors import DogbreedError
@@ -131,12 +132,14 @@ class Response:
         logits: Of all classes in their order, before temperature and softmax.
         set: The classes of the 90 % set, best first; None where the model has no thresholds.
         abstain: Whether the set says too little; None without a set.
+        in_domain: Whether the image is like the training images; None where the model has no index of them.
     """
 
     predictions: Sequence[ClassScore]
     logits: Sequence[float] = ()
     set: Sequence[str] | None = None
     abstain: bool | None = None
+    in_domain: bool | None = None
 
     @property
     def label(self) -> str:
@@ -215,9 +218,21 @@ def write(request: Request, responses: Sequence[Response | DogbreedError], kind:
     return text.getvalue()
 
 
-def set_fields(labels: Sequence[str] | None, abstain: bool | None) -> dict[str, Any]:
-    """Return what stands behind the other fields of an answer; nothing where the model has no thresholds."""
-    return {} if labels is None else {"set": list(labels), "abstain": abstain}
+class Certainty(Protocol):
+    """An answer that may say how sure it is."""
+
+    @property
+    def set(self) -> Sequence[str] | None: ...
+    @property
+    def abstain(self) -> bool | None: ...
+    @property
+    def in_domain(self) -> bool | None: ...
+
+
+def certainty_fields(answer: Certainty) -> dict[str, Any]:
+    """Return what stands behind the other fields of an answer, as far as the model has thresholds."""
+    sets = {} if answer.set is None else {"set": list(answer.set), "abstain": answer.abstain}
+    return sets if answer.in_domain is None else {**sets, "in_domain": answer.in_domain}
 
 
 def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
@@ -319,7 +334,7 @@ def _result(response: Response | DogbreedError, options: Options) -> dict[str, A
         return {"error": str(response)}
     predictions = [score.to_dict() for score in response.predictions[: options.top_k]]
     logits = {"logits": list(response.logits)} if options.logits else {}
-    return {"predictions": predictions, **logits, **set_fields(response.set, response.abstain)}
+    return {"predictions": predictions, **logits, **certainty_fields(response)}
 
 
 def _whole_number(value: object) -> int | None:

@@ -29,6 +29,7 @@ from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
 from dogbreed.models.model_folder import Exported, save
+from dogbreed.models.neighbours import Neighbours
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
 
 # What an export notes of how a model was trained.
@@ -409,6 +410,7 @@ class DogBreedClassifier(LightningModule):
         *,
         temperature: float = 1.0,
         conformal: Mapping[str, Any] | None = None,
+        neighbours: Neighbours | None = None,
         config: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Path:
@@ -419,6 +421,7 @@ class DogBreedClassifier(LightningModule):
             data: What it was trained on: it has the classes' names, and evaluations find it again.
             temperature: What logits are divided by before the softmax.
             conformal: Thresholds of prediction sets, from `dogbreed.metrics.conformal`; None: none.
+            neighbours: Index of the training images, from `dogbreed.models.neighbours`; None: none.
             config: The training configuration to note; None notes the model's arguments and where the data lie.
             metrics: What the training reached, to note.
 
@@ -455,6 +458,7 @@ class DogBreedClassifier(LightningModule):
             preprocessing=self.preprocessing,
             temperature=temperature,
             conformal=conformal or {},
+            neighbours=neighbours,
             config=about if config is None else config,
             metrics=metrics or {},
         )

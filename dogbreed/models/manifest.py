@@ -3,6 +3,7 @@
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from dogbreed.core.version import __version__
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "model.json"
+NEIGHBOURS = "neighbours.safetensors"  # of `dogbreed.models.neighbours`, where the manifest names it
 
 
 def find_model(path: str | Path) -> Path:
@@ -63,10 +65,28 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} has a conformal that is not understood; it holds least_probability, for each level a number from "
             "0 to 1 or null, and abstain_above, a whole number from 1. Without it the model answers without sets."
         )
+    if "neighbours" in manifest and not _is_neighbours(manifest["neighbours"]):
+        raise DogbreedError(
+            f"{file} has neighbours that are not understood; they hold threshold and images, numbers, and sha256, that "
+            f"of {NEIGHBOURS}. Without them the model answers without in_domain."
+        )
     for name in ("config", "metrics"):
         if not isinstance(manifest.get(name, {}), dict):
             raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
     return manifest
+
+
+def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the names of the files that make up an exported model."""
+    return (MANIFEST, WEIGHTS, *([NEIGHBOURS] if "neighbours" in manifest else []))
+
+
+def _is_neighbours(value: Any) -> bool:
+    return (
+        isinstance(value, dict)
+        and all(_is_number(value.get(name)) for name in ("threshold", "images"))
+        and isinstance(value.get("sha256"), str)
+    )
 
 
 def _is_number(value: Any) -> bool:

@@ -20,8 +20,9 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write, is_special
 from dogbreed.core.version import __version__
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import backbones
+from dogbreed.models import backbones, neighbours
 from dogbreed.models.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest
+from dogbreed.models.neighbours import Neighbours
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Exported:
         config: The training configuration.
         metrics: What the training reached.
         conformal: Thresholds of prediction sets; empty where there are none, as in exports of older versions.
+        neighbours: Index of the training images; None where there is none, as in exports of older versions.
     """
 
     network: nn.Module
@@ -47,6 +49,7 @@ class Exported:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     conformal: Mapping[str, Any] = field(default_factory=dict)
+    neighbours: Neighbours | None = None
 
 
 def save(folder: Path, model: Exported) -> Path:
@@ -84,6 +87,7 @@ def write_files(folder: Path, model: Exported) -> None:
         "preprocessing": model.preprocessing.to_dict(),
         "temperature": model.temperature,
         **({"conformal": model.conformal} if model.conformal else {}),
+        **({"neighbours": model.neighbours.write(folder)} if model.neighbours else {}),
         "config": model.config,
         "metrics": model.metrics,
     }
@@ -143,4 +147,5 @@ def load(folder: str | Path, device: str | torch.device = "cpu") -> Exported:
         config=manifest.get("config", {}),
         metrics=manifest.get("metrics", {}),
         conformal=manifest.get("conformal", {}),
+        neighbours=neighbours.read(folder, manifest["neighbours"]) if "neighbours" in manifest else None,
     )

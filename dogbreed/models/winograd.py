@@ -155,6 +155,13 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     return _image_by_image(traced).eval()
 
 
+def counterpart(network: nn.Module, name: str) -> nn.Module | None:
+    """Return what `accelerate` has made of a linear layer of the original network; None where it is not there."""
+    at_once = isinstance(network, ImageByImage)
+    part: Any = network.head if at_once else network
+    return dict(part.named_modules()).get(name.replace(".", "_") if at_once else name)
+
+
 class ImageByImage(nn.Module):
     """Convolutions image by image, whose numbers stay in the caches; linear layers for all at once, since what they
     cost is the reading of their weights.

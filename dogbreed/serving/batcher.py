@@ -7,7 +7,7 @@ decoded), and never longer than `max_wait`: a single client is answered at once.
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -29,7 +29,7 @@ class Batcher:
     """A thread that owns the network.
 
     Args:
-        compute: From inputs [N, ...] to outputs [N, ...].
+        compute: From inputs [N, ...] to an output for each.
         max_batch: Images in one pass.
         max_wait: Longest time a pass waits for images that are being decoded, in seconds.
         threads: Of torch within a pass; None leaves torch's own choice.
@@ -38,7 +38,7 @@ class Batcher:
 
     def __init__(
         self,
-        compute: Callable[[Tensor], Tensor],
+        compute: Callable[[Tensor], Sequence[Any]],
         *,
         max_batch: int = 8,
         max_wait: float = 0.01,
@@ -54,7 +54,7 @@ class Batcher:
         self._thread = threading.Thread(target=self._work, args=(threads,), name="network", daemon=True)
         self._thread.start()
 
-    def submit(self, item: Tensor) -> "Future[Tensor]":
+    def submit(self, item: Tensor) -> "Future[Any]":
         """Return the output of one input, when a pass has made it.
 
         Raises:

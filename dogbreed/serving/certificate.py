@@ -23,12 +23,14 @@ class Answer:
         reason: Why it was refused.
         set: The classes of the 90 % set; None where there is none.
         abstain: Whether the model abstains; None without a set.
+        in_domain: Whether the file is like the training images; None where the model has no index of them.
     """
 
     logits: Sequence[float] | None
     reason: str = ""
     set: Sequence[str] | None = None
     abstain: bool | None = None
+    in_domain: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -28,9 +28,9 @@ from dogbreed.data.layout import STDIN
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.photographs import find_photographs
-from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import set_fields
-from dogbreed.models.manifest import MANIFEST, WEIGHTS, find_model
+from dogbreed.inference.predictor import Output, Predictor
+from dogbreed.inference.schema import certainty_fields
+from dogbreed.models.manifest import find_model
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
 
@@ -120,9 +120,14 @@ def _content(
 ) -> dict[str, Any]:
     comparison = compare(list(files), answers)
     predictor = Predictor(folder, device="cpu")
-    fault = comparison.fault(TOLERANCE) or _fault_of_sets(predictor, list(files), answers)
-    odd = sum(name.startswith("odd/") for name in files)
     reference = next(iter(answers.values()))
+    similarities = _similarities(predictor, files, reference)
+    fault = (
+        comparison.fault(TOLERANCE)
+        or _fault_of_sets(predictor, list(files), answers)
+        or _fault_of_in_domain(predictor, similarities, list(files), answers)
+    )
+    odd = sum(name.startswith("odd/") for name in files)
     return {
         "passed": fault is None,
         "fault": fault,
@@ -136,7 +141,7 @@ def _content(
             name: {"seconds": seconds[name], "largest_difference": comparison.differences.get(name, 0.0)}
             for name in answers
         },
-        "model": {name: packed.digests[name] for name in (WEIGHTS, MANIFEST)},
+        "model": packed.model_digests,
         "package": {"version": __version__, "sha256": packed.code_digest},
         "versions": {
             "python": platform.python_version(),
@@ -146,7 +151,7 @@ def _content(
             "numpy": numpy.__version__,
         },
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
-        "answers": _answers(predictor, files, reference),
+        "answers": _answers(predictor, files, reference, similarities),
     }
 
 
@@ -164,17 +169,52 @@ def _fault_of_sets(predictor: Predictor, files: Sequence[str], answers: Mapping[
     return None
 
 
-def _answers(predictor: Predictor, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[dict[str, Any]]:
+def _similarities(predictor: Predictor, files: Mapping[str, bytes], answers: Sequence[Answer]) -> list[float | None]:
+    """Return how like the training images each file is; None where it was refused or there is no index."""
+    if predictor.model.neighbours is None:
+        return [None] * len(files)
+    pairs = zip(files.values(), answers, strict=True)
+    inputs = (None if answer.logits is None else predictor.try_read(data) for data, answer in pairs)
+    return [predictor.outputs(x[None])[0].similarity if isinstance(x, torch.Tensor) else None for x in inputs]
+
+
+def _fault_of_in_domain(
+    predictor: Predictor,
+    similarities: Sequence[float | None],
+    files: Sequence[str],
+    answers: Mapping[str, Sequence[Answer]],
+) -> str | None:
+    """Return which path answers another `in_domain` than the similarity gives; very near the threshold either will do.
+
+    The first path has logits alone.
+    """
+    index = predictor.model.neighbours
+    for path, path_answers in list(answers.items())[1:]:
+        for name, answer, similarity in zip(files, path_answers, similarities, strict=True):
+            margin = None if index is None or similarity is None else similarity - index.threshold
+            expected = None if margin is None else margin >= 0
+            near = margin is not None and abs(margin) <= TOLERANCE and answer.in_domain is not None
+            if answer.logits is not None and answer.in_domain != expected and not near:
+                return f"{path} answers in_domain={answer.in_domain} for {name}, and its similarity gives {expected}"
+    return None
+
+
+def _answers(
+    predictor: Predictor,
+    files: Mapping[str, bytes],
+    answers: Sequence[Answer],
+    similarities: Sequence[float | None],
+) -> list[dict[str, Any]]:
     """Return what was answered for each file, for comparison with an endpoint."""
     entries: list[dict[str, Any]] = []
-    for (name, data), answer in zip(files.items(), answers, strict=True):
+    for (name, data), answer, similarity in zip(files.items(), answers, similarities, strict=True):
         entry: dict[str, Any] = {"file": name, "sha256": hashlib.sha256(data).hexdigest()}
         if answer.logits is None:
             entry["refused"] = answer.reason
         else:
-            (prediction,) = predictor.predictions(torch.tensor([answer.logits]), 1)
+            (prediction,) = predictor.answers([Output(torch.tensor(answer.logits), similarity)], 1)
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
-            entry |= set_fields(prediction.set, prediction.abstain)
+            entry |= certainty_fields(prediction)
         entries.append(entry)
     return entries
 

@@ -74,7 +74,8 @@ class Endpoint:
         try:
             content = json.loads(body)
             scores = [ClassScore(**score) for score in content["predictions"]]
-            return Response(scores, content.get("logits", []), content.get("set"), content.get("abstain"))
+            sure = (content.get(name) for name in ("set", "abstain", "in_domain"))
+            return Response(scores, content.get("logits", []), *sure)
         except (ValueError, LookupError, TypeError) as error:
             raise PredictionError(f"{self.name} gave no prediction: {_short(body)}", 200) from error
 

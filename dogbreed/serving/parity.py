@@ -83,9 +83,9 @@ def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick, device: str 
     answers = []
     for data in files.values():
         try:
-            logits = model.logits(model.read(data)[None])
-            (prediction,) = model.predictions(logits, 1)
-            answers.append(Answer(logits[0].tolist(), "", prediction.set, prediction.abstain))
+            (output,) = model.outputs(model.read(data)[None])
+            (answer,) = model.answers([output], 1)
+            answers.append(Answer(output.logits.tolist(), "", answer.set, answer.abstain, answer.in_domain))
         except BadImage as error:
             answers.append(Answer(None, error.reason))
         tick()
@@ -159,7 +159,7 @@ for request in sorted(Path(requests).iterdir()):
 def _answer(content: Mapping[str, Any]) -> Answer:
     if "error" in content:
         return Answer(None, str(content["error"]))
-    return Answer(content["logits"], "", content.get("set"), content.get("abstain"))
+    return Answer(content["logits"], "", content.get("set"), content.get("abstain"), content.get("in_domain"))
 
 
 def _post(port: int, name: str, data: bytes) -> Answer:

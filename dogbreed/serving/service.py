@@ -21,7 +21,6 @@ from dogbreed.data.images import BadImage
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
 from dogbreed.inference.schema import Options, RequestError
-from dogbreed.models.gradcam import explain_top_k
 from dogbreed.serving.batcher import Batcher
 from dogbreed.serving.prometheus import Metrics
 
@@ -80,7 +79,7 @@ class Service:
         # Each decodes on one core: torch's threads within these threads would only compete.
         self.decoders = ThreadPoolExecutor(threads, "decoder", initializer=partial(set_num_threads, 1))
         self.batcher = Batcher(
-            predictor.logits, max_batch=max_batch, max_wait=max_wait, threads=threads, on_pass=self.metrics.count_pass
+            predictor.outputs, max_batch=max_batch, max_wait=max_wait, threads=threads, on_pass=self.metrics.count_pass
         )
         self.running = self.held = self.cut_off = 0
         self.metrics.watch(lambda: self.running, lambda: self.batcher.waiting)
@@ -100,8 +99,8 @@ class Service:
         kind, options = schema.negotiate(accept, Options().merge(request.query_params))
         async with self._body(request) as body:
             content, inputs = await self._decode(body, request.headers.get("content-type"), options)
-            logits = await _results(*(self.batcher.submit(value) for value in inputs if isinstance(value, Tensor)))
-            responses = self.predictor.responses(inputs, logits, content.options.top_k)
+            outputs = await _results(*(self.batcher.submit(value) for value in inputs if isinstance(value, Tensor)))
+            responses = self.predictor.responses(inputs, outputs, content.options.top_k)
         return schema.write(content, responses, kind), kind
 
     async def explain(self, request: Request) -> dict[str, Any]:
@@ -109,8 +108,8 @@ class Service:
 
         Returns:
             `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
-            map; `resize` and `seen`, how the image became the input and the central share of its shorter side; `set`
-            and `abstain` where the model has thresholds.
+            map; `resize` and `seen`, how the image became the input and the central share of its shorter side; `set`,
+            `abstain` and `in_domain` where the model has thresholds.
 
         Raises:
             RequestError: With the status and the sentence of the response.
@@ -124,16 +123,16 @@ class Service:
             if isinstance(inputs[0], BadImage):
                 raise RequestError(400, str(inputs[0]))
             top_k = min(content.options.top_k, MAX_MAPS)
-            task = partial(explain_top_k, model.network, model.backbone, inputs[0][None], top_k)
-            ((logits, maps),) = await _results(self.batcher.run(task))
-        (prediction,) = self.predictor.predictions(logits, top_k)
+            task = partial(self.predictor.explain, inputs[0][None], top_k)
+            ((output, maps),) = await _results(self.batcher.run(task))
+        (prediction,) = self.predictor.answers([output], top_k)
         scores = [score.to_dict() for score in prediction.top]
         if maps is not None:
             scores = [score | {"heat_map": _round(heat)} for score, heat in zip(scores, maps, strict=True)]
         preprocessing = model.preprocessing
         seen = 1.0 if preprocessing.resize == "squash" else preprocessing.size / preprocessing.resize_size
         answer = {"predictions": scores, "resize": preprocessing.resize, "seen": seen}
-        return answer | schema.set_fields(prediction.set, prediction.abstain)
+        return answer | schema.certainty_fields(prediction)
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:

@@ -38,6 +38,7 @@ from dogbreed.report.rendering import percent
 from dogbreed.training.build import class_counts, say
 from dogbreed.training.folds import cross_validate
 from dogbreed.training.head_stage import HeadResult
+from dogbreed.training.in_domain import index_images
 from dogbreed.training.loggers import log_artifacts
 from dogbreed.training.refit import refit
 
@@ -102,13 +103,17 @@ def finish(run: Run) -> dict[str, Any]:
     say("\n".join([*leak, test_line(test or splits["valid"], metrics["test_loss" if test else "val_loss"])]))
     model = run.model.float()  # trainer.precision=bf16-true, 16-true and 64-true trained it in another precision
     config = run.history.config
-    model.export(folder / "model", temperature=temperature, conformal=sets, config=config, metrics=metrics)
+    index, no_index = index_images(run.config, model, run.data)
+    model.export(
+        folder / "model", temperature=temperature, conformal=sets, neighbours=index, config=config, metrics=metrics
+    )
     drop_frozen(folder)
     _report(run, inputs)
     # What lies there from an earlier run would pass for this run's.
     made_here = (("profile", run.profiling), ("predictions.csv", test), (HEAD_STAGE, run.head))
     remove(folder / name for name, made in made_here if not made)
-    caveats = [*caveats, *log_artifacts(run.trainer.loggers, folder, run.config.loggers or {})]
+    noted = log_artifacts(run.trainer.loggers, folder, run.config.loggers or {})
+    caveats = [*caveats, *([no_index] if no_index else []), *noted]
     say(_summary(run, metrics, test or splits["valid"], caveats))
     if failure:
         raise DogbreedError(

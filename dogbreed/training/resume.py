@@ -24,6 +24,7 @@ MAY_DIFFER = (
     "loggers",
     "refit",
     "abstain_above",
+    "export.",
     "test",
     "early_stopping",
     "data.folds",

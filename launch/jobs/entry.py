@@ -26,7 +26,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.core.metric_lines import EXPORT_LINE
 from dogbreed.inference.archive import write_code
-from dogbreed.models.manifest import MANIFEST, WEIGHTS
+from dogbreed.models.manifest import files_of, read_manifest
 
 SPLITS = ("train", "valid", "test")
 
@@ -177,7 +177,7 @@ def search(overrides: Sequence[str], folder: Path) -> list[str]:
 def hand_over(folder: Path, metrics: dict[str, Any]) -> None:
     """Make the model the artefact; metrics, report and the like are kept beside it, checkpoints are not."""
     model, output = Path(os.environ["SM_MODEL_DIR"]), Path(os.environ["SM_OUTPUT_DATA_DIR"])
-    for name in (WEIGHTS, MANIFEST):
+    for name in files_of(read_manifest(folder / "model")):
         with atomic_write(model / name) as file:
             shutil.copy(folder / "model" / name, file)
     write_code(model)

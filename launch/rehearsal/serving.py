@@ -13,7 +13,7 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.inference.archive import Archive
-from dogbreed.inference.schema import set_fields
+from dogbreed.inference.schema import certainty_fields
 from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.account import Account, environment_region
 from launch.rehearsal import s3, serving_container
@@ -110,7 +110,7 @@ class RehearsalProbe(EndpointProbe):
                 raise DogbreedError(f"The transform job would fail: {name}: {error}") from error
             answer = file.with_name(f"{file.name}.out")
             content = {"predictions": [asdict(score) for score in reply.predictions]}
-            answer.write_text(json.dumps(content | set_fields(reply.set, reply.abstain)))
+            answer.write_text(json.dumps(content | certainty_fields(reply)))
             self.store.put(answer, f"{output}/{name}.out")
             print(f"{name}: {reply.label} {reply.predictions[0].probability:.1%}")
         print(f"{len(self.store.names(output))} answers lie in {output}")

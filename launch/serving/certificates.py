@@ -11,7 +11,6 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import Archive
-from dogbreed.models.manifest import MANIFEST, WEIGHTS
 from dogbreed.serving.certificate import CERTIFICATE, read
 
 
@@ -27,7 +26,7 @@ def load(file: Path, archive: Archive, images: Mapping[str, bytes] | None = None
         certificate = read(file)
     except DogbreedError:
         return None
-    same_model = certificate.get("model") == {name: archive.digests[name] for name in (WEIGHTS, MANIFEST)}
+    same_model = certificate.get("model") == archive.model_digests
     same_code = certificate.get("package", {}).get("sha256") == archive.code_digest
     seen = {answer["sha256"] for answer in certificate.get("answers", ())}
     missing = {_digest(data) for data in (images or {}).values()} - seen

@@ -31,7 +31,16 @@ def groups(kind: Any, values: Any, above: str = "") -> Iterator[tuple[str, Any, 
 
 def test_keys_and_defaults_are_those_of_the_classes() -> None:
     typed = list(groups(Config, compose()))
-    assert [name for name, _, _ in typed] == ["", "data.", "model.", "cache.", "debugger.", "search.", "head_stage."]
+    assert [name for name, _, _ in typed] == [
+        "",
+        "data.",
+        "model.",
+        "cache.",
+        "debugger.",
+        "search.",
+        "head_stage.",
+        "export.",
+    ]
     for name, kind, values in typed:
         assert {field for field, _ in hints_of(kind)} == set(values), name
         for field, hint in hints_of(kind):

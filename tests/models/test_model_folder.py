@@ -1,5 +1,6 @@
 """The folder `model/`: what is written comes back bit by bit, is plain, replaces only its like, and is checked."""
 
+import hashlib
 import json
 import shutil
 from dataclasses import replace
@@ -13,8 +14,9 @@ import dogbreed
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, model_folder
-from dogbreed.models.manifest import MANIFEST, WEIGHTS
+from dogbreed.models.manifest import MANIFEST, NEIGHBOURS, WEIGHTS
 from dogbreed.models.model_folder import Exported
+from dogbreed.models.neighbours import build
 
 NAMES = ["Affenpinscher", "Löwchen", "Xoloitzcuintli"]
 
@@ -84,6 +86,33 @@ def test_only_two_plain_files(folder):
     assert manifest["preprocessing"]["mean"] == [0.1, 0.2, 0.3]
     assert "Löwchen" in (folder / MANIFEST).read_text(encoding="utf-8"), "legible"
     assert load_file(folder / WEIGHTS).keys() == model_folder.load(folder).network.state_dict().keys()
+
+
+def test_the_index_of_training_images(tmp_path, model):
+    built = build([torch.rand(30, 8, generator=torch.Generator().manual_seed(0))])
+    folder = model_folder.save(tmp_path / "model", replace(model, neighbours=replace(built, threshold=0.5, images=99)))
+    about = json.loads((folder / MANIFEST).read_text())["neighbours"]
+    data = (folder / NEIGHBOURS).read_bytes()
+    assert about == {"threshold": 0.5, "nearest": 5, "images": 99, "sha256": hashlib.sha256(data).hexdigest()}
+    found = model_folder.load(folder).neighbours
+    assert (found.threshold, found.images) == (0.5, 99)
+    assert all(torch.equal(getattr(found, name), getattr(built, name)) for name in ("points", "steps", "basis"))
+    for changed in (data[:-1] + bytes([data[-1] ^ 1]), data[:-1], b""):
+        (folder / NEIGHBOURS).write_bytes(changed)
+        with pytest.raises(DogbreedError, match=r"is not the index that model\.json was written with; copy the folder"):
+            model_folder.load(folder)
+    (folder / NEIGHBOURS).unlink()
+    with pytest.raises(DogbreedError, match=r"has no neighbours\.safetensors; copy the whole folder"):
+        model_folder.load(folder)
+    rewrite(folder, neighbours=...)
+    assert model_folder.load(folder).neighbours is None
+
+
+@pytest.mark.parametrize("neighbours", [None, {}, {"threshold": "0.5", "images": 9, "sha256": ""}, {"threshold": 0.5}])
+def test_a_senseless_index(folder, neighbours):
+    rewrite(folder, neighbours=neighbours)
+    with pytest.raises(DogbreedError, match="has neighbours that are not understood"):
+        model_folder.load(folder)
 
 
 def test_it_can_be_moved_and_needs_nothing_else(folder, tmp_path, cache_dir, no_network, model):

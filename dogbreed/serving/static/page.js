@@ -145,8 +145,10 @@ function present(content) {
   name.textContent = shown(best.label);
   $("status").append(name, `${percent(best.probability)} sure`);
   const set = content.set ?? [];
-  $("set").hidden = set.length < 2;
-  $("set").textContent = content.abstain ? `Not sure: ${set.length} ${plural()} are possible.` : `One of: ${set.map(shown).join(", ")}`;
+  const unlike = content.in_domain === false;
+  $("set").hidden = !unlike && set.length < 2;
+  $("set").textContent = unlike ? "This is unlike the photographs that the model was trained on."
+    : content.abstain ? `Not sure: ${set.length} ${plural()} are possible.` : `One of: ${set.map(shown).join(", ")}`;
   $("rows").replaceChildren(...content.predictions.map(row));
   $("choices").hidden = false;
   const pictured = !$("frame").hidden;

@@ -1,0 +1,155 @@
+"""Whether an image is of the kind that a model was trained on: the cosine to the nearest of its training images.
+
+What the last layer takes is compared, projected to the dimensions in which the training images differ most. What the
+projection loses of an image counts against it, since the cosine is taken with the length before it.
+"""
+
+import hashlib
+import threading
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load, save
+from torch import Tensor, nn
+from torch.nn.functional import normalize
+
+from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import atomic_write, is_special
+from dogbreed.models.manifest import NEIGHBOURS
+
+NEAREST = 5
+DIMENSIONS = 96  # a byte each: 10,000 images of VGG16 take 1 MB, their projection 0.8 MB
+BASIS_VALUES = 400_000  # 0.8 MB: of more than 4,166 features there are fewer dimensions
+MOST = 50_000  # images in an index; of more, some
+BASIS_IMAGES = 4096  # from which the projection is computed
+REFUSED_PERCENT = 1  # of the images like those of valid, at most
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """The index of a model's training images.
+
+    Attributes:
+        points: [images, dimensions], int8: features of length 1, projected, in steps of `steps`.
+        steps: [dimensions].
+        basis: [features, dimensions], float16.
+        threshold: The least similarity of an image of their kind.
+        images: Number of validation images by which the threshold was chosen.
+    """
+
+    points: Tensor
+    steps: Tensor
+    basis: Tensor
+    threshold: float = 0.0
+    images: int = 0
+
+    @cached_property
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Return the basis [features, dimensions] and the points [dimensions, images] in float32."""
+        return self.basis.float(), (self.points.float() * self.steps).T.contiguous()
+
+    def similarity(self, features: Tensor) -> list[float]:
+        """Return the mean cosine of each row of features [N, D] to the nearest points."""
+        basis, points = self._weights
+        cosines = normalize(features.float().cpu(), dim=1) @ basis @ points
+        nearest: list[float] = cosines.topk(min(NEAREST, len(self.points)), dim=1).values.mean(1).tolist()
+        return nearest
+
+    def calibrated(self, valid: Tensor) -> "Neighbours | None":
+        """Return the index with the threshold that refuses 1 % of images like these; None if they are too few to tell.
+
+        Args:
+            valid: Features [N, D] of images that are not in the index.
+        """
+        rank = REFUSED_PERCENT * (len(valid) + 1) // 100
+        if not rank:
+            return None
+        return replace(self, threshold=sorted(self.similarity(valid))[rank - 1], images=len(valid))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the index into the folder of a model; return what `model.json` says of it."""
+        content = save({name: getattr(self, name).contiguous() for name in ("points", "steps", "basis")})
+        with atomic_write(folder / NEIGHBOURS) as file:
+            file.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        return {"threshold": self.threshold, "nearest": NEAREST, "images": self.images, "sha256": digest}
+
+
+def build(features: Iterable[Tensor]) -> Neighbours:
+    """Return the index of training images, without a threshold.
+
+    Args:
+        features: In batches [N, D] of at least one image; the first ones decide on the projection.
+    """
+    batches, first = iter(features), []
+    while sum(map(len, first)) < BASIS_IMAGES and (batch := next(batches, None)) is not None:
+        first.append(normalize(batch.float().cpu(), dim=1))
+    rows = torch.cat(first)
+    basis = _basis(rows).half()
+    points = torch.cat(
+        [rows @ basis.float(), *(normalize(batch.float().cpu(), dim=1) @ basis.float() for batch in batches)]
+    )
+    steps = points.abs().amax(0).clamp(min=1e-12) / 127
+    return Neighbours((points / steps).round().to(torch.int8), steps, basis)
+
+
+def _basis(rows: Tensor) -> Tensor:
+    """Return the directions [D, dimensions] that hold most of the rows' squares."""
+    dimensions = min(DIMENSIONS, BASIS_VALUES // rows.shape[1], *rows.shape)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return torch.svd_lowrank(rows, min(dimensions + 32, *rows.shape), niter=4)[2][:, :dimensions]
+
+
+def read(folder: Path, about: Mapping[str, Any]) -> Neighbours:
+    """Return the index in the folder of a model.
+
+    Args:
+        folder: Of the model.
+        about: What its `model.json` says of it.
+
+    Raises:
+        DogbreedError: It is missing, or another one.
+    """
+    file = folder / NEIGHBOURS
+    if is_special(file):
+        raise DogbreedError(f"{file} is no regular file; copy the folder again.")
+    try:
+        content = file.read_bytes()
+    except FileNotFoundError as error:
+        raise DogbreedError(f"{folder} has no {NEIGHBOURS}; copy the whole folder.") from error
+    except OSError as error:
+        raise DogbreedError(f"{file} cannot be read ({error.strerror}); copy the folder again.") from error
+    if hashlib.sha256(content).hexdigest() != about["sha256"]:
+        raise DogbreedError(f"{file} is not the index that model.json was written with; copy the folder again.")
+    return Neighbours(**load(content), threshold=float(about["threshold"]), images=int(about["images"]))
+
+
+class HeadInput:
+    """What the last layer of a network was given in the latest pass of the same thread.
+
+    Args:
+        heads: Last layers, one for each copy of the network.
+    """
+
+    def __init__(self, *heads: nn.Module) -> None:
+        self._latest = threading.local()
+        self._handles = [head.register_forward_pre_hook(self._keep) for head in dict.fromkeys(heads)]
+
+    def _keep(self, module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self._latest.value = inputs[0].detach()
+
+    def take(self) -> Tensor:
+        """Return features [N, D], of a feature map the mean over its pixels."""
+        features: Tensor = self._latest.value
+        del self._latest.value
+        return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
+
+    def close(self) -> None:
+        """Look no longer."""
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,72 @@
+"""The index of training images that a run exports: from its network's features, with a threshold from valid."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from support import runs
+
+from dogbreed import Predictor
+from dogbreed.data.layout import list_images
+from dogbreed.models.manifest import NEIGHBOURS
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def data() -> Path:
+    return runs.photographs(classes=3, train=8, valid=33, test=2)
+
+
+def features(predictor: Predictor, folder: Path) -> np.ndarray:
+    """What the last layer takes of each image, of length 1."""
+    with torch.no_grad():
+        maps = [predictor.model.network.features(predictor.read(path)[None]) for path in list_images(folder)]
+    rows = torch.cat(maps).mean((2, 3)).double().numpy()
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("more", [("data.augment=none",), ("model.trainable=block", "model.lr=0.01")])
+def test_of_the_exported_network(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
+    out = runs.train_in(tmp_path / "run", *more, data=data).out
+    assert "in_domain" not in out
+    model = tmp_path / "run" / "model"
+    predictor, stored = Predictor(model, device="cpu"), load_file(model / NEIGHBOURS)
+    train, valid = (features(predictor, data / split) for split in ("train", "valid"))
+    assert stored["points"].shape == (24, 24)
+    cosines = np.sort(valid @ train.T, axis=1)[:, -5:].mean(1)
+    about = json.loads((model / "model.json").read_text())["neighbours"]
+    assert about["images"] == 99
+    by_hand = valid @ stored["basis"].double().numpy() @ (stored["points"].double() * stored["steps"]).numpy().T
+    by_hand = np.sort(by_hand, axis=1)[:, -5:].mean(1)
+    assert about["threshold"] == pytest.approx(by_hand.min(), abs=1e-4), "1 % of 99 images is none"
+    assert by_hand.min() == pytest.approx(cosines.min(), abs=0.1)
+    assert by_hand.max() <= cosines.max() + 0.01
+    answers = predictor.predict(list_images(data / "valid"))
+    assert [answer.in_domain for answer in answers].count(False) <= 1, "one lies at the threshold"
+
+
+def test_where_there_is_none(data: Path, tmp_path: Path) -> None:
+    said = {
+        "export.neighbours=false": "",
+        "cache.mode=off": "Answers have no in_domain: the cache is off, and the training images are not read again for",
+    }
+    for number, (setting, sentence) in enumerate(said.items()):
+        folder = tmp_path / str(number)
+        out = runs.train_in(folder, setting, "trainer.max_epochs=1", data=data).out
+        assert sentence in out
+        assert ("in_domain" in out) == bool(sentence)
+        assert not (folder / "model" / NEIGHBOURS).exists()
+        assert "neighbours" not in json.loads((folder / "model" / "model.json").read_text())
+    few = runs.train_in(tmp_path / "few", "trainer.max_epochs=1").out
+    assert "Answers have no in_domain: 9 validation images are too few to choose its threshold, which takes 99." in few
+
+
+def test_after_a_refit_it_is_the_same(data: Path, tmp_path: Path) -> None:
+    for name in ("false", "true"):
+        runs.train_in(tmp_path / name, f"refit={name}", "data.augment=flip", data=data)
+    one, other = (load_file(tmp_path / name / "model" / NEIGHBOURS) for name in ("false", "true"))
+    assert all(torch.equal(one[name], other[name]) for name in one)
