@@ -141,10 +141,10 @@ class RemoteStore:
         """Return blocks that hold what is lacking, as far as it is there; none for rows that another one has."""
         names = []
         for name, rows in self._index().items():
-            found = np.isin(lacking, rows) if name not in self._broken else np.zeros(len(lacking), bool)
-            if found.any():
+            covered = np.isin(lacking, rows) & (name not in self._broken)
+            if covered.any():
                 names.append(name)
-                lacking = lacking[~found]
+                lacking = lacking[~covered]
         return names
 
     def _rows_of(self, name: str) -> Keys:

@@ -174,21 +174,21 @@ class Prices:
         machines = cloud["instance_count"]
         seconds, explanation = self._seconds(counts, trainings=trials + 1 if one_job else 1)
         max_run = cloud["max_run"] or _generous(seconds)
-        found = self._seconds(counts, found=True)[0] if shares and not one_job else None
+        if_hit = self._seconds(counts, hit=True)[0] if shares and not one_job else None
         if first is None:
-            first = found is not None and seconds is not None and seconds < (parallel - 1) * (seconds - found)
+            first = if_hit is not None and seconds is not None and seconds < (parallel - 1) * (seconds - if_hit)
         jobs = 1 if one_job else trials + first
         kept = cloud["keep_alive"] if jobs == 1 else 0  # a tuning job has no warm pool
         longest = (max_run + kept) / 3600
         most = None if hour is None else jobs * machines * longest * (hour + disk)
         because = [*self._priced(), explanation]
-        if found is not None and trials > 1:
+        if if_hit is not None and trials > 1:
             who = "a training job before them" if first else f"each of the first {parallel} trials"
-            because.append(f"{who} computes the features; the trials that find them in S3 take {duration(found)} each")
+            because.append(f"{who} computes the features; the trials that find them in S3 take {duration(if_hit)} each")
         if seconds is None:
             return Estimate(None, None, None, most, None, max_run, tuple(because), first)
         rounds = 1 if one_job else math.ceil(trials / parallel) + first
-        short = min(seconds if found is None else found, max_run)
+        short = min(seconds if if_hit is None else if_hit, max_run)
         long = 1 if first else min(jobs, parallel)  # so many compute features, or all that a job computes
         total = seconds + (rounds - 1) * short
         billed = machines * (long * min(seconds, max_run) + (jobs - long) * short + jobs * kept)
@@ -205,21 +205,21 @@ class Prices:
             yield f"spot taken as {self.table['spot_share']:.0%} of that; at most the price on demand"
 
     def _seconds(
-        self, counts: Mapping[str, int] | None, trainings: int = 1, *, found: bool = False
+        self, counts: Mapping[str, int] | None, trainings: int = 1, *, hit: bool = False
     ) -> tuple[float | None, str]:
         """Return how long a job works, and why; trainings share the features, the winner's of a search included.
 
         Args:
             counts: Images by split; None where they are not known.
             trainings: In this job.
-            found: The features come from S3.
+            hit: The features come from S3.
         """
         if counts is None:
             return None, "the number of images is not known"
         speed = self.speed(self.config["sagemaker"]["instance_type"])
         done = passes(self.config, counts)
-        fetching = done.features_gb / self.table["features_gb_per_second"] if found else 0.0
-        if found:
+        fetching = done.features_gb / self.table["features_gb_per_second"] if hit else 0.0
+        if hit:
             done = done._replace(shared=0, shared_images=0)
         work, head = done.work(trainings), trainings * done.head
         seconds = work / speed.passes

@@ -38,7 +38,7 @@ def receipt(config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, f
         "cost": None if cost is None else round(cost, 4),
         "expected_cost": expected.get("cost"),
         "images_per_second": _speed(
-            config, job, prices, expected.get("counts"), found=_read(folder / "metrics.json").get("cache") == "hit"
+            config, job, prices, expected.get("counts"), hit=_read(folder / "metrics.json").get("cache") == "hit"
         ),
     }
     write_json(folder / "receipt.json", record)
@@ -67,7 +67,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _speed(
-    config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None, found: bool
+    config: Mapping[str, Any], job: Mapping[str, Any], prices: Prices, counts: Mapping[str, int] | None, hit: bool
 ) -> float | None:
     """Return forward passes per second: those that one training is worth, over the time in state Training.
 
@@ -76,7 +76,7 @@ def _speed(
     # A spot job that was interrupted has been in this state more than once.
     stages = [stage for stage in job.get("SecondaryStatusTransitions", []) if stage["Status"] == "Training"]
     complete = stages and all(stage.get("EndTime") is not None for stage in stages)
-    if counts is None or not complete or config["search"]["where"] == "one_job" or found:
+    if counts is None or not complete or config["search"]["where"] == "one_job" or hit:
         return None
     seconds = sum((stage["EndTime"] - stage["StartTime"]).total_seconds() for stage in stages)
     done = passes(config, counts)
