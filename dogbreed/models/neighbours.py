@@ -144,9 +144,14 @@ class HeadInput:
         self._latest.value = inputs[0].detach()
 
     def take(self) -> Tensor:
-        """Return features [N, D], of a feature map the mean over its pixels."""
-        features: Tensor = self._latest.value
-        del self._latest.value
+        """Return features [N, D], of a feature map the mean over its pixels.
+
+        Raises:
+            LookupError: The pass did not call the layer with them.
+        """
+        features: Tensor | None = self._latest.__dict__.pop("value", None)
+        if features is None:
+            raise LookupError("the last layer was not called")
         return features.mean((2, 3)) if features.ndim == 4 else features.flatten(1)
 
     def close(self) -> None:

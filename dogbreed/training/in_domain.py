@@ -37,11 +37,14 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
     else:
         was_training = model.training
         model.eval()
-        with torch.inference_mode(), float32_as(config.cache.precision, model.device):
-            index = neighbours.build(_features(model, data, "train"))
-            valid = torch.cat([*_features(model, data, "valid")])
-        model.train(was_training)
-        return index.calibrated(valid), ""
+        try:
+            with torch.inference_mode(), float32_as(config.cache.precision, model.device):
+                index = neighbours.build(_features(model, data, "train"))
+                return index.calibrated(torch.cat([*_features(model, data, "valid")])), ""
+        except LookupError:
+            why = "what the network hands to its last layer cannot be seen from outside"
+        finally:
+            model.train(was_training)
     return None, f"Answers have no in_domain: {why}."
 
 
@@ -57,6 +60,9 @@ def _features(model: DogBreedClassifier, data: DogImages, split: str) -> Iterato
             positions = torch.from_numpy(images[rows])
             features = reader(images[rows], views[rows]).to(model.device)
             model.logits(FeatureBatch(features, labels[positions], positions))
-            yield head.take().cpu()
+            taken = head.take().cpu()
+            if len(taken) != len(rows):  # such as a row for each part of an image
+                raise LookupError
+            yield taken
     finally:
         head.close()

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from dogbreed.models.neighbours import MOST, build
+from dogbreed.models.neighbours import MOST, HeadInput, build
 
 
 def rows(count: int, seed: int, features: int = 300) -> torch.Tensor:
@@ -52,3 +53,16 @@ def test_few_images_and_equal_ones() -> None:
     row = rows(1, 0)
     assert build([row]).similarity(row) == pytest.approx([1], abs=0.01)
     assert build([row.expand(3, -1)]).similarity(row) == pytest.approx([1], abs=0.01)
+
+
+def test_what_the_last_layer_is_given() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    images, head = torch.rand(5, 3, 8, 8), HeadInput(network[2], network[2])
+    network(images)
+    assert torch.equal(head.take(), network[:2](images).mean((2, 3)))
+    with pytest.raises(LookupError):
+        head.take()  # of a pass that did not call it
+    head.close()
+    network(images)
+    with pytest.raises(LookupError):
+        head.take()

@@ -1,14 +1,17 @@
 """The page in a real browser: every way in, a bad file, the keyboard alone, a phone; nothing from elsewhere."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from support.browser import PHONE
 from support.exports import NAMES, export_tiny
 from support.serving import serving
 
 from dogbreed.inference.predictor import Predictor
+from dogbreed.models.neighbours import build
 
 pytestmark = pytest.mark.slow
 
@@ -45,6 +48,16 @@ def test_the_set_in_words(browser, photo, tmp_path, least, words):
         answer(browser)
         assert browser.driver.find_element("id", "set").text == words
         assert browser.errors == []
+
+
+def test_what_is_unlike_in_words(browser, photo, tmp_path):
+    unlike = replace(build([torch.rand(9, 512)]), threshold=1.1)  # above every cosine
+    with serving(export_tiny(tmp_path / "model", least=0.0, neighbours=unlike)) as running:
+        browser.open(running.address)
+        browser.driver.find_element("id", "file").send_keys(str(photo))
+        answer(browser)
+        words = "This is unlike the photographs that the model was trained on."
+        assert browser.driver.find_element("id", "set").text == words
 
 
 def test_the_classes_of_a_set_by_name(browser, photo, tmp_path):
