@@ -92,7 +92,7 @@ def _run_composed(task: Task, flags: list[str], overrides: list[str], at_end: Ca
     multirun = bool({"-m", "--multirun"} & set(flags))
     note = compose.outweighed(overrides)
     overrides = compose.prepare(overrides, sweeps=multirun)
-    if note:
+    if note and os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes, one speaks
         print(note, flush=True)
     of_folder = [word for word in overrides if word.lstrip("+").startswith("output_dir=")]
     shared = multirun and not any("${" in word or compose.is_sweep(word) for word in of_folder)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.store import cache_folder
-from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size
+from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size, outweighed
 from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
@@ -80,6 +80,8 @@ def read_config(config: Config | Mapping[str, Any] | None, overrides: Sequence[s
     if not isinstance(config, Config | Mapping | None):
         raise DogbreedError(f"The configuration is a mapping, not {config!r}; key=value goes into overrides=[...].")
     if not isinstance(config, Config):
+        if config is None and (note := outweighed(overrides)):
+            say(note)
         config = Config.from_dict(compose(overrides) if config is None else completed(config))
     config = _with_backbone_of_weights(config)
     if config.seed is None:

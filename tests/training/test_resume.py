@@ -16,6 +16,7 @@ from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.checkpoints import FROZEN, read_checkpoint
+from dogbreed.training.build import read_config
 from dogbreed.training.resume import find_checkpoint
 
 EPOCHS = 12
@@ -93,7 +94,7 @@ def test_folder_that_is_used_again(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_a_finished_run_needs(tmp_path: Path) -> None:
+def test_what_a_finished_run_needs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """It is not written over, goes on with its own settings, and says so where no epochs are left."""
     whole, half = tmp_path / "whole", tmp_path / "half"
     more = ["data.batch_size=5", "model.lr=0.01", "data.augment=none"]
@@ -126,6 +127,9 @@ def test_what_a_finished_run_needs(tmp_path: Path) -> None:
     assert "data.augment" in note
     assert "trainer.max_epochs" not in note, "given beside it"
     assert note.endswith("; give as key=value what is to differ.")
+    for words in ([*beside, f"resume={half}"], ["experiment=published"]):
+        read_config(None, words)
+        assert ("experiment=published (they differ in" in capsys.readouterr().out) == (len(words) == 3), "from Python"
     runs.assert_same_result(whole, half)
     assert runs.metrics(half)["seconds"] > 1e6, "those of before count too"
     ran = runs.run(f"resume={half}", "trainer.max_epochs=4", "model.lr=0.5")
