@@ -336,7 +336,8 @@ def test_a_grid_has_as_many_jobs_as_combinations(run):
     """AWS, ResourceLimits: for Grid, MaxNumberOfTrainingJobs has to be the number of combinations, if it is given."""
     words = ("mode=plan", "sagemaker.strategy=grid", "sagemaker.instance_type=ml.m5.large", "sagemaker.volume_gb=1")
     space = "search.space={model: {lr: {choices: [0.001, 0.01]}}, data: {batch_size: {choices: [32, 64, 128]}}}"
-    said = run("tune", *words, space, "search.trials=20", "sagemaker.max_cost=0.6", "sagemaker.max_run=3600")
+    alone = ("sagemaker.max_run=3600", "sagemaker.features_first=false")
+    said = run("tune", *words, space, "search.trials=20", "sagemaker.max_cost=0.6", *alone)
     limits = request(said)["HyperParameterTuningJobConfig"]["ResourceLimits"]
     assert limits == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 6}
     assert "A grid tries every combination: 6 training jobs, not search.trials=20." in said.out
