@@ -84,13 +84,13 @@ def test_every_command_is_listed() -> None:
 
 def test_what_the_documented_commands_write_is_no_change_of_the_checkout() -> None:
     """Their own folders, and the one that each takes that is given none."""
-    options = r"(?:output_dir=|--(?:output|onnx|torch-export|csv|submission)[ =]|data\.root=|Logger\(\")([\w./]+)"
+    options = r"(?:output_dir=|--(?:output|onnx|torch-export|csv|submission)[ =]|data\.root=|save_dir=\")([\w./]+)"
     named = {name for page in PAGES for block in blocks(page) for name in re.findall(options, block.code)}
     default = r"new_folder\(Path\(\"(\w+)\"\)\)"
     named |= {
         name for file in (ROOT / "dogbreed").rglob("*.py") for name in re.findall(default, file.read_text("utf-8"))
     }
-    assert {"my_dogs", "outputs", "evaluation", "comparison", "inspection", "study", "dogs.onnx", "logs"} <= named
+    assert {"my_dogs", "outputs", "evaluation", "comparison", "inspection", "study", "dogs.onnx"} <= named
     paths = [name if "." in name else f"{name}/file" for name in sorted(named)]
     command = ["git", "check-ignore", "--no-index", *paths]
     ignored = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
