@@ -78,7 +78,7 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     yield f"Sent along: {job.code_uri}"
     size = sum(map(len, job.source.files.values()))
     yield f"  {count(len(job.source.files), 'file')}, {size:,} bytes, packed {len(job.source.archive):,}:"
-    yield from (f"  {len(content):>9,}  {name}" for name, content in job.source.files.items())
+    yield from _folders({name: len(content) for name, content in job.source.files.items()})
     sizes = {wheel.file: wheel.size for wheel in job.wheels}  # which may not be here yet
     for address, file in job.sent_along.items():
         yield f"  {sizes.get(file.name) or file.stat().st_size:>9,}  {file} -> {address}"
@@ -86,6 +86,16 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
     yield f"Installed in the container: {', '.join(filter(None, packages))}"
     if apart := job.source.files.get(APART_FILE):
         yield f"Installed in a folder of its own: {', '.join(apart.decode().split())}"
+
+
+def _folders(sizes: Mapping[str, int]) -> Iterator[str]:
+    """Yield a line per file at the top, and one per folder: `tar -tf` lists what is in the archive, a plan is read."""
+    inside: dict[str, list[int]] = {}
+    for name, size in sizes.items():
+        folder = "/".join(name.split("/")[:-1][:2])
+        inside.setdefault(f"{folder}/" if folder else name, []).append(size)
+    for name, files in inside.items():
+        yield f"  {sum(files):>9,}  {name}" + (f" ({count(len(files), 'file')})" if name.endswith("/") else "")
 
 
 def _data(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
@@ -125,8 +135,9 @@ def _time_and_cost(config: Mapping[str, Any], job: Job, prices: Prices) -> Itera
         this = "  (this request)" if number == 0 and len(kinds) > 1 else ""
         yield f"Expected, {kind}: {time}, {_dollars(estimate.cost)}; at its limits {_dollars(estimate.most)}{this}"
     yield from (f"  {sentence}" for sentence in next(iter(kinds.values())).because)
-    idle = prices.endpoint_month(config["sagemaker"]["instance_type"])
-    yield f"  an endpoint of the same type: {_dollars(idle)} per month, used or not"
+    machine = config["sagemaker"]["endpoint"]["instance_type"]
+    idle = prices.endpoint_month(machine)
+    yield f"  deployed afterwards, a real-time endpoint on {machine}: {_dollars(idle)} per month, used or not"
 
 
 def _dollars(amount: float | None) -> str:

@@ -153,7 +153,10 @@ class Account:
             region = config["sagemaker"]["region"] or environment_region(profile)
             self.session = boto3.Session(region_name=region, profile_name=profile)
         if not self.session.region_name:
-            raise DogbreedError("No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_REGION.")
+            raise DogbreedError(
+                "No AWS region is set; give sagemaker.region=us-east-1 (or another; --region where there is one), or "
+                "AWS_REGION."
+            )
         with explained("asking AWS who you are"):
             identity = self.client("sts").get_caller_identity()
         self.account = str(identity["Account"])

@@ -64,10 +64,13 @@ _FAILURES = (
     (
         r"^(NoCredentials|PartialCredentials|CredentialRetrieval)Error$",
         "There are no AWS credentials; give them with aws configure, aws sso login, or AWS_ACCESS_KEY_ID and "
-        "AWS_SECRET_ACCESS_KEY. mode=plan needs none.",
+        "AWS_SECRET_ACCESS_KEY. To plan a job or an endpoint, mode=plan needs none.",
     ),
     (r"Token|SSO", _EXPIRED),
-    (r"^NoRegionError$", "No AWS region is set; give sagemaker.region=us-east-1 (or another), or AWS_DEFAULT_REGION."),
+    (
+        r"^NoRegionError$",
+        "No AWS region is set; give sagemaker.region=us-east-1 (or another, or --region), or AWS_REGION.",
+    ),
     (r"^ProfileNotFound$", "{message}; check AWS_PROFILE, or aws configure list-profiles."),
     (
         r"Timeout|Connection|Endpoint|Proxy",

@@ -181,6 +181,9 @@ def show(config: Mapping[str, Any], kind: str, experiment: str | None, limits: L
         DogbreedError: None fits, or the request could be carried out nowhere.
     """
     found = offers(config, kind, experiment)
+    if known := counts(config):
+        numbers = " / ".join(f"{number:,}" for number in known.values())
+        print(f"For {numbers} images to train / validate / test ({config['data']['root']}):\n")
     print("\n".join(table(found, limits)), flush=True)
     offer, spot = cheapest(found, limits)
     dollars = f"${offer.spot if spot else offer.cost:,.2f}"

@@ -144,12 +144,19 @@ def warnings(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[st
         yield from _tuning_warnings(config, job.request["HyperParameterTuningJobConfig"]["ResourceLimits"])
     if notice := patch_notice(job.definition["AlgorithmSpecification"]["TrainingImage"]):
         yield notice
-    if config["model"]["weights"] == "imagenet" and not cloud["weights"]:
-        yield "Each job fetches the ImageNet weights from download.pytorch.org; sagemaker.weights=s3://... is nearer"
+    if config["model"]["weights"] == "imagenet" and not cloud["weights"] and (hub := _hub(config["model"]["backbone"])):
+        yield f"Each job fetches the ImageNet weights from {hub}; sagemaker.weights=s3://... is nearer"
     if cloud["keep_alive"] and job.operation == TUNING:
         yield "sagemaker.keep_alive is left out: a tuning job reuses its machines by itself, and has no warm pool"
     elif cloud["keep_alive"]:
         yield f"The machine stays for {cloud['keep_alive']} s after the job, and is billed until then"
+
+
+def _hub(backbone: str) -> str | None:
+    """Return where published weights are fetched from; None where a package of the requirements brings them."""
+    if backbone == "efficientnet_lite0":
+        return None
+    return "huggingface.co" if backbone.startswith("timm/") else "download.pytorch.org"
 
 
 def _tuning_warnings(config: Mapping[str, Any], limits: Mapping[str, int]) -> Iterator[str]:
