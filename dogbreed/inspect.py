@@ -48,7 +48,7 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from dogbreed.data.locate import check_address
 
     check_address({"root": arguments.data, "source": "", "download": False})  # needs no torch
-    from dogbreed.cache.store import cache_folder
+    from dogbreed.cache.folders import cache_folder
     from dogbreed.core.files import new_folder, write_json
     from dogbreed.data.inspection import inspect, summary
     from dogbreed.report import inspection_page

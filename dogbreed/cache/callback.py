@@ -13,8 +13,9 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key, used_keys
+from dogbreed.cache.folders import META, cache_folder, evict, existing, locked
 from dogbreed.cache.remote import RemoteStore, remote_of
-from dogbreed.cache.store import KEY, META, Keys, Store, cache_folder, evict, existing, locked
+from dogbreed.cache.store import KEY, Keys, Store
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json

@@ -6,8 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dogbreed.cache.extract import PRECISIONS
-from dogbreed.cache.store import META, Store, cache_folder, delete, stores
+from dogbreed.cache.folders import META, cache_folder, delete, stores
 from dogbreed.core import text
 from dogbreed.core.errors import DogbreedError
 
@@ -18,7 +17,7 @@ def _description(store: Path) -> dict[str, Any] | None:
     """Return what a store says of itself; None where that is damaged."""
     try:
         description: dict[str, Any] = json.loads((store / META).read_bytes())
-        complete = PRECISIONS[description["precision"]] and {"shape", "backbone", "cut"} <= description.keys()
+        complete = isinstance(description["precision"], str) and {"shape", "backbone", "cut"} <= description.keys()
         return description if complete else None
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
@@ -66,10 +65,13 @@ def _list_stores(folder: Path) -> int:
 
 
 def _verify(folder: Path, names: Sequence[str]) -> int:
+    from dogbreed.cache.extract import PRECISIONS  # here: they load torch
+    from dogbreed.cache.store import Store
+
     bad = 0
     for path, _, _ in stores(folder):
         description = _description(path)
-        if description is None:
+        if description is None or description["precision"] not in PRECISIONS:
             bad += 1
             print(f"{path.name}  {_UNREADABLE}")
             continue

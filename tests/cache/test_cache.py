@@ -28,10 +28,11 @@ from support.fits import attach_in_blocks
 from support.forks import Forked
 
 from dogbreed.cache import extract
-from dogbreed.cache import store as stored
+from dogbreed.cache import folders as stored
 from dogbreed.cache.__main__ import main
 from dogbreed.cache.callback import FeatureCache, Group
-from dogbreed.cache.store import Store, cache_folder, delete, evict, locked, row_key, stores
+from dogbreed.cache.folders import cache_folder, delete, evict, locked, stores
+from dogbreed.cache.store import Store, row_key
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
