@@ -46,7 +46,7 @@ CHOICES = {
     "on_bad_image": ("skip", "error"),
     "source": ("dogimages", "sample"),
 }
-MOST_NAMED = 100  # files under two labels
+MOST_NAMED, TWO_LABELS = 100, "One file under two labels"
 MOST_WORKERS = 1024  # processes; a million would take the machine down
 _USES = {"train": "train", "valid": "validate", "test": "test"}
 
@@ -275,7 +275,7 @@ class DogImages(LightningDataModule):
         for index in np.flatnonzero(labels != labels[first[of]])[:MOST_NAMED].tolist():
             other = first[of[index]]
             names = (self.classes[labels[position]] for position in (other, index))
-            yield "One file under two labels: {} ({}), {} ({}).".format(
+            yield f"{TWO_LABELS}: {{}} ({{}}), {{}} ({{}}); delete the one that is wrong.".format(
                 *(part for pair in zip((paths[other], paths[index]), names, strict=True) for part in pair)
             )
 

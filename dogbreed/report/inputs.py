@@ -82,6 +82,7 @@ class ReportInputs:
         command: What repeats it; empty for a training run, whose command follows from the configuration.
         network: For the heat maps.
         findings: What the rules found while it trained.
+        doubts: What is odd about the images and remains so, a sentence each, such as a file under two labels.
     """
 
     class_names: Sequence[str]
@@ -98,6 +99,7 @@ class ReportInputs:
     command: str = ""
     network: nn.Module | None = None
     findings: Sequence[Finding] = ()
+    doubts: Sequence[str] = ()
 
     @cached_property
     def noun(self) -> str:
@@ -128,10 +130,13 @@ class ReportInputs:
         if not leaked:
             return None
         text = f"{count(leaked, 'image')} of the {SPLIT_NAMES[predictions.split]} split also "
-        text += f"{'lies' if leaked == 1 else 'lie'} in another split, so the result may look better than it is"
+        text += f"{'lies' if leaked == 1 else 'lie'} in another split, so the result "
         if not others:
-            return Leak(leaked, None, f"{text}: no other image is left.")
-        accuracy = float((predictions.predicted == predictions.labels)[kept].double().mean())
+            return Leak(leaked, None, f"{text}may look better than it is: no other image is left.")
+        right = (predictions.predicted == predictions.labels).double()
+        accuracy = float(right[kept].mean())
+        # It is more where images lie in the other split under another label.
+        text += f"may look {'better' if accuracy <= right.mean() else 'worse'} than it is"
         text += f"; without {'it' if leaked == 1 else 'them'} the accuracy is {percent(accuracy, 1)} of {others:,}."
         return Leak(leaked, accuracy, text)
 
@@ -145,13 +150,20 @@ class ReportInputs:
             prefix = PREFIX[self.predictions.split]
             leak = [f"Data leak: {self.leak.sentence}"]
             metrics = {f"{prefix}_leaked": self.leak.images, f"{prefix}_acc_without_leaked": self.leak.accuracy}
-        names = [self.name(one.label) for one in per_class(self.predictions) if not one.predicted]
-        if not names:
-            return Caveats(leak, leak, metrics)
-        more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
-        balanced, macro_f1 = (percent(self.measured[key], 1) for key in ("balanced_acc", "macro_f1"))
-        unpredicted = f"Never predicted: {', '.join(names[:MOST_NAMES])}{more}; balanced accuracy {balanced}, macro F1 "
-        return Caveats([*leak, f"{unpredicted}{macro_f1}."], leak, metrics)
+        said = list(leak)
+        if absent := sorted(set(range(len(self.class_names))) - set(self.predictions.labels.tolist())):
+            split = SPLIT_NAMES[self.predictions.split]
+            said.append(f"No {split} image, so no figure: {self._some(absent)}.")
+        if unpredicted := [one.label for one in per_class(self.predictions) if not one.predicted]:
+            balanced, macro_f1 = (percent(self.measured[key], 1) for key in ("balanced_acc", "macro_f1"))
+            never = f"Never predicted: {self._some(unpredicted)}"
+            said.append(f"{never}; balanced accuracy {balanced}, macro F1 {macro_f1}.")
+        return Caveats([*said, *self.doubts], leak, metrics)
+
+    def _some(self, labels: Sequence[int]) -> str:
+        """Return the names of the first of some classes, and how many more there are."""
+        more = f" and {len(labels) - MOST_NAMES} more" if len(labels) > MOST_NAMES else ""
+        return ", ".join(map(self.name, labels[:MOST_NAMES])) + more
 
     @property
     def title(self) -> str:

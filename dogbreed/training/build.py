@@ -18,7 +18,6 @@ from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.folders import cache_folder
-from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size
 from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size, outweighed
 from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config

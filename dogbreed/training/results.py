@@ -21,7 +21,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import remove, write_csv, write_json
 from dogbreed.core.metric_lines import TEST_LINE, accuracy_line, folds_line
 from dogbreed.core.text import count, size
-from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datamodule import TWO_LABELS, DogImages
 from dogbreed.metrics import conformal
 from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.metrics.classification import PREDICTIONS, chance, measure, prediction_rows
@@ -235,6 +235,7 @@ def _report_inputs(run: Run, metrics: dict[str, Any], predictions: Predictions) 
         config=run.history.config,
         network=run.model.network,
         findings=run.live_rules.all_findings(),
+        doubts=[warning for warning in data.warnings if warning.startswith(TWO_LABELS)][:3],
     )
 
 

@@ -77,6 +77,23 @@ def test_classes_that_are_never_predicted_are_named(leaking):
     assert metrics["test_top5"] == 1
 
 
+def test_classes_without_a_test_image_are_named(tmp_path):
+    run = make_run(tmp_path, [(0, 0)] * 3, [f"class {i}" for i in range(8)], files=False)
+    said, _, _ = training_report.caveats(run)
+    assert said == ["No test image, so no figure: class 1, class 2, class 3, class 4, class 5 and 2 more."]
+
+
+def test_a_file_under_two_labels_is_said_behind_the_result(tmp_path):
+    shutil.copytree(runs.photographs(), tmp_path / "dogs")
+    first, second = sorted((tmp_path / "dogs" / "train").iterdir())[:2]
+    shutil.copy(next(first.iterdir()), second / "again.jpg")
+    ran = runs.train_in(tmp_path / "run", "trainer.max_epochs=1", data=tmp_path / "dogs")
+    behind = ran.out.split("Test set: Average loss")[1]
+    assert "One file under two labels: " in behind
+    assert "again.jpg" in behind
+    assert "; delete the one that is wrong." in behind
+
+
 def test_without_a_test_the_validation_is_the_result(leaking):
     root, _ = leaking
     ran = runs.train_in(root / "untested", "model.lr=0.1", "test=false", data=root / "dogs")
