@@ -85,8 +85,8 @@ def build(features: Iterable[Tensor]) -> Neighbours:
     Args:
         features: In batches [N, D] of at least one image; the first ones decide on the projection.
     """
-    batches, first = iter(features), []
-    while sum(map(len, first)) < BASIS_IMAGES and (batch := next(batches, None)) is not None:
+    batches, first = iter(features), list[Tensor]()
+    while sum(len(batch) for batch in first) < BASIS_IMAGES and (batch := next(batches, None)) is not None:
         first.append(normalize(batch.float().cpu(), dim=1))
     rows = torch.cat(first)
     basis = _basis(rows).half()

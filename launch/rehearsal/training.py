@@ -162,8 +162,8 @@ def tune(
     records = [_record(*pair) for pair in zip(outcomes, jobs, strict=True)]
     write_json(folder / RECORD, {"objective": metric, "best": best, "jobs": records})
     if best is None:
-        first = _failed(outcomes[0], folder / "trial-1.log")
-        raise JobFailed(f"No trial completed with a value of {metric!r}. {first}")
+        reason = _failed(outcomes[0], folder / "trial-1.log")
+        raise JobFailed(f"No trial completed with a value of {metric!r}. {reason}")
     chosen = [tuning.tuned(request, job) for job in jobs]
     print(tuning.table(outcomes, chosen, values, metric, best), _artefacts(folder), sep="\n\n", flush=True)
     return outcomes

@@ -341,7 +341,7 @@ def test_a_grid_has_as_many_jobs_as_combinations(run):
     limits = request(said)["HyperParameterTuningJobConfig"]["ResourceLimits"]
     assert limits == {"MaxNumberOfTrainingJobs": 6, "MaxParallelTrainingJobs": 6}
     assert "A grid tries every combination: 6 training jobs, not search.trials=20." in said.out
-    assert "This could cost $0.81, more than sagemaker.max_cost=0.6" in said.out, "seven hours: features go first"
+    assert "This could cost $0.69, more than sagemaker.max_cost=0.6" in said.out, "six hours at 0.115 $/h"
 
 
 @pytest.mark.slow
