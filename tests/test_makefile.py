@@ -14,7 +14,7 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="there is n
 
 def dry_run(*words: str) -> str:
     command = ["make", "--dry-run", "--always-make", "PYTHON=python3", *words]
-    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "ARGS", "TORCH")  # of the make that runs these tests
+    outer = ("MAKEFLAGS", "MAKEOVERRIDES", "MAKELEVEL", "MFLAGS", "ARGS", "TORCH")  # of the make that runs these tests
     environment = {name: value for name, value in os.environ.items() if name not in outer}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True, timeout=60)
     return done.stdout
