@@ -46,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--max-wait", type=float, default=10, metavar="MS", help="longest wait for others to share it (default 10 ms)")
     add("--max-queue", type=int, default=64, metavar="N", help="requests under way, then 503 (default 64)")
     add("--max-body", type=float, default=20, metavar="MB", help="largest request, then 413 (default 20)")
-    add("--max-pixels", type=float, default=100, metavar="MP", help="largest image, then 400 (default 100)")
+    add("--max-pixels", type=float, default=100, metavar="MP", help="megapixels of an image, then 400 (default 100)")
     add("--timeout", type=float, default=30, metavar="S", help="seconds for a body to arrive, then 408 (default 30)")
     return frame
 

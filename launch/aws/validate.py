@@ -15,7 +15,7 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 from launch.aws.naming import MARK, parse_s3_uri
 
-# Keys that are null until somebody gives them, so that their kind cannot be told from the default.
+# Keys that are null until somebody gives them, so that the default does not show their kind.
 _TEXTS = (
     *(
         "profile",

@@ -49,7 +49,7 @@ READ_BY = {
     **dict.fromkeys(("watch", "canary", "max_errors", "max_latency"), ("realtime",)),
 }
 DIMENSION = "sagemaker:variant:DesiredInstanceCount"
-# TorchServe takes 6.5 MB at most unless told otherwise (its max_request_size), as InvokeEndpoint does; the others take
+# TorchServe takes 6.5 MB at most unless set otherwise (its max_request_size), as InvokeEndpoint does; the others take
 # more.
 LARGE = {"TS_MAX_REQUEST_SIZE": "100000000", "TS_MAX_RESPONSE_SIZE": "100000000"}
 PAYLOADS_MB = 100  # of a transform job: MaxPayloadInMB times MaxConcurrentTransforms may be so much

@@ -1,4 +1,4 @@
-"""Submission against moto through the real SDK: what is sent is what was planned, and what comes back is told."""
+"""Submission against moto through the real SDK: what is sent is what was planned, and what comes back is said."""
 
 import json
 import shlex
