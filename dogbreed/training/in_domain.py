@@ -31,7 +31,7 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
     least = -(-100 // REFUSED_PERCENT) - 1
     images = len(data.samples["valid"])
     if images < least:
-        why = f"{images} validation images are too few to choose its threshold, which takes {least}"
+        why = f"that takes {least} validation images, and there are {images}"
     elif model.parts is None or not data.has_features("valid"):
         why = "the cache is off, and the training images are not read again for it"
     else:
@@ -45,7 +45,7 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
             why = "what the network hands to its last layer cannot be seen from outside"
         finally:
             model.train(was_training)
-    return None, f"Answers have no in_domain: {why}."
+    return None, f"Answers do not say whether a photograph is unlike the training images (in_domain): {why}."
 
 
 def _features(model: DogBreedClassifier, data: DogImages, split: str) -> Iterator[Tensor]:

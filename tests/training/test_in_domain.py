@@ -52,7 +52,7 @@ def test_of_the_exported_network(data: Path, tmp_path: Path, more: tuple[str, ..
 def test_where_there_is_none(data: Path, tmp_path: Path) -> None:
     said = {
         "export.neighbours=false": "",
-        "cache.mode=off": "Answers have no in_domain: the cache is off, and the training images are not read again for",
+        "cache.mode=off": "images (in_domain): the cache is off, and the training images are not read again for",
     }
     for number, (setting, sentence) in enumerate(said.items()):
         folder = tmp_path / str(number)
@@ -62,7 +62,7 @@ def test_where_there_is_none(data: Path, tmp_path: Path) -> None:
         assert not (folder / "model" / NEIGHBOURS).exists()
         assert "neighbours" not in json.loads((folder / "model" / "model.json").read_text())
     few = runs.train_in(tmp_path / "few", "trainer.max_epochs=1").out
-    assert "Answers have no in_domain: 9 validation images are too few to choose its threshold, which takes 99." in few
+    assert "(in_domain): that takes 99 validation images, and there are 9." in few
 
 
 def test_after_a_refit_it_is_the_same(data: Path, tmp_path: Path) -> None:
