@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "dogbreed.config": "core",
     "dogbreed.metrics": "",
     "dogbreed.data": "core",
-    "dogbreed.models": "core data",
+    "dogbreed.models": "core data metrics",
     "dogbreed.cache": "core config data models",
     "dogbreed.monitor": "core data models",
     "dogbreed.inference": "core data metrics models",

@@ -84,7 +84,7 @@ class DogBreedClassifier(LightningModule):
     """
 
     parts: CutNetwork | None = None
-    inverse_penalty: float | None = None  # C of the logistic regression, once it is chosen
+    solution: lbfgs.Solution | None = None  # of model.optimizer=lbfgs, once it is chosen
     predictions: Outputs | None = None  # of the last evaluation
 
     def __init__(
@@ -383,11 +383,13 @@ class DogBreedClassifier(LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["images_seen"] = self.images_seen
-        checkpoint["inverse_penalty"] = self.inverse_penalty
+        checkpoint["lbfgs"] = None if self.solution is None else list(self.solution)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.images_seen = checkpoint.get("images_seen", 0)
-        self.inverse_penalty = checkpoint.get("inverse_penalty")
+        c = checkpoint.get("inverse_penalty")  # of an older checkpoint
+        solution = checkpoint.get("lbfgs", None if c is None else [c])
+        self.solution = None if solution is None else lbfgs.Solution(*solution)
         if frozen := checkpoint.get("frozen"):  # read by a Trainer that knows nothing of what lies beside the file
             checkpoint["state_dict"] = {**self._frozen_values(frozen, checkpoint), **checkpoint["state_dict"]}
 

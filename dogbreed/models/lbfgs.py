@@ -1,10 +1,12 @@
 """`model.optimizer=lbfgs`: the head as a logistic regression on cached features, without a learning rate.
 
 The regression is convex, so it is solved once, before the first epoch; the epoch that follows changes nothing, and
-measures. The strength of its L2 penalty, C as in scikit-learn, is the one of `GRID` with the lowest loss on valid.
+measures. The strength of its L2 penalty, C as in scikit-learn, is the one of `GRID` with the lowest loss on valid once
+the temperature is taken out: a strong penalty often ranks the classes best and only leaves the probabilities too even,
+which one number mends. That temperature becomes part of the head.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datasets import FeatureBatch
+from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.models.backbones import head_name
 
 GRID = (0.001, 0.01, 0.1, 1.0, 10.0)
@@ -65,6 +68,13 @@ def fit_head(head: nn.Linear, inputs: Tensor, labels: Tensor, criterion: nn.Cros
     optimizer.zero_grad()
 
 
+class Solution(NamedTuple):
+    """Which of the logistic regressions a head is."""
+
+    c: float  # inverse strength of the penalty
+    temperature: float = 1.0  # that its weights and bias were divided by
+
+
 class LogisticRegression(Callback):
     """Solve the head before the first epoch; `DogBreedClassifier` brings this callback along."""
 
@@ -78,9 +88,9 @@ class LogisticRegression(Callback):
         model: Any = pl_module
         data: Any = trainer.datamodule  # type: ignore[attr-defined]
         head = model.network.get_submodule(head_name(model.network))
-        train, c = _head_inputs(model, head, data, "train"), model.inverse_penalty
-        valid = _head_inputs(model, head, data, "valid") if c is None else train  # a refit has no valid
-        model.inverse_penalty = solve(head, train, valid, model.criterion, model.eval_criterion, c)
+        train, solution = _head_inputs(model, head, data, "train"), model.solution
+        valid = _head_inputs(model, head, data, "valid") if solution is None else train  # a refit has no valid
+        model.solution = solve(head, train, valid, model.criterion, model.eval_criterion, solution)
 
 
 def solve(
@@ -89,8 +99,8 @@ def solve(
     valid: tuple[Tensor, Tensor],
     criterion: nn.CrossEntropyLoss,
     eval_criterion: nn.CrossEntropyLoss,
-    c: float | None,
-) -> float:
+    solution: Solution | None,
+) -> Solution:
     """Solve a head, wherever it is.
 
     Args:
@@ -99,37 +109,33 @@ def solve(
         valid: The same for the choice of C.
         criterion: Of `fit_head`.
         eval_criterion: What C is chosen by.
-        c: Inverse strength of the penalty; None chooses it.
+        solution: Which one; None chooses it.
 
     Returns:
-        The strength that was used.
+        The one that was used.
     """
     with torch.no_grad():  # the solution is one, but a start from nowhere in particular is the same for all seeds
         head.weight.zero_()
         head.bias.zero_()
-    if c is None:
-        return _choose(head, train, valid, criterion, eval_criterion)
-    fit_head(head, *train, criterion, c)
-    return c
-
-
-def _choose(
-    head: nn.Linear,
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
-    criterion: nn.CrossEntropyLoss,
-    eval_criterion: nn.CrossEntropyLoss,
-) -> float:
-    """Solve for each C, each from the solution of the one before; leave the best in the head, and return its C."""
-    best, chosen, state = float("inf"), GRID[0], {}
-    for c in GRID:
+    best, state = float("inf"), {}
+    for c in GRID if solution is None else ():  # each from the solution of the one before
         fit_head(head, *train, criterion, c)
         with torch.no_grad():
-            loss = float(eval_criterion(head(valid[0]), valid[1]))
-        if loss < best:
-            best, chosen, state = loss, c, {name: value.clone() for name, value in head.state_dict().items()}
-    head.load_state_dict(state or head.state_dict())
-    return chosen
+            logits = head(valid[0])
+            temperature = choose_temperature(logits, valid[1])
+            loss = float(eval_criterion(logits / temperature, valid[1]))
+        if loss < best or not state:
+            best, solution = loss, Solution(c, temperature)
+            state = {name: value.clone() for name, value in head.state_dict().items()}
+    assert solution is not None
+    if state:
+        head.load_state_dict(state)
+    else:
+        fit_head(head, *train, criterion, solution.c)
+    with torch.no_grad():
+        head.weight /= solution.temperature
+        head.bias /= solution.temperature
+    return solution
 
 
 def _head_inputs(model: Any, head: nn.Module, data: Any, split: str) -> tuple[Tensor, Tensor]:

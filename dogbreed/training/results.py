@@ -197,7 +197,7 @@ def _evaluate(run: Run, split: str) -> Predictions:
 
 
 def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictions]) -> dict[str, Any]:
-    measured = measure(splits["valid"])
+    measured, solution = measure(splits["valid"]), run.model.solution
     training_seconds = sum(row["seconds"] for row in run.history.rows)
     return {
         "train_loss": best["train_loss"],
@@ -215,7 +215,7 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
         "images_skipped": len(run.data.skipped),
         "cache": run.cache.state,
         "device": str(run.trainer.strategy.root_device),
-        **({"lbfgs_c": run.model.inverse_penalty} if run.model.inverse_penalty else {}),
+        **({"lbfgs_c": solution.c, "lbfgs_temperature": solution.temperature} if solution else {}),
     }
 
 

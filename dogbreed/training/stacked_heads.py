@@ -326,7 +326,7 @@ class HeadTrainer:
             count = len(self.data.samples["train"].views)
             train = self._inputs("train", rows.repeat(count), np.tile(np.arange(count), len(rows)))
             criterion = nn.CrossEntropyLoss(label_smoothing=head.label_smoothing)
-            lbfgs.solve(start, train, self._valid_of(head), criterion, model.eval_criterion, model.inverse_penalty)
+            lbfgs.solve(start, train, self._valid_of(head), criterion, model.eval_criterion, model.solution)
         return start
 
 

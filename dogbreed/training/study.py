@@ -20,6 +20,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datasets import Indices
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.imbalance import log_prior
+from dogbreed.models.lbfgs import Solution
 from dogbreed.report.study import Label, Point, Study
 from dogbreed.training.build import build_cache, build_data, build_model, device_of, prepare_process, read_config
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
@@ -47,7 +48,8 @@ def study(run: Path, *, folds: int = 5, quiet: bool = False) -> Study:
     data.prepare_data()
     data.setup()
     model, device = build_model(config, data, None), device_of(config)
-    model.inverse_penalty = metrics.get("lbfgs_c")
+    if c := metrics.get("lbfgs_c"):
+        model.solution = Solution(c, metrics.get("lbfgs_temperature", 1.0))
     splits = list(data.samples)
     pooled, fold_of = data.with_folds(folds, splits)
     split_of = [split for split in splits for _ in data.samples[split].paths]

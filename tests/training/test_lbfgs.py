@@ -11,8 +11,9 @@ from torch import nn
 
 from dogbreed import DogBreedClassifier
 from dogbreed.data.images import WHOLE, View, load
+from dogbreed.metrics.calibration import choose_temperature
 from dogbreed.models.imbalance import balance_loss
-from dogbreed.models.lbfgs import GRID, fit_head
+from dogbreed.models.lbfgs import GRID, Solution, fit_head, solve
 
 linear_model = pytest.importorskip("sklearn.linear_model")
 
@@ -33,6 +34,38 @@ def test_scikit_learn_finds_the_same(c: float, balanced: bool) -> None:
     with torch.no_grad():
         probabilities = head(torch.from_numpy(inputs).float()).softmax(1).numpy()
     np.testing.assert_allclose(probabilities, other.predict_proba(inputs), atol=5e-4)
+
+
+def test_c_is_chosen_by_the_loss_that_a_temperature_leaves() -> None:
+    numbers = np.random.default_rng(3)
+    means = numbers.normal(size=(4, 40))
+
+    def draw(count: int) -> tuple[torch.Tensor, torch.Tensor]:
+        labels = numbers.integers(4, size=count)
+        inputs = 0.5 * means[labels] + numbers.normal(size=(count, 40))
+        return torch.from_numpy(inputs).float(), torch.from_numpy(labels)
+
+    train, valid = draw(60), draw(400)
+    solved = {c: linear_model.LogisticRegression(C=c, tol=1e-10, max_iter=10_000).fit(*train) for c in GRID}
+    logits = {c: torch.from_numpy(each.decision_function(valid[0])) for c, each in solved.items()}
+    temperature = {c: choose_temperature(each, valid[1]) for c, each in logits.items()}
+    cross_entropy = nn.functional.cross_entropy
+    plain = min(GRID, key=lambda c: cross_entropy(logits[c], valid[1]))
+    best = min(GRID, key=lambda c: cross_entropy(logits[c] / temperature[c], valid[1]))
+    assert best < plain  # the stronger penalty is better and only too timid
+
+    head, loss = nn.Linear(40, 4), nn.CrossEntropyLoss()
+    solution = solve(head, train, valid, loss, loss, None)
+    assert solution == (best, pytest.approx(temperature[best], rel=1e-3))
+    with torch.no_grad():
+        probabilities = head(valid[0]).softmax(1)
+    expected = (logits[best] / temperature[best]).softmax(1).float()
+    torch.testing.assert_close(probabilities, expected, atol=1e-3, rtol=0)
+
+    again = nn.Linear(40, 4)  # a refit has the solution already, and no images to choose it on
+    assert solve(again, train, train, loss, loss, solution) == solution
+    torch.testing.assert_close(again.weight, head.weight, atol=1e-3, rtol=0)
+    assert solve(again, train, train, loss, loss, Solution(1.0)).temperature == 1
 
 
 @pytest.mark.slow
