@@ -63,8 +63,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     model = find_model(arguments.model)
     read_manifest(model)  # a wrong path needs no torch to be named
-    from dogbreed.inference.photographs import find_device
-    from dogbreed.inference.predictor import Predictor
+    from dogbreed.inference.predictor import Predictor, find_device
     from dogbreed.serving.app import create_app
     from dogbreed.serving.server import bind, serve
     from dogbreed.serving.service import Limits, Service

@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from rich.console import Console
 from rich.text import Text
 
@@ -18,7 +17,7 @@ from dogbreed.core.text import count
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage
 from dogbreed.data.layout import STDIN, check_photographs, list_images
 from dogbreed.data.vocabulary import noun_of
-from dogbreed.inference.predictor import Prediction, Predictor, Source
+from dogbreed.inference.predictor import Prediction, Predictor, Source, find_device
 from dogbreed.models.manifest import find_model
 
 SHOW_PROGRESS_ABOVE = 50
@@ -78,22 +77,6 @@ def _check_submission(file: Path, names: Sequence[str]) -> None:
         if stem in first:
             raise DogbreedError(f"{first[stem]} and {name} have the same id, {stem}; a submission has one row each.")
         first[stem] = name
-
-
-def find_device(name: str | None) -> torch.device | None:
-    """Return the device of a name, None for the best.
-
-    Raises:
-        DogbreedError: There is no such device.
-    """
-    if name is None:
-        return None
-    try:
-        device = torch.device(name)
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise DogbreedError(f"The device {name} cannot be used on this machine; leave it out, or take cpu.") from error
-    return device
 
 
 def find_photographs(paths: Sequence[str]) -> list[str]:

@@ -274,6 +274,22 @@ class Predictor:
         return [value if isinstance(value, BadImage) else next(ready) for value in inputs]
 
 
+def find_device(name: str | None) -> torch.device | None:
+    """Return the device of a name, None for the best.
+
+    Raises:
+        DogbreedError: There is no such device.
+    """
+    if name is None:
+        return None
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise DogbreedError(f"The device {name} cannot be used on this machine; leave it out, or take cpu.") from error
+    return device
+
+
 def _from_array(array: np.ndarray) -> Image.Image:
     if array.dtype != np.uint8 or array.size == 0 or array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2:
         shape = " x ".join(map(str, array.shape))

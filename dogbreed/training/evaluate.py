@@ -26,8 +26,7 @@ from dogbreed.data.datasets import Skipped, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.scan import scan
-from dogbreed.inference.photographs import find_device
-from dogbreed.inference.predictor import Predictor
+from dogbreed.inference.predictor import Predictor, find_device
 from dogbreed.metrics.classification import PREDICTIONS, measure, prediction_rows
 from dogbreed.metrics.conformal import coverage
 from dogbreed.metrics.predictions import PREFIX, Predictions
