@@ -12,7 +12,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count, duration
 from dogbreed.inference.archive import CODE, Archive
 from launch.aws.account import Target
-from launch.aws.images import patch_notice
+from launch.aws.images import has_toolkit, patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
 from launch.aws.validate import parse_span
 from launch.aws.work import passes
@@ -184,7 +184,10 @@ def _deployment_lines(
     yield f"  {count(len(archive.names), 'file')}, {size:,} bytes; ${prices.storage(size):.2f} per month in S3:"
     yield from (f"  {archive.size(name):>13,}  {name}" for name in archive.names if name not in code)
     yield f"  {sum(map(archive.size, code)):>13,}  {CODE}/dogbreed/ ({len(code)} files)"
-    yield f"Installed in the container: {', '.join(_requirements(archive))}"
+    if has_toolkit(deployment.request("CreateModel")["PrimaryContainer"]["Image"]):
+        yield f"Installed in the container: {', '.join(_requirements(archive))}"
+    else:
+        yield f"Installed in the container: nothing; the image answers by itself, and {CODE}/ is for AWS's."
     yield f"Certificate: {certificate}."
 
 
@@ -228,8 +231,9 @@ def _deployment_cost(config: Mapping[str, Any], deployment: Deployment, prices: 
 
 def _deployment_warnings(config: Mapping[str, Any], deployment: Deployment) -> Iterator[str]:
     options = config["sagemaker"]["endpoint"]
-    if notice := patch_notice(deployment.request("CreateModel")["PrimaryContainer"]["Image"]):
-        yield f"{notice}. It is the last that AWS has for inference with PyTorch; image= takes one of yours"
+    image = deployment.request("CreateModel")["PrimaryContainer"]["Image"]
+    if has_toolkit(image) and (notice := patch_notice(image)):
+        yield f"{notice}. It is AWS's last for inference with PyTorch; launch/Dockerfile makes one for image="
     if options["scheduler_role"]:
         yield "EventBridge Scheduler deletes the endpoint then; its settings and its model stay, which cost nothing"
     elif options["expires"]:

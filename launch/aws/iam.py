@@ -5,6 +5,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.account import Target, arn_of_role
+from launch.aws.images import in_ecr
 from launch.aws.naming import MARK, features_uri, parse_s3_uri, partition, prefix
 
 Statement = dict[str, Any]
@@ -15,6 +16,7 @@ VPC = (
     *("DeleteNetworkInterfacePermission", "DescribeNetworkInterfaces", "DescribeVpcs", "DescribeDhcpOptions"),
     *("DescribeSubnets", "DescribeSecurityGroups"),
 )
+AWS_IMAGES = ("pytorch", "pytorch-training", "pytorch-inference", "sagemaker-debugger-rules")
 
 
 class _Names:
@@ -32,6 +34,11 @@ class _Names:
         self.bucket = f"arn:{self.partition}:s3:::{bucket}"
         self.role = self._arn("iam", "role/*" if "role" in target.assumed else target.role.split(":")[5], region="")
         self.logs = self._arn("logs", "log-group:/aws/sagemaker")
+        self.images = [
+            f"arn:{self.partition}:ecr:{image.region}:{image.account}:repository/{image.repository}"
+            for image in (in_ecr(cloud["image"]), in_ecr(endpoint["image"]))
+            if image
+        ]
         self.alarms = self._arn("cloudwatch", "alarm:*")
         self.scales = any(endpoint[key] is not None for key in ("min_count", "max_count"))
         self.queues = endpoint["kind"] == "async"
@@ -311,7 +318,8 @@ def _execution(names: _Names) -> list[Statement]:
         _allow(["ecr:GetAuthorizationToken"], "*"),
         _allow(
             ["ecr:BatchCheckLayerAvailability", "ecr:GetDownloadUrlForLayer", "ecr:BatchGetImage"],
-            [f"arn:{names.partition}:ecr:{names.region}:*:repository/*"],
+            # AWS's own, which are in an account of AWS's that differs by region, and those that are given.
+            [f"arn:{names.partition}:ecr:{names.region}:*:repository/{name}" for name in AWS_IMAGES] + names.images,
         ),
         *_keys(names),
         *_disks(names),

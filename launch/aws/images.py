@@ -4,7 +4,7 @@ import logging
 import re
 from collections.abc import Mapping
 from datetime import date
-from typing import Any
+from typing import Any, NamedTuple
 
 from dogbreed.core.errors import DogbreedError
 from launch.aws.errors import explained
@@ -14,6 +14,33 @@ OLDEST = [2, 6]  # version of PyTorch that this package runs with
 NOT_IN_CUDA_13 = re.compile(r"ml\.(p2|p3|p3dn|g3|g3s)\.")
 CUDA_13 = "cu13"
 PATCHED_UNTIL = {"2.6": date(2026, 6, 30)}
+IN_ECR = re.compile(
+    r"(?P<account>\d{12})\.dkr\.ecr(-fips)?\.(?P<region>[a-z]+-[a-z\d-]+)\.[a-z.]+/"
+    r"(?P<repository>[a-z\d]+([._/-]+[a-z\d]+)*)(:\w[\w.-]{0,127}|@sha256:[\da-f]{64})"
+)
+
+
+class EcrImage(NamedTuple):
+    """An image in Amazon ECR."""
+
+    account: str
+    region: str
+    repository: str
+
+
+def in_ecr(address: str | None) -> EcrImage | None:
+    """Parse the address of an image; None where it is none of Amazon ECR."""
+    match = IN_ECR.fullmatch(address or "")
+    return EcrImage(**match.groupdict()) if match else None
+
+
+def has_toolkit(address: str) -> bool:
+    """Return whether an inference image is AWS's, or one made from it that keeps its name: TorchServe calls handlers.
+
+    Any other answers by itself, as that of launch/Dockerfile does.
+    """
+    image = in_ecr(address)
+    return image is None or image.repository.rpartition("/")[2].startswith("pytorch-inference")
 
 
 def _retrieve(framework: str, region: str, **options: Any) -> str:
@@ -69,11 +96,21 @@ def inference_image(config: Mapping[str, Any], region: str) -> str:
     """Return the address of the inference image: `sagemaker.endpoint.image`, or AWS's last with PyTorch.
 
     Raises:
-        DogbreedError: AWS has no such image there.
+        DogbreedError: AWS has no such image there, or SageMaker would not take the one that is given.
     """
     endpoint = config["sagemaker"]["endpoint"]
-    if endpoint["image"]:
-        return str(endpoint["image"])
+    if address := endpoint["image"]:
+        if (image := in_ecr(address)) is None:
+            raise DogbreedError(
+                f"image={address} is no address in Amazon ECR, from which SageMaker takes images; it looks like "
+                f"123456789012.dkr.ecr.{region}.amazonaws.com/NAME:TAG."
+            )
+        if image.region != region:
+            raise DogbreedError(
+                f"image={address} is in {image.region} and the endpoint in {region}; SageMaker takes images of its own "
+                f"region: push it there too, or give sagemaker.region={image.region}."
+            )
+        return str(address)
     machine = "ml.m5.large" if endpoint["kind"] == "serverless" else endpoint["instance_type"]  # serverless has no GPU
     options = {"version": "2.6.0", "py_version": "py312", "instance_type": machine, "image_scope": "inference"}
     try:

@@ -4,7 +4,7 @@ import json
 import os
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,6 +16,7 @@ from dogbreed.inference.archive import Archive
 from dogbreed.inference.schema import certainty_fields
 from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.account import Account, environment_region
+from launch.aws.images import has_toolkit
 from launch.rehearsal import s3, serving_container
 from launch.rehearsal.s3 import LocalS3
 from launch.serving import certificates, deploy
@@ -37,7 +38,8 @@ def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
     Raises:
         DogbreedError: No Java; the model is not certified, or the container does not answer as certified.
     """
-    serving_container.check_java()
+    if not config["sagemaker"]["endpoint"]["image"] or has_toolkit(config["sagemaker"]["endpoint"]["image"]):
+        serving_container.check_java()
     images, paths = deploy.read_images(config)
     certificate = certificates.certify(model, archive, images, paths)
     region = config["sagemaker"]["region"] or environment_region() or "us-east-1"
@@ -73,12 +75,19 @@ class RehearsalProbe(EndpointProbe):
             folder = Path(temporary)
             self.store.get(self._model_address(name), folder)
             start = time.monotonic()
-            variables = self.deployment.request("CreateModel")["PrimaryContainer"]["Environment"]
-            with serving_container.running(folder / "model.tar.gz", variables=variables) as address:
+            with self._container(folder / "model.tar.gz") as address:
                 print(f"The container took {time.monotonic() - start:.1f} s to load the model: {address}/invocations")
                 self._check_all(Endpoint(address))
                 if self.deployment.kind == "batch":
                     self._answer_batch(Endpoint(address), folder / "batch")
+
+    def _container(self, archive: Path) -> AbstractContextManager[str]:
+        """Return what the deployment's image starts: AWS's toolkit, or the server of launch/Dockerfile."""
+        container = self.deployment.request("CreateModel")["PrimaryContainer"]
+        if has_toolkit(container["Image"]):
+            return serving_container.running(archive, variables=container["Environment"])
+        print("An image that is not AWS's: python -m dogbreed.serve plays its part, as in that of launch/Dockerfile.")
+        return serving_container.running_own(archive)
 
     def report(self) -> None:
         """Say what the first answer was."""

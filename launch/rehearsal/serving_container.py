@@ -1,18 +1,21 @@
 """The inference container on this machine: SageMaker's own toolkit and TorchServe, without Docker, on loopback.
 
 The model's archive is unpacked where the container would find it, the toolkit installs `code/requirements.txt`, loads
-`code/inference.py` and answers `/ping` and `/invocations`. Needs a Java runtime, 17 or later.
+`code/inference.py` and answers `/ping` and `/invocations`. Needs a Java runtime, 17 or later. The image of
+launch/Dockerfile needs none: the same script starts its server.
 """
 
 import http.client
 import json
 import os
+import re
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -37,6 +40,7 @@ WORKER_CLOSED = "-stdout org.pytorch.serve.wlm.WorkerLifeCycle - Stopped Scanner
 START_SECONDS = 180
 LOG_SECONDS = 10
 STOP_SECONDS = 20
+OWN = Path(__file__).parents[1] / "container.sh"
 PORTS = ("inference", "management", "metrics", "grpc_inference", "grpc_management")
 
 
@@ -72,9 +76,35 @@ def running(
         ports = dict(zip(PORTS, _free_ports(len(PORTS)), strict=True))
         log = root / "container.log"
         own = _variables(root, ports, workers)
-        with _process(python, root, {**(variables or {}), **own}, log) as process:
+        command = [python.python, Path(__file__).with_name("serving_start.py"), root]
+        with _process(command, root, {**python.variables(), **(variables or {}), **own}, log) as process:
             _wait_until_ready(process, ports, log)
             yield f"http://127.0.0.1:{ports['inference']}"
+
+
+@contextmanager
+def running_own(model_archive: Path) -> Iterator[str]:
+    """Serve a `model.tar.gz` as the image of launch/Dockerfile does, for as long as the context lasts.
+
+    Yields:
+        The address, http://127.0.0.1:PORT.
+
+    Raises:
+        ContainerFailed: It did not start; the sentence holds the last line of its log.
+    """
+    with TemporaryDirectory(prefix="dogbreed-container-") as temporary:
+        root, log = Path(temporary), Path(temporary) / "container.log"
+        archive.unpack(model_archive, root / "ml" / "model")
+        search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        paths = {"SAGEMAKER_BASE_DIR": str(root / "ml"), "PATH": search, "PYTHONPATH": str(archive.PACKAGE.parent)}
+        command = ["sh", OWN, "serve", "--host", "127.0.0.1", "--port", "0"]
+        with _process(command, root, {**os.environ, **paths}, log) as process:
+            deadline = time.monotonic() + START_SECONDS
+            while not (address := re.search(r"(http://\S+)/invocations", log.read_text(errors="replace"))):
+                if process.poll() is not None or time.monotonic() > deadline:
+                    raise ContainerFailed(f"The server did not start: {_last_line(log)}")
+                time.sleep(0.05)
+            yield address[1]
 
 
 def check_java() -> None:
@@ -98,14 +128,13 @@ def check_java() -> None:
 
 @contextmanager
 def _process(
-    environment: environment.Environment, root: Path, variables: Mapping[str, str], log: Path
+    command: Sequence[str | Path], root: Path, variables: Mapping[str, str], log: Path
 ) -> Iterator[subprocess.Popen[bytes]]:
-    start = Path(__file__).with_name("serving_start.py")
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603
-            [environment.python, start, root],
+            command,
             cwd=root,  # where it keeps its logs and its model store
-            env={**environment.variables(), **variables},
+            env=variables,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

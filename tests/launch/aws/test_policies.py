@@ -79,6 +79,19 @@ def test_what_jobs_need_they_may():
     assert made[0]["Condition"] == {"StringEquals": {"aws:RequestTag/created-by": "dogbreed"}}
 
 
+def test_the_role_pulls_the_images_that_are_used_and_no_others():
+    host = "123456789012.dkr.ecr.us-east-1.amazonaws.com"
+    words = (f"sagemaker.endpoint.image={host}/dogs/serve:1", f"sagemaker.image={host}/dogs-train@sha256:{'a' * 64}")
+    ours = "arn:aws:ecr:us-east-1:123456789012:repository"
+    for action in ("BatchCheckLayerAvailability", "GetDownloadUrlForLayer", "BatchGetImage"):
+        for name in ("dogs/serve", "dogs-train"):
+            assert allows("execution", f"ecr:{action}", f"{ours}/{name}", *words)
+            assert not allows("execution", f"ecr:{action}", f"{ours}/{name}")
+        assert not allows("execution", f"ecr:{action}", f"{ours}/secrets", *words)
+        for name in ("pytorch", "pytorch-training", "pytorch-inference", "sagemaker-debugger-rules"):
+            assert allows("execution", f"ecr:{action}", f"arn:aws:ecr:us-east-1:763104351884:repository/{name}")
+
+
 @pytest.mark.slow
 def test_names_that_do_not_begin_with_the_prefix():
     words = ("sagemaker.job_name=mine", "sagemaker.endpoint.name=shop")
@@ -191,7 +204,7 @@ def test_a_region_that_nobody_has_chosen_is_none(monkeypatch):
     assert "us-east-1" not in json.dumps(policy("execution", config, offline_target(config)))
     monkeypatch.setenv("AWS_REGION", "eu-west-1")
     text = json.dumps(policy("execution", config, offline_target(config)))
-    assert "arn:aws:ecr:eu-west-1:*:repository/*" in text
+    assert "arn:aws:ecr:eu-west-1:*:repository/pytorch" in text
     config = compose([f"sagemaker.role={ROLE}"])
     monkeypatch.delenv("AWS_REGION")
     assert '"arn:aws:s3:::sagemaker-*-123456789012"' in json.dumps(policy("upload", config, offline_target(config)))

@@ -143,3 +143,15 @@ def test_a_model_that_cannot_be_loaded_is_one_sentence(java, tmp_path):
     with pytest.raises(DogbreedError, match=sentence), serving_container.running(tmp_path / "model.tar.gz"):
         pass
     assert left_running() == []
+
+
+def test_a_server_of_ones_own_that_does_not_start_is_one_sentence(tmp_path):
+    with archive.assemble(export_tiny(tmp_path / "model")) as packed:
+        (tmp_path / "model" / "model.safetensors").write_bytes(b"x")
+        packed.write(tmp_path / "model.tar.gz")
+    with (
+        pytest.raises(DogbreedError, match=r"The server did not start: error: .*model\.safetensors"),
+        serving_container.running_own(tmp_path / "model.tar.gz"),
+    ):
+        pass
+    assert left_running() == []

@@ -167,6 +167,17 @@ def test_submit_invoke_delete(aws, model, capsys, tmp_path):
     assert "This project has nothing" in capsys.readouterr().out
 
 
+def test_an_image_of_ones_own_is_rehearsed_without_java(model, monkeypatch, tmp_path, capfd):
+    """With the certificate of the test before, or one that is made."""
+    monkeypatch.setenv("JAVA_HOME", str(tmp_path))
+    image = "123456789012.dkr.ecr.us-east-1.amazonaws.com/dogs/serve:1"
+    assert run_deploy(model, "mode=rehearse", f"image={image}") == 0
+    said = capfd.readouterr().out
+    assert "python -m dogbreed.serve plays its part" in said
+    assert re.search(r"It answers \d+ files as certified", said)
+    assert said.endswith("Rehearsed and cleaned up.\n")
+
+
 def test_an_endpoint_that_answers_otherwise_is_taken_back(aws, model, other, monkeypatch, capsys):
     with serving(other) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.address)

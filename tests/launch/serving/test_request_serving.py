@@ -24,6 +24,7 @@ from launch.serving.resources import Resource
 
 NOW = datetime(2026, 5, 1, 10, 30, tzinfo=UTC)
 ROLE = "arn:aws:iam::123456789012:role/Dogs"
+OWN = "123456789012.dkr.ecr.us-east-1.amazonaws.com/dogs/serve:2.6"
 
 
 @pytest.fixture(scope="module")
@@ -189,7 +190,7 @@ def test_an_endpoint_without_network_carries_what_it_installs(model):
         (wheel,) = [file for file, digest in inside.items() if digest == sha]
         assert Path(wheel).name.startswith(f"{name}-{version}-")
     assert not [name for name in other.archive.names if "wheels" in name]
-    own = describe(model, "sagemaker.isolate=true", "image=mine")
+    own = describe(model, "sagemaker.isolate=true", f"image={OWN}")
     assert own.archive.digest == other.archive.digest, "an image of one's own has them"
 
 
@@ -324,6 +325,11 @@ def test_plan(model, capsys, monkeypatch):
     )
     assert sagemaker_deploy.main([str(model), "mode=plan", "kind=serverless"]) == 0
     assert "Costs $0.00 per hour when it is not used" in capsys.readouterr().out
+    assert sagemaker_deploy.main([str(model), "mode=plan", f"image={OWN}"]) == 0
+    said = capsys.readouterr().out
+    assert next(yaml.safe_load_all(said))["PrimaryContainer"]["Image"] == OWN
+    assert "Installed in the container: nothing; the image answers by itself" in said
+    assert "no patches since" not in said, "its tag is no version of AWS's"
     assert sagemaker_deploy.main([str(model), "mode=plan", "sagemaker.max_cost=1"]) == 0
     assert "mode=submit would refuse this. sagemaker.max_cost=1 is set" in capsys.readouterr().out
 
@@ -342,6 +348,9 @@ def test_plan(model, capsys, monkeypatch):
         ),
         (["MODEL", "mode=plan", "sagemaker.tags={created-by: me}"], "sagemaker.tags may not have created-by"),
         (["MODEL", "mode=rehearse", "photo=none.jpg"], "photo=none.jpg is no image"),
+        (["MODEL", "mode=plan", "image=dogbreed-serve:1"], "image=dogbreed-serve:1 is no address in Amazon ECR"),
+        (["MODEL", "mode=plan", f"image={OWN.partition(':')[0]}"], "it looks like 123456789012.dkr.ecr.us-east-1."),
+        (["MODEL", "mode=plan", f"image={OWN}", "sagemaker.region=eu-west-1"], "or give sagemaker.region=us-east-1"),
     ],
 )
 @pytest.mark.slow
