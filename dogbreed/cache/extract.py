@@ -148,8 +148,8 @@ def missing_views(store: Store, splits: Mapping[str, SplitFiles], used: Mapping[
     return Missing(samples, row)
 
 
-class _MissingImages(Dataset[tuple[int, Tensor]]):
-    """The missing views [V, 3, S, S] of one image."""
+class _MissingImages(Dataset[tuple[int, Tensor, float]]):
+    """The missing views [V, 3, S, S] of one image, and the seconds that a processor took to make them."""
 
     def __init__(self, missing: Missing, preprocessing: Preprocessing, max_pixels: int) -> None:
         self.missing, self.preprocessing, self.max_pixels = missing, preprocessing, max_pixels
@@ -157,14 +157,15 @@ class _MissingImages(Dataset[tuple[int, Tensor]]):
     def __len__(self) -> int:
         return len(self.missing)
 
-    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+    def __getitem__(self, index: int) -> tuple[int, Tensor, float]:
+        started = time.thread_time()
         path, views, _ = self.missing[index]
         if any(view.box for view in views):
             inputs = [load(path, self.preprocessing, view, max_pixels=self.max_pixels) for view in views]
         else:  # whole views differ in being mirrored only: one decoding serves all
             image = decode(path, target=self.preprocessing.side, max_pixels=self.max_pixels)
             inputs = [to_input(image, self.preprocessing, view) for view in views]
-        return index, torch.stack(inputs)
+        return index, torch.stack(inputs), time.thread_time() - started
 
 
 class Plan(NamedTuple):
@@ -197,7 +198,7 @@ def extract(
     device: torch.device,
     precision: str,
     quiet: bool = False,
-) -> None:
+) -> float:
     """Compute what is missing and add it to the store, block by block.
 
     Args:
@@ -209,12 +210,15 @@ def extract(
         precision: As it is in effect (`arithmetic.effective`).
         quiet: No progress.
 
+    Returns:
+        Seconds of one processor for decoding the images.
+
     Raises:
         DogbreedError: The disk is full, or a feature is too large for float16.
         OutOfMemoryError: The device's memory does not hold a pass of one image.
     """
     block = _Block(store)
-    how = plan(prefix, device)
+    how, decoding = plan(prefix, device), 0.0
     with (
         track(missing.views, "Computing features", "views", quiet=quiet) as progress,
         float32_as(precision, device),
@@ -222,12 +226,14 @@ def extract(
     ):
         compute = _Pass(network, device, how.images, store.dtype)
         try:
-            for keys, inputs in _passes(missing, data, how.images):
+            for keys, inputs, seconds in _passes(missing, data, how.images):
                 block.add(keys, compute(inputs))
+                decoding += seconds
                 progress.advance(len(keys))
         finally:  # also after Ctrl-C: what is computed by then is kept
             block.write()
     store.refresh()
+    return decoding
 
 
 class _Block:
@@ -306,8 +312,11 @@ class InFloat16(nn.Module):
         return features
 
 
-def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor]]:
-    """Yield batches of one shape, the last padded with zeros: kernels are chosen by shape, and round differently."""
+def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor, float]]:
+    """Yield batches and what decoding took since the one before.
+
+    They have one shape, the last padded with zeros: kernels are chosen by shape, and round differently.
+    """
     source = _MissingImages(missing, data.preprocessing, data.max_pixels)
     workers = min(data.num_workers, len(missing) // 16)
     image_bytes = 12 * data.preprocessing.size**2 * missing.most_views
@@ -316,15 +325,18 @@ def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[li
     )
     keys: list[bytes] = []
     inputs: list[Tensor] = []
-    for index, views in loader:
+    decoding = 0.0
+    for index, views, seconds in loader:
+        decoding += seconds
         keys.extend(missing[index].keys)
         inputs.extend(views)
         while len(inputs) >= images:
-            yield keys[:images], torch.stack(inputs[:images])
+            yield keys[:images], torch.stack(inputs[:images]), decoding
+            decoding = 0.0
             del keys[:images], inputs[:images]
     if inputs:
         padding = [torch.zeros_like(inputs[0])] * (images - len(inputs))
-        yield keys, torch.stack(inputs + padding)
+        yield keys, torch.stack(inputs + padding), decoding
 
 
 @contextmanager

@@ -214,8 +214,21 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
         "images_per_second": round(run.model.images_seen / max(training_seconds, 1e-9), 1),
         "images_skipped": len(run.data.skipped),
         "cache": run.cache.state,
+        **_built(run.cache),
         "device": str(run.trainer.strategy.root_device),
         **({"lbfgs_c": solution.c, "lbfgs_temperature": solution.temperature} if solution else {}),
+    }
+
+
+def _built(cache: FeatureCache) -> dict[str, float]:
+    """Return what the features took that this run has computed, if any."""
+    rows, seconds, decoding = cache.built
+    if not rows:
+        return {}
+    return {
+        "features_computed": rows,
+        "features_seconds": round(seconds, 3),
+        "decoding_seconds": round(decoding, 3),  # of one processor
     }
 
 

@@ -13,11 +13,13 @@ import yaml
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import duration
 from launch.aws.account import environment_region
-from launch.aws.networks import network
+from launch.aws.networks import Network, network
+from launch.aws.validate import LOCAL
 from launch.aws.work import network_of, passes
 
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
+REHEARSALS = Path("outputs") / "rehearsals"
 HOURS_PER_MONTH = 730
 UNKNOWN_MAX_RUN = 3600  # seconds, where sagemaker.max_run is null and nobody knows how long a job takes
 HAS_GPU = re.compile(r"ml\.(g|p)\d")
@@ -54,7 +56,7 @@ class Speed(NamedTuple):
 
     Attributes:
         passes: Images per second, forward through the whole network.
-        decoded: Images per second that are read and decoded beside that; None where `passes` includes it.
+        decoded: Images per second that are read and decoded; None where `passes` includes it.
         source: Where the figures are from.
     """
 
@@ -76,6 +78,8 @@ class Prices:
 
     def __init__(self, config: Mapping[str, Any], listed: Mapping[str, float] | None = None) -> None:
         self.table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+        if config["sagemaker"]["instance_type"] == LOCAL and (receipt := _last_receipt(LOCAL, folder=REHEARSALS)):
+            self.lay_over(receipt["prices"])
         if config["sagemaker"]["prices"]:
             self._overlay(Path(config["sagemaker"]["prices"]))
         self.listed = dict(listed or {})
@@ -86,12 +90,19 @@ class Prices:
             own = yaml.safe_load(file.read_text(encoding="utf-8"))
         except (OSError, ValueError, yaml.YAMLError) as error:
             raise DogbreedError(f"sagemaker.prices={file} is no YAML file that can be read.") from error
+        if isinstance(own, dict):
+            own = own.get("prices", own)  # of a rehearsal's receipt
         if not isinstance(own, dict) or own.keys() - self.table.keys():
             unknown = ", ".join(own.keys() - self.table.keys()) if isinstance(own, dict) else repr(own)
             raise DogbreedError(f"sagemaker.prices={file} has {unknown}; it may have {', '.join(self.table)}.")
+        self.lay_over(own)
+
+    def lay_over(self, own: Mapping[str, Any]) -> "Prices":
+        """Let keys go before the table's, and return the whole."""
         for key, value in own.items():
             both = isinstance(value, dict) and isinstance(self.table[key], dict)
             self.table[key] = self.table[key] | value if both else value
+        return self
 
     def hour(self, instance_type: str) -> float | None:
         """Return US dollars per hour on demand; None where nobody says."""
@@ -123,27 +134,35 @@ class Prices:
         return self._roofline(instance_type)
 
     def machine(self, instance_type: str) -> tuple[Mapping[str, float], str]:
-        """Return what a machine can do, and the one whose figures they are."""
+        """Return what a machine can do, and the one whose figures they are.
+
+        Raises:
+            DogbreedError: It is this one, and no rehearsal has measured it.
+        """
         machines: dict[str, dict[str, float]] = self.table["machines"]
+        if instance_type == LOCAL and LOCAL not in machines and self.config["mode"] == "plan":
+            raise DogbreedError(
+                f"sagemaker.instance_type={LOCAL} is this machine, which no rehearsal has measured; rehearse a "
+                f"training job (mode=rehearse) in this folder, or give sagemaker.prices=FOLDER/receipt.json of one."
+            )
         slowest = "ml.g4dn.xlarge" if HAS_GPU.match(instance_type) else "ml.m5.large"
         name = instance_type if instance_type in machines else slowest
         return machines[name], name
 
     def _roofline(self, instance_type: str) -> Speed:
-        """Return what multiply-adds or memory allow, whichever is less; a receipt for another network corrects it."""
+        """Return what multiply-adds and memory allow; a receipt for another network corrects it."""
         machine, name = self.machine(instance_type)
         figures = network_of(self.config)
-
-        def rate(row: Mapping[str, float]) -> float:
-            traffic = 8e-3 * row["outputs"]  # GB: each is written once and read once, in float32
-            return 1 / max(row["macs"] / 1e3 / machine["gmacs"], traffic / machine["gb_per_second"])
-
-        source = f"{figures.gmacs:.1f} billion multiply-adds each, {name} by the table of {self.table['as_of']}"
+        by = "a rehearsal" if name == LOCAL else f"the table of {self.table['as_of']}"
+        source = f"{figures.gmacs:.1f} billion multiply-adds each, {name} by {by}"
         if name != instance_type:
             source += f", which has no {instance_type}"
-        speed, decoded = rate(figures.row), machine["vcpus"] * self.table["decoded_per_vcpu"]
+        speed, decoded = (
+            passes_per_second(machine, figures),
+            machine["vcpus"] * machine.get("decoded_per_vcpu", self.table["decoded_per_vcpu"]),
+        )
         if receipt := _last_receipt(instance_type):
-            speed *= receipt["images_per_second"] / rate(network(receipt["backbone"]).row)
+            speed *= receipt["images_per_second"] / passes_per_second(machine, network(receipt["backbone"]))
             source = f"in proportion to {receipt['backbone']} in the receipt of {receipt['job']}"
         return Speed(speed, decoded, f"{source}; {figures.assumed}" if figures.assumed else source)
 
@@ -216,7 +235,8 @@ class Prices:
         """
         if counts is None:
             return None, "the number of images is not known"
-        speed = self.speed(self.config["sagemaker"]["instance_type"])
+        instance = self.config["sagemaker"]["instance_type"]
+        speed, machine = self.speed(instance), self.machine(instance)[0]
         done = passes(self.config, counts)
         fetching = done.features_gb / self.table["features_gb_per_second"] if hit else 0.0
         if hit:
@@ -224,14 +244,18 @@ class Prices:
         work, head = done.work(trainings), trainings * done.head
         seconds = work / speed.passes
         if speed.decoded:
-            seconds = max(seconds, done.decoded(trainings) / speed.decoded)
-        start, machines = self.table["start_seconds"], self.config["sagemaker"]["instance_count"]
+            decoding = done.decoded(trainings) / speed.decoded
+            beside = HAS_GPU.match(instance) or machine.get("gpu")  # else the same processors do both
+            seconds = max(seconds, decoding) if beside else seconds + decoding
+        start = machine.get("start_seconds", self.table["start_seconds"])
+        head /= machine.get("head_images_per_second", self.table["head_images_per_second"])
+        machines = self.config["sagemaker"]["instance_count"]
         trainable = self.config["model"]["trainable"]
         step = network_of(self.config).step(trainable)
         counted = f", a step of training {trainable} counted as {step:.1f}" if trainable != "head" else ""
-        return start + fetching + seconds / machines + head / self.table["head_images_per_second"], (
+        return start + fetching + seconds / machines + head, (
             f"{work:,.0f} images through the network{counted}, at {speed.passes:,.0f} per second ({speed.source}), "
-            f"{start} s to start (assumed)"
+            f"{start} s to start ({'measured' if 'start_seconds' in machine else 'assumed'})"
         )
 
     def storage(self, size: int) -> float:
@@ -242,6 +266,12 @@ class Prices:
         """Return US dollars per month for an endpoint that nobody uses; None where the price is not known."""
         hour = self.hour(instance_type)
         return None if hour is None else hour * count * HOURS_PER_MONTH
+
+
+def passes_per_second(machine: Mapping[str, float], network: Network) -> float:
+    """Return how often a machine runs a network forward: some layers wait for the sums, the others for the memory."""
+    traffic = 8e-3 * network.row["outputs"]  # GB: each is written once and read once, in float32
+    return 1 / (network.gmacs / machine["gmacs"] + traffic / machine["gb_per_second"])
 
 
 def check_cost(config: Mapping[str, Any], estimate: Estimate) -> None:
@@ -287,9 +317,9 @@ def _generous(seconds: float | None) -> int:
     return min(max(60 * math.ceil(3 * seconds / 60), MIN_MAX_RUN), MAX_MAX_RUN)
 
 
-def _last_receipt(instance_type: str, backbone: str | None = None) -> dict[str, Any] | None:
+def _last_receipt(instance_type: str, backbone: str | None = None, folder: Path = RECEIPTS) -> dict[str, Any] | None:
     """Return the newest receipt of such a job, with any network where none is named, that measured its speed."""
-    files = sorted(RECEIPTS.glob("*/receipt.json"), key=lambda file: file.stat().st_mtime, reverse=True)
+    files = sorted(folder.glob("*/receipt.json"), key=lambda file: file.stat().st_mtime, reverse=True)
     for file in files:
         try:
             receipt: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))

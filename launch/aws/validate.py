@@ -36,6 +36,7 @@ _ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output", "schedul
 _LISTS = ("subnets", "security_groups", "warm_start")
 _POSITIVE = ("max_cost", "images_per_second")
 VOLUME_GB = 30  # by default
+LOCAL = "local"  # the instance type that stands for this machine; a rehearsal measures its figures
 # Types whose disk is part of the machine: G and P instances but the oldest, and others with a d in their name.
 LOCAL_DISKS = re.compile(r"ml\.(g4dn|g5|g6\w*|gr6|p3dn|p[4-9]\w*|trn\d\w*|[cmr]\d[a-z]*d[a-z]*)\.")
 _AT_LEAST = {"instance_count": 1, "volume_gb": 1, "keep_alive": 0}
@@ -110,6 +111,10 @@ def check_settings(config: Mapping[str, Any]) -> None:
     """
     _check_training(config)
     cloud = config["sagemaker"]
+    if cloud["instance_type"] == LOCAL and config["mode"] == "submit":
+        raise DogbreedError(
+            f"sagemaker.instance_type={LOCAL} is this machine, which AWS does not have; give one such as ml.m5.large."
+        )
     check_disks(cloud, cloud["instance_type"])
     if cloud["volume_gb"] != VOLUME_GB and LOCAL_DISKS.match(cloud["instance_type"]):
         raise DogbreedError(

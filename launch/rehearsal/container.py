@@ -39,7 +39,7 @@ SYNC_SECONDS = 1.0
 # Names a folder of the container's own disk in the request. Features are the same wherever they were computed, so here
 # they go where this machine keeps its own.
 CACHE = "DOGBREED_CACHE"
-CACHE_STATE = re.compile(r'^\{.*"cache": "(\w+)"')  # in metrics.json, which a job prints at its end
+METRICS = re.compile(r'^\{.*"cache": "\w+".*\}$')  # metrics.json, which a job prints at its end
 LAST_LINES = 15
 INTERRUPTED = "Spot interruption (SIGTERM, SIGKILL); another machine resumes from the checkpoints."
 GRACE_SECONDS = 0.5  # between SIGTERM and SIGKILL; the service gives 120, in which nothing happens either
@@ -60,6 +60,7 @@ class Outcome:
         reason: Why it failed, in the toolkit's own words, or why it was stopped.
         emitted: All values of every metric, in their order.
         seconds: From the start of the container to its end, over all the machines it had.
+        result: The job's own metrics.json; empty where it came to none.
         cache: `built`, `hit` or `off`, as the job's own metrics say; "" where it came to none.
         interruptions: How often it lost its machine.
         model: Address of model.tar.gz.
@@ -72,6 +73,7 @@ class Outcome:
     reason: str = ""
     emitted: dict[str, list[float]] = field(default_factory=dict)
     seconds: float = 0.0
+    result: dict[str, Any] = field(default_factory=dict)
     cache: str = ""
     interruptions: int = 0
     model: str | None = None
@@ -241,8 +243,10 @@ class Container:
     def _read_line(self, line: str) -> None:
         """Read the metrics of a line of the log, as the service does, and pass the line on."""
         self.outcome.last_lines.append(line)
-        if state := CACHE_STATE.search(line):
-            self.outcome.cache = state[1]
+        if METRICS.match(line):
+            with suppress(ValueError):  # of somebody else's
+                self.outcome.result = json.loads(line)
+                self.outcome.cache = self.outcome.result["cache"]
         has_metric = False
         for name, expression in self.expressions.items():
             for match in expression.finditer(line):

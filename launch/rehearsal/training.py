@@ -17,12 +17,13 @@ from typing import Any
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import write_json
 from launch.jobs.request import TUNING, Job
-from launch.rehearsal import tuning
+from launch.rehearsal import calibration, tuning
 from launch.rehearsal.container import INTERRUPTED, MASTER_PORT, MOST_HOSTS, Container, Outcome, Request
 from launch.rehearsal.s3 import LOOPBACK, LocalS3
-from launch.rehearsal.staging import CHECKPOINTS, Options, local_sources, stage
+from launch.rehearsal.staging import CHECKPOINTS, DATA, Options, local_sources, stage
 
 RECORD = "rehearsal.json"
+RECEIPT = "receipt.json"
 PROGRAM_STARTS = "Invoking script with the following command"  # as the toolkit announces it
 
 
@@ -55,7 +56,9 @@ def rehearse(config: Mapping[str, Any], job: Job) -> None:
     if job.operation == TUNING:
         tune(job.request, sources, folder, options, job.first.request if job.first else None)
     else:
-        train(job.request, sources, folder, options)
+        outcome = train(job.request, sources, folder, options)
+        if outcome.status == "Completed" and not job.searches:
+            print(calibration.receipt(config, outcome, folder / DATA, folder / RECEIPT), flush=True)
 
 
 def _is_free(port: int) -> bool:
@@ -244,7 +247,7 @@ def _line(text: str) -> None:
 def _record(outcome: Outcome, request: Request) -> dict[str, Any]:
     """Return a job for `rehearsal.json`, with the request that was carried out."""
     fields = asdict(outcome)
-    del fields["last_lines"]
+    del fields["last_lines"], fields["result"]
     return {**fields, "metrics": outcome.metrics, "request": request}
 
 

@@ -223,7 +223,11 @@ def test_a_receipt_goes_before_the_table():
     (newer / "receipt.json").write_text("half-writ")
     assert Prices(compose(())).speed("ml.g4dn.xlarge") == (100, None, "the receipt of a")
     other = Prices(compose(["model.backbone=resnet50"])).speed("ml.g4dn.xlarge")
-    assert other.passes == pytest.approx(100 * ALL / 4.089e9, rel=1e-3), "in proportion to their multiply-adds"
+    vgg16, resnet50 = (
+        macs / 603e9 + 8e6 * network(name).row["outputs"] / 320e9
+        for name, macs in (("vgg16", ALL), ("resnet50", 4.089e9))
+    )
+    assert other.passes == pytest.approx(100 * vgg16 / resnet50, rel=1e-3), "in proportion to sums and memory"
     assert other.source == "in proportion to vgg16 in the receipt of a"
 
 

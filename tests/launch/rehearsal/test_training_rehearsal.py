@@ -16,6 +16,9 @@ import pytest
 from support import runs
 
 from dogbreed import Predictor
+from dogbreed.config.compose import compose
+from launch.aws.pricing import Prices
+from launch.jobs.estimate import counts
 
 ROOT = runs.ROOT
 pytest.importorskip("moto")
@@ -124,7 +127,7 @@ def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) 
     there = json.loads((trained.unpacked("output.tar.gz") / "metrics.json").read_text())
     here = directly(place, "direct", trained.folder / "data")
     for name in runs.NOT_THE_RESULT:
-        there.pop(name), here.pop(name)
+        there.pop(name, None), here.pop(name, None)
     assert there == here
     (job,) = trained.record["jobs"]
     assert job["metrics"]["average test loss"] == pytest.approx(here["test_loss"], abs=1e-6)
@@ -134,6 +137,21 @@ def test_a_rehearsed_job_equals_the_direct_run(trained: Rehearsed, place: Path) 
     assert not left_behind(place)
     assert "| Data:   /opt/ml/input/data" in trained.out, "as in the cloud"
     assert f"{temporary(place)}/dogbreed-rehearsal-" not in trained.out, "a folder that is gone"
+
+
+@pytest.mark.slow
+def test_its_receipt_explains_its_seconds(trained: Rehearsed) -> None:
+    """A plan of the same request on the figures of the receipt takes what the rehearsed job took."""
+    file = trained.folder / "receipt.json"
+    receipt = json.loads(file.read_text())
+    (job,) = trained.record["jobs"]
+    assert receipt["training_seconds"] == pytest.approx(job["seconds"], abs=0.1)
+    assert (receipt["instance_type"], receipt["backbone"], receipt["cost"]) == ("local", "squeezenet1_1", 0)
+    assert all(value > 0 for value in receipt["prices"]["machines"]["local"].values())
+    words = ("mode=plan", "sagemaker.instance_type=local", f"sagemaker.prices={file}")
+    config = compose([*TINY, *words, f"data.root={trained.folder / 'data'}"])
+    assert Prices(config).training(counts(config)).seconds == pytest.approx(job["seconds"], rel=0.01)
+    assert f"{file} has the figures of this machine" in trained.out
 
 
 @pytest.mark.slow
@@ -211,7 +229,7 @@ def test_a_new_job_resumes_from_a_killed_one(stopped: Rehearsed, place: Path) ->
     there = json.loads((resumed.unpacked("output.tar.gz") / "metrics.json").read_text())
     here = directly(place, "uninterrupted", resumed.folder / "data", EPOCHS)
     for name in runs.NOT_THE_RESULT:
-        there.pop(name), here.pop(name)
+        there.pop(name, None), here.pop(name, None)
     assert there == here
     assert not left_behind(place)
 
