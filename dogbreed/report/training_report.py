@@ -79,21 +79,27 @@ def caveats(run: ReportInputs) -> Caveats:
 # The beginning: what, how well, and what to change
 
 
-def _header(run: ReportInputs) -> Markup:
+def about(run: ReportInputs) -> str:
+    """Return what was trained, on what."""
     counts = ", ".join(f"{len(run.photos[split]):,} {_USE[split]}" for split in SPLITS if split in run.photos)
-    about = f"{count(len(run.class_names), run.noun)}; images: {counts}."
+    text = f"{count(len(run.class_names), run.noun)}; images: {counts}."
     model = run.config.get("model", {})
     if run.history and model.get("trainable") in _TRAINED:
         weights = str(model.get("weights"))
         start = _START.get(weights, f"starting from the weights in {Path(weights).name}")
-        about += f" Of the network {_TRAINED[model['trainable']]}, {start}."
-    result = None if run.predictions is None else _result(run, run.predictions)
+        text += f" Of the network {_TRAINED[model['trainable']]}, {start}."
+    return text
+
+
+def _header(run: ReportInputs) -> Markup:
+    measured = None if run.predictions is None else result(run, run.predictions)
     leak, _ = attempt(lambda: run.leak, None)  # the section of the images says what failed
     diagnosis = diagnose(run.history, len(run.class_names), run.config) if run.history else None
-    return fragment(TEMPLATE, "header", run.title, about, leak and leak.sentence, result, diagnosis)
+    return fragment(TEMPLATE, "header", run.title, about(run), leak and leak.sentence, measured, diagnosis)
 
 
-def _result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
+def result(run: ReportInputs, predictions: Predictions) -> dict[str, Any]:
+    """Return the accuracy with its interval, in figures and as a sentence, and the other figures by name."""
     measured = run.measured
     low, high = measured["acc_ci95"]
     correct = int((predictions.predicted == predictions.labels).sum())

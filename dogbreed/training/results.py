@@ -32,7 +32,7 @@ from dogbreed.models.imbalance import subtract_log_prior
 from dogbreed.monitor.callback import LiveRules
 from dogbreed.monitor.history import History
 from dogbreed.monitor.profiler import Profiling
-from dogbreed.report import profile_report, training_report
+from dogbreed.report import model_card, profile_report, training_report
 from dogbreed.report.inputs import ReportInputs, head_sentence
 from dogbreed.report.rendering import percent
 from dogbreed.training.build import class_counts, say
@@ -255,6 +255,7 @@ def _report_inputs(run: Run, metrics: dict[str, Any], predictions: Predictions) 
 def _report(run: Run, inputs: ReportInputs) -> None:
     folder = run.history.folder
     training_report.write_safely(folder / "report.html", inputs)
+    model_card.write_safely(folder / "model" / "README.md", inputs)
     if run.profiling:
         profile = run.profiling.result(inputs.findings, run.config.rules["step_outlier"])
         title = f"{inputs.backbone} on {inputs.root.resolve().name or inputs.root}"
