@@ -12,6 +12,7 @@ MODES = ("submit", "plan", "rehearse")
 MODES_HELP = """
   mode=submit     sends it (the default)
   mode=plan       prints the exact request, what is sent along, time and cost; needs no AWS account and no network
+                  as=yaml, boto3, cli, cloudformation or pipeline prints it in that form alone
   mode=rehearse   carries the very request out on this machine, without Docker and without AWS
 """
 
@@ -40,14 +41,14 @@ def main(prog: str, help: str, argv: Sequence[str] | None, modes: Mapping[str, M
 
 
 def spelled_out(argv: Sequence[str]) -> list[str]:
-    """Return arguments in which `--profile NAME`, as AWS's own commands have it, `under=` and `within=` are keys."""
+    """Return arguments in which `--profile NAME`, as AWS's own commands have it, and short keys are written in full."""
     words = list(argv)
     for number, word in enumerate(words):
         if word == "--profile" and number + 1 < len(words):
             words[number : number + 2] = [f"sagemaker.profile={words[number + 1]}"]
         elif word.startswith("--profile="):
             words[number] = f"sagemaker.profile={word.partition('=')[2]}"
-        elif word.startswith(("under=", "within=")):
+        elif word.startswith(("under=", "within=", "as=")):
             words[number] = f"sagemaker.{word}"
     return words
 

@@ -11,7 +11,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
-from launch import render
+from launch import forms, render
 from launch.aws.account import Account, offline_target
 from launch.aws.errors import explained
 from launch.aws.naming import parse_s3_uri
@@ -46,6 +46,9 @@ def experiment_of(argv: Sequence[str]) -> str | None:
 
 def _plan(config: Mapping[str, Any], kind: str, experiment: str | None) -> None:
     job = describe(config, kind, offline_target(config), experiment)
+    if config["sagemaker"]["as"] is not None:
+        forms.show_job(config, job)
+        return
     print(render.describe(config, job, Prices(config)))
 
 
@@ -107,6 +110,9 @@ def _model(config: Mapping[str, Any], names: Sequence[str]) -> Iterator[Path]:
 
 def _plan_deployment(config: Mapping[str, Any], model: Path, packed: Archive) -> None:
     deployment = deploy.describe_model(config, packed, offline_target(config))
+    if config["sagemaker"]["as"] is not None:
+        forms.show_deployment(config, deployment)
+        return
     certificate = certificates.describe(certificates.path_of(model, packed), packed)
     print(render.describe_deployment(config, deployment, Prices(config), certificate))
 

@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.text import count, duration
+from dogbreed.core.text import count, duration, join
 from dogbreed.inference.archive import CODE, Archive
 from launch.aws.account import Target
 from launch.aws.images import has_toolkit, patch_notice
@@ -20,7 +20,7 @@ from launch.jobs.estimate import counts, estimates, warnings
 from launch.jobs.request import FEATURES, TUNING, Job
 from launch.jobs.source import APART_FILE
 from launch.serving import cost
-from launch.serving.request import Deployment
+from launch.serving.request import Deployment, Step
 
 COMMANDS = {TUNING: "aws sagemaker create-hyper-parameter-tuning-job", "": "aws sagemaker create-training-job"}
 
@@ -30,6 +30,16 @@ def summary(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str
     yield f"{job.name}: {job.operation} in {job.target.region}, account {job.target.account}, role {job.target.role}"
     yield from _time_and_cost(config, job, prices)
     yield from (f"Warning: {warning}." for warning in warnings(config, job, prices))
+
+
+def notices(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]:
+    """Yield what is said beside a plan in another form."""
+    yield from summary(config, job, prices)
+    yield from _stand_ins(job.target)
+    sent = join([job.code_uri, *job.sent_along])
+    yield f"Has to be in S3, where mode=submit and the objects of `from launch import ...` put it: {sent}"
+    if job.data_uri:
+        yield f"Has to be in S3, where launch/sagemaker_upload.py puts it: {job.data_uri}"
 
 
 def describe(config: Mapping[str, Any], job: Job, prices: Prices) -> str:
@@ -48,6 +58,11 @@ def _yaml(request: Mapping[str, Any]) -> str:
     return yaml.dump(request, sort_keys=False, width=1000, allow_unicode=True, Dumper=_Plain)
 
 
+def documents(steps: Iterable[Step]) -> str:
+    """Return requests as YAML, a document for each."""
+    return "\n".join(f"---\n# {step.service} {step.operation}\n{_yaml(step.request)}" for step in steps)
+
+
 def _comments(lines: Iterable[str]) -> str:
     return "\n".join(f"# {line}".rstrip() for line in lines)
 
@@ -56,6 +71,12 @@ def _assumed(target: Target, what: str) -> Iterator[str]:
     if target.assumed:
         yield from ("", f"Not known without an account, and replaced when {what} sent:")
         yield from (f"  {name}: {stand_in}" for name, stand_in in target.assumed.items())
+
+
+def _stand_ins(target: Target) -> Iterator[str]:
+    if target.assumed:
+        stand_ins = join([f"{name} {stand_in}" for name, stand_in in target.assumed.items()])
+        yield f"Warning: no account was asked, so these stand in: {stand_ins}; give sagemaker.role and the like."
 
 
 def _warnings(lines: Sequence[str]) -> Iterator[str]:
@@ -156,8 +177,15 @@ def describe_deployment(config: Mapping[str, Any], deployment: Deployment, price
         prices: To compute with.
         certificate: What is known of the model's certificate, a sentence.
     """
-    calls = [f"---\n# {step.service} {step.operation}\n{_yaml(step.request)}" for step in deployment.steps]
-    return "\n".join([_comments(_deployment_lines(config, deployment, prices, certificate)), "", *calls])
+    comments = _comments(_deployment_lines(config, deployment, prices, certificate))
+    return f"{comments}\n\n{documents(deployment.steps)}"
+
+
+def deployment_notices(config: Mapping[str, Any], deployment: Deployment) -> Iterator[str]:
+    """Yield what is said beside a plan of a deployment in another form."""
+    yield from _stand_ins(deployment.target)
+    yield from (f"Warning: {warning}." for warning in _deployment_warnings(config, deployment))
+    yield f"Has to be in S3, where mode=submit puts it: {deployment.model_uri}"
 
 
 def _deployment_lines(

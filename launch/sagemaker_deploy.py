@@ -17,7 +17,8 @@ it an image whose answer is known, and takes everything back if the answer is wr
   MODEL            an exported model, the folder of a run, or the model.tar.gz of a training job
   job=NAME         instead of MODEL: a training job on SageMaker, whose model is fetched
 
-  mode=plan        show the exact requests and what they cost; needs no account and no network
+  mode=plan        show the exact requests and what they cost; needs no account and no network;
+                   as=yaml, boto3, cli or cloudformation prints them in that form alone
   mode=rehearse    carry it out on this machine: S3, SageMaker's own container code, HTTP; needs Java
   mode=submit      send it (default)
 

@@ -30,7 +30,7 @@ _TEXTS = (
         "kms_key",
         "volume_kms_key",
     ),
-    *("resume_from", "scaling", "prices", "instance_type", "prefix"),
+    *("resume_from", "scaling", "prices", "instance_type", "prefix", "as"),
 )
 _ENDPOINT_TEXTS = ("name", "image", "instance_type", "input", "output", "scheduler_role")
 _LISTS = ("subnets", "security_groups", "warm_start")
@@ -76,6 +76,10 @@ def check_kinds(config: Mapping[str, Any]) -> None:
         value = [cloud[key]] if key == "warm_start" and isinstance(cloud[key], str) else cloud[key]
         if value is not None and not (isinstance(value, list) and all(isinstance(each, str) for each in value)):
             raise DogbreedError(f"sagemaker.{key}={value} is no list of names; it looks like sagemaker.{key}=[a,b].")
+    if cloud["as"] is not None and config["mode"] != "plan":
+        raise DogbreedError("as is the form of a plan: give mode=plan, or leave it out.")
+    if cloud["as"] is not None and not cloud["under"] is cloud["within"] is None:
+        raise DogbreedError("as is the form of a request, and under and within choose a machine; give one of them.")
     if bool(cloud["subnets"]) != bool(cloud["security_groups"]):
         raise DogbreedError("sagemaker.subnets and sagemaker.security_groups go together; give both, as lists.")
     for key in map(str, cloud["tags"] or {}):

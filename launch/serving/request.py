@@ -163,6 +163,29 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str]]:
     return names, [*flags, *(f"{group}{w}" if w.partition("=")[0] in short else w for w in overrides)]
 
 
+def container(options: Mapping[str, Any], image: str, model_uri: Any, region: str) -> dict[str, Any]:
+    """Return the container that serves a model.
+
+    Args:
+        options: The group `sagemaker.endpoint`.
+        image: Address of the inference image.
+        model_uri: Address of the model's archive, or what stands for it in a pipeline.
+        region: Where it runs.
+    """
+    return {
+        "Image": image,
+        "ModelDataUrl": model_uri,
+        "Environment": {
+            "SAGEMAKER_PROGRAM": HANDLERS,
+            "SAGEMAKER_SUBMIT_DIRECTORY": f"/opt/ml/model/{CODE}",
+            "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
+            "SAGEMAKER_REGION": region,
+            "SAGEMAKER_MODEL_SERVER_WORKERS": str(_whole("workers", options["workers"], 1, 64)),
+            **(LARGE if options["kind"] in ("async", "batch") else {}),
+        },
+    }
+
+
 class _Builder:
     """Puts the requests together."""
 
@@ -228,19 +251,8 @@ class _Builder:
         return (model, self._transform(str(model.request["ModelName"])))
 
     def _model(self) -> Step:
-        container = {
-            "Image": self.image,
-            "ModelDataUrl": self.model_uri,
-            "Environment": {
-                "SAGEMAKER_PROGRAM": HANDLERS,
-                "SAGEMAKER_SUBMIT_DIRECTORY": f"/opt/ml/model/{CODE}",
-                "SAGEMAKER_CONTAINER_LOG_LEVEL": "20",
-                "SAGEMAKER_REGION": self.target.region,
-                "SAGEMAKER_MODEL_SERVER_WORKERS": str(_whole("workers", self.options["workers"], 1, 64)),
-                **(LARGE if self.options["kind"] in ("async", "batch") else {}),
-            },
-        }
-        request: dict[str, Any] = {"PrimaryContainer": container, "ExecutionRoleArn": self.target.role}
+        primary = container(self.options, self.image, self.model_uri, self.target.region)
+        request: dict[str, Any] = {"PrimaryContainer": primary, "ExecutionRoleArn": self.target.role}
         if self.cloud["isolate"]:
             request["EnableNetworkIsolation"] = True
         if self.cloud["subnets"]:

@@ -1,5 +1,6 @@
 """Objects of the SageMaker SDK: what they send, caught on its way, is what the plan of the same settings shows."""
 
+import json
 from functools import partial
 
 import pytest
@@ -68,6 +69,21 @@ def test_a_tuner_sends_the_plan(cloud, run, settings):
     cloud.requests.clear()
     tuner([*settings, *more]).tune(wait=False)
     assert sent(cloud, "CreateHyperParameterTuningJob") == expected
+
+
+@pytest.mark.filterwarnings("ignore:Running within a PipelineSession")
+def test_the_sdk_makes_the_same_steps_of_a_pipeline(cloud, run, settings):
+    from sagemaker.core.workflow.pipeline_context import PipelineSession
+    from sagemaker.mlops.workflow.pipeline import Pipeline
+    from sagemaker.mlops.workflow.steps import TrainingStep
+
+    trainer = estimator([*settings, "sagemaker.spot=true"])
+    trainer.sagemaker_session = PipelineSession()
+    step = TrainingStep(name="Train", step_args=trainer.train())
+    pipeline = Pipeline(name="p", steps=[step], sagemaker_session=trainer.sagemaker_session)
+    (theirs,) = json.loads(pipeline.definition())["Steps"]
+    ours = json.loads(run("train", "mode=plan", "as=pipeline", *settings, "sagemaker.spot=true").out)
+    assert {**theirs, "Arguments": _on(theirs["Arguments"])} == ours["Steps"][0]
 
 
 @pytest.fixture(scope="module")
