@@ -151,7 +151,7 @@ def deployment(model: str | Path, overrides: Sequence[str] = ()) -> Deployable:
                 f"The SDK has no resource for {more[0]}; python launch/sagemaker_deploy.py sends these settings."
             )
         check_cost(config, requests, Prices(config))
-        certificates.certify(Path(model), packed, images, paths)
+        certificates.certify(Path(model), packed, images, paths, requests.archive)
         deploy.Deployer(account, lambda name: None, kms_key=config["sagemaker"]["kms_key"]).upload(requests)
     return Deployable(requests, account)
 

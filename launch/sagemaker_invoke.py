@@ -45,6 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--profile", help="named profile of the AWS configuration (default: the environment's)")
     add("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
     add("--queue", metavar="S3_FOLDER", help="for an endpoint of kind=async: where its images are put, s3://...")
+    add("--kms-key", metavar="KEY", help="of --queue: what encrypts them (default: as the bucket does)")
     args = frame.parse_args(argv)
     return guard(lambda: _run(args))
 
@@ -57,7 +58,7 @@ def _run(args: argparse.Namespace) -> int:
             raise DogbreedError(f"{path} does not exist; give images, or folders of them.")
     paths = [file for path in args.paths for file in _images(path)]
     where = {"region": args.region, "endpoint_url": args.endpoint_url, "profile": args.profile}
-    endpoint = connect(args.endpoint, queue=args.queue, **where)
+    endpoint = connect(args.endpoint, queue=args.queue, kms_key=args.kms_key, **where)
     failed = 0
     for path in paths:
         try:

@@ -41,13 +41,13 @@ def rehearse(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
     if not config["sagemaker"]["endpoint"]["image"] or has_toolkit(config["sagemaker"]["endpoint"]["image"]):
         serving_container.check_java()
     images, paths = deploy.read_images(config)
-    certificate = certificates.certify(model, archive, images, paths)
     region = config["sagemaker"]["region"] or environment_region() or "us-east-1"
     here = {**config, "sagemaker": {**config["sagemaker"], **LOCAL, "region": region}}
     with s3.serve(region) as store, _environment(store.variables()):
         account = Account(here)
         store.make_bucket(account.target.bucket)
         deployment = deploy.describe_model(here, archive, account.with_role())
+        certificate = certificates.certify(model, archive, images, paths, deployment.archive)
         probe = RehearsalProbe(here, account, deployment, images, certificate)
         probe.store = store
         deploy.carry_out(here, deployment, account, probe)

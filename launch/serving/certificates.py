@@ -11,7 +11,7 @@ from typing import Any
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference.archive import Archive
-from dogbreed.serving.certificate import CERTIFICATE, read
+from dogbreed.serving.certificate import CERTIFICATE, read, write
 
 
 def load(file: Path, archive: Archive, images: Mapping[str, bytes] | None = None) -> dict[str, Any] | None:
@@ -38,7 +38,9 @@ def path_of(model: Path, archive: Archive) -> Path:
     return model.with_name(f"{model.name}.{CERTIFICATE}") if model.is_file() else archive.folder / CERTIFICATE
 
 
-def certify(model: Path, archive: Archive, images: Mapping[str, bytes], paths: Sequence[str]) -> dict[str, Any]:
+def certify(
+    model: Path, archive: Archive, images: Mapping[str, bytes], paths: Sequence[str], sent: Archive
+) -> dict[str, Any]:
     """Return the model's certificate; it is made in a process of its own, which needs torch, if none fits.
 
     Args:
@@ -46,13 +48,23 @@ def certify(model: Path, archive: Archive, images: Mapping[str, bytes], paths: S
         archive: Of the model.
         images: That the certificate has to know, by name.
         paths: Names of those that are files.
+        sent: The archive that is deployed; the certificate names the wheels in it, and their hashes.
 
     Raises:
         DogbreedError: The inference paths do not agree, or the certificate cannot be made here.
     """
     file = path_of(model, archive)
-    if certificate := load(file, archive, images):
-        return certificate
+    certificate = load(file, archive, images) or _made(file, model, archive, images, paths)
+    wheels = {name.rpartition("/")[2]: sha256 for name, (sha256, _) in sent.known.items()}
+    if wheels and certificate.get("wheels") != wheels:
+        certificate["wheels"] = wheels
+        write(file, certificate)
+    return certificate
+
+
+def _made(
+    file: Path, model: Path, archive: Archive, images: Mapping[str, bytes], paths: Sequence[str]
+) -> dict[str, Any]:
     if importlib.util.find_spec("torch") is None:
         raise DogbreedError(
             f"{file} is no certificate of this model with this version, and making one needs torch: run "

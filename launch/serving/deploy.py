@@ -49,7 +49,7 @@ def submit(config: Mapping[str, Any], model: Path, archive: Archive) -> None:
     account = Account(config)
     deployment = describe_model(config, archive, account.with_role())
     check_cost(config, deployment, Prices(config))
-    certificate = certificates.certify(model, archive, images, paths)
+    certificate = certificates.certify(model, archive, images, paths, deployment.archive)
     carry_out(config, deployment, account, EndpointProbe(config, account, deployment, images, certificate))
 
 

@@ -54,14 +54,14 @@ class Queue:
         """
         key = f"{self.folder}/requests/{uuid.uuid4()}"
         self.s3.put_object(Bucket=self.bucket, Key=key, Body=Body, **self.encryption, **self.owner)
-        queued = self.runtime.invoke_endpoint_async(
-            EndpointName=EndpointName,
-            InputLocation=f"s3://{self.bucket}/{key}",
-            ContentType=ContentType,
-            Accept=Accept,
-        )
-        deadline = time.monotonic() + ANSWER_SECONDS
         try:
+            queued = self.runtime.invoke_endpoint_async(
+                EndpointName=EndpointName,
+                InputLocation=f"s3://{self.bucket}/{key}",
+                ContentType=ContentType,
+                Accept=Accept,
+            )
+            deadline = time.monotonic() + ANSWER_SECONDS
             while time.monotonic() < deadline:
                 if (answer := self._read(queued["OutputLocation"])) is not None:
                     return {"Body": io.BytesIO(answer)}
@@ -89,6 +89,7 @@ def connect(
     region: str | None = None,
     endpoint_url: str | None = None,
     queue: str | None = None,
+    kms_key: str | None = None,
     profile: str | None = None,
 ) -> Endpoint:
     """Return a client for an endpoint.
@@ -98,6 +99,7 @@ def connect(
         region: Of the endpoint; None for the environment's.
         endpoint_url: Where boto3 finds it, instead of AWS.
         queue: For kind=async: the folder of its images, s3://...
+        kms_key: To encrypt those images with; None leaves it to the bucket.
         profile: Of the AWS configuration; None for the environment's.
 
     Raises:
@@ -114,5 +116,7 @@ def connect(
         runtime = session.client("sagemaker-runtime", endpoint_url=endpoint_url)
         if queue:
             bucket, folder = parse_s3_uri(queue, "--queue")
-            runtime = Queue(runtime, session.client("s3"), bucket, folder.strip("/") or "queue")
+            owner = session.client("sts").get_caller_identity()["Account"]  # a bucket of another's gets no images
+            folder = folder.strip("/") or "queue"
+            runtime = Queue(runtime, session.client("s3"), bucket, folder, owner=owner, kms_key=kms_key)
     return Endpoint(name, runtime)

@@ -12,7 +12,7 @@ ALLOWED = (
     r"^wheels of the registry are not at hand",  # they come over the network
     r"no photographs under",
     r"^there is (a|no) GPU|^for machines without a GPU|^needs a CUDA device|^the stub of CUDA needs",
-    r"a disk of its own",  # mounting one takes rights that a container may lack
+    r"a (disk|network) of its own",  # making one takes rights that a container may lack
     r"smdebug is installed",
     r"^hadolint is not made for this machine",
     r"file names are UTF-8 elsewhere",

@@ -1,10 +1,10 @@
 """The least policies: what the commands really call is allowed, and nothing wide."""
 
-import fnmatch
 import json
 from functools import cache
 
 import pytest
+from support import policies
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
@@ -32,12 +32,7 @@ def statements(command: str, *words: str) -> list[dict]:
 
 
 def allows(command: str, action: str, resource: str, *words: str) -> bool:
-    for statement in statements(command, *words):
-        resources = statement["Resource"]
-        resources = [resources] if isinstance(resources, str) else resources
-        if action in statement["Action"] and any(fnmatch.fnmatchcase(resource, pattern) for pattern in resources):
-            return True
-    return False
+    return policies.allows(statements(command, *words), action, resource)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

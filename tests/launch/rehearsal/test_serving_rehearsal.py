@@ -2,27 +2,37 @@
 
 import base64
 import json
+import os
 import shutil
+import subprocess
+import sys
+import zipfile
+from hashlib import sha256
 from http.client import HTTPConnection
+from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
 from support import runs
 from support.exports import export_tiny
-from support.places import SHARED_DATA
+from support.places import ROOT, SHARED_DATA
 
 from dogbreed import certify
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.edge_cases import drawn
 from dogbreed.inference import archive
+from dogbreed.inference.predictor import Predictor
 from dogbreed.serving.client import Endpoint
 
 pytest.importorskip("boto3")
 pytest.importorskip("moto")
 
 from launch import sagemaker_deploy
-from launch.rehearsal import serving_container
+from launch.aws import wheels
+from launch.rehearsal import environment, serving_container
 from launch.rehearsal.staging import link_subset
+from launch.serving import wheels as serving_wheels
 from launch.serving.request import LARGE
 
 pytestmark = pytest.mark.slow
@@ -154,4 +164,65 @@ def test_a_server_of_ones_own_that_does_not_start_is_one_sentence(tmp_path):
         serving_container.running_own(tmp_path / "model.tar.gz"),
     ):
         pass
+    assert left_running() == []
+
+
+ALONE = """
+import fcntl, socket, struct, sys
+from pathlib import Path
+lo = socket.socket()
+fcntl.ioctl(lo, 0x8914, struct.pack("16sh14x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP: a new namespace has it down
+assert [name for _, name in socket.if_nameindex()] == ["lo"]
+from dogbreed.data.edge_cases import drawn
+from dogbreed.serving.client import Endpoint
+from launch.aws import wheels
+from launch.rehearsal import environment, serving_container
+with serving_container.running(Path(sys.argv[1])) as address:
+    print("label:", Endpoint(address).predict(drawn()).label)
+"""
+
+
+def as_wheel(folder: Path, name: str, version: str, files: dict[str, bytes]) -> wheels.Wheel:
+    """A wheel of these files, for any Python."""
+    info = f"{name}-{version}.dist-info"
+    metadata = {
+        "METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n",
+        "WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+        "RECORD": "",
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{name}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as packed:
+        for path, content in {**files, **{f"{info}/{each}": text.encode() for each, text in metadata.items()}}.items():
+            packed.writestr(path, content)
+    return wheels.Wheel(f"{name}=={version}", file.name, sha256(file.read_bytes()).hexdigest(), file.stat().st_size)
+
+
+def test_an_archive_with_its_wheels_starts_without_network(java, tmp_path, monkeypatch):
+    """As with sagemaker.isolate=true: no interface but loopback, and what is lacking is installed from the archive."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "-rn", "true"], capture_output=True).returncode:
+        pytest.skip("a network of its own may not be made here")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    package = distribution("safetensors")
+    own = {
+        str(file): Path(str(package.locate_file(file))).read_bytes()
+        for file in package.files or ()
+        if file.parts[0] == "safetensors" and "__pycache__" not in file.parts
+    }
+    folder, toy = wheels.cached(serving_wheels.WHEELS[0]).parent, f"dogbreed_toy_{os.getpid()}"
+    own_wheel = as_wheel(folder, "safetensors", package.version, own)
+    monkeypatch.setattr(serving_wheels, "WHEELS", (as_wheel(folder, toy, "1.0", {f"{toy}.py": b""}), own_wheel))
+    with archive.assemble(export_tiny(tmp_path / "model")) as packed:
+        serving_wheels.carried(packed, "py312").write(tmp_path / "model.tar.gz")
+    (expected,) = Predictor(tmp_path / "model").predict([drawn()])
+    with environment.ready("serving", serving_container.PACKAGES) as python:
+        try:
+            command = ["unshare", "-rn", sys.executable, "-c", ALONE, tmp_path / "model.tar.gz"]
+            variables = {**runs.environment(), "PYTHONPATH": str(ROOT)}
+            done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=300)
+            assert done.returncode == 0, done.stderr
+            assert done.stdout == f"label: {expected.label}\n"
+            assert python.version(toy) == "1.0", "the toolkit has installed it"
+        finally:
+            subprocess.run([python.python, "-m", "pip", "uninstall", "--yes", "--quiet", toy], capture_output=True)
     assert left_running() == []

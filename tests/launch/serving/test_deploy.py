@@ -11,8 +11,11 @@ from urllib.request import Request, urlopen
 
 import pytest
 import yaml
+from support import policies
+from support.cloud import ACCOUNT, refused
 from support.exports import export_tiny
 from support.serving import serving
+from werkzeug.wrappers import Response
 
 import dogbreed
 from dogbreed.config.compose import compose
@@ -29,9 +32,11 @@ from botocore.awsrequest import AWSResponse  # noqa: E402
 
 from launch import sagemaker_delete, sagemaker_deploy, sagemaker_invoke  # noqa: E402
 from launch.aws import account  # noqa: E402
+from launch.aws.account import offline_target  # noqa: E402
+from launch.aws.iam import policy  # noqa: E402
 from launch.aws.naming import MARK  # noqa: E402
 from launch.rehearsal import s3  # noqa: E402
-from launch.serving import resources  # noqa: E402
+from launch.serving import certificates, resources, wheels  # noqa: E402
 from launch.serving.deploy import Deployer  # noqa: E402
 from launch.serving.invoke import Queue  # noqa: E402
 from launch.serving.request import describe  # noqa: E402
@@ -178,6 +183,19 @@ def test_an_image_of_ones_own_is_rehearsed_without_java(model, monkeypatch, tmp_
     assert said.endswith("Rehearsed and cleaned up.\n")
 
 
+def test_the_certificate_names_the_wheels_of_an_endpoint_without_network(model):
+    with archive.assemble(model) as packed:
+        image = "763104351884.dkr.ecr.us-east-1.amazonaws.com/pytorch-inference:2.6.0-cpu-py312"
+        sent = wheels.carried(packed, image)
+        arguments = (model, packed, {"odd/drawn.jpg": drawn()}, [])
+        certificates.certify(*arguments, sent)
+        pinned = {wheel.file: wheel.sha256 for wheel in wheels.WHEELS}
+        assert {name.split("-")[0] for name in pinned} == {"pillow", "safetensors"}
+        assert json.loads((model / "certificate.json").read_text())["wheels"] == pinned
+        assert pinned.items() <= {Path(name).name: digest for name, digest in sent.digests.items()}.items()
+        assert certificates.certify(*arguments, packed)["passed"], "it is the certificate of any archive of this model"
+
+
 def test_an_endpoint_that_answers_otherwise_is_taken_back(aws, model, other, monkeypatch, capsys):
     with serving(other) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.address)
@@ -224,50 +242,55 @@ def test_names_that_are_taken(aws, model, other, capsys):
     assert left() == [NAME], "what is not ours stays"
 
 
-def test_update_in_place(aws, address, model, other, monkeypatch, capsys):
-    """moto has no UpdateEndpoint: the answer is made here, and its effect on moto's own records."""
-    assert run_deploy(model) == 0
-    before = left()
-    updates: list[str] = []
+@pytest.fixture
+def updates(monkeypatch) -> list[dict[str, Any]]:
+    """The bodies of UpdateEndpoint, which moto has not: the answer is made here, and its effect on moto's records."""
     bodies: list[dict[str, Any]] = []
 
     def answer(request: Any, **_: Any) -> AWSResponse:
-        wanted = json.loads(request.body)
-        updates.append(wanted["EndpointConfigName"])
-        bodies.append(wanted)
-        from moto.sagemaker.models import sagemaker_backends
-
-        endpoint = sagemaker_backends["123456789012"][REGION].endpoints[wanted["EndpointName"]]
-        endpoint.endpoint_config_name = wanted["EndpointConfigName"]
+        bodies.append(json.loads(request.body))
+        endpoint = record(bodies[-1]["EndpointName"])
+        endpoint.endpoint_config_name = bodies[-1]["EndpointConfigName"]
         return AWSResponse(request.url, 200, {}, _Raw(json.dumps({"EndpointArn": endpoint.arn}).encode()))
 
+    before_sagemaker(monkeypatch, "UpdateEndpoint", answer)
+    return bodies
+
+
+def before_sagemaker(monkeypatch: pytest.MonkeyPatch, operation: str, answer: Any) -> None:
+    """Has a call, or with "" every call, to SageMaker answered by a function, where it answers."""
     make = account.Account.client
 
     def hooked(self: account.Account, service: str, **options: Any) -> Any:
         made = make(self, service, **options)
         if service == "sagemaker":
-            made.meta.events.register("before-send.sagemaker.UpdateEndpoint", answer)
+            made.meta.events.register(f"before-send.sagemaker.{operation}".rstrip("."), answer)
         return made
 
     monkeypatch.setattr(account.Account, "client", hooked)
+
+
+def test_update_in_place(aws, address, model, other, updates, monkeypatch, capsys):
+    assert run_deploy(model) == 0
+    before = left()
     assert run_deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 0, capsys.readouterr().err
-    (new,) = updates
+    (new,) = [body["EndpointConfigName"] for body in updates]
     assert new not in before
     assert sorted(left()) == sorted([NAME, new, before[2]]), "the old settings are gone, the same model stays"
 
     with serving(other) as server:
         monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", server.address)
         assert run_deploy(model, "instance_type=ml.g4dn.xlarge", "update=true") == 2
-    assert updates[2:] == [new], "it went back"
+    assert [body["EndpointConfigName"] for body in updates[2:]] == [new], "it went back"
     assert client("sagemaker").describe_endpoint(EndpointName=NAME)["EndpointConfigName"] == new
     assert sorted(left()) == sorted([NAME, new, before[2]])
 
     monkeypatch.setenv("AWS_ENDPOINT_URL_SAGEMAKER_RUNTIME", address)
-    assert not any("RetainAllVariantProperties" in body for body in bodies), "a count that was given is used"
+    assert not any("RetainAllVariantProperties" in body for body in updates), "a count that was given is used"
     assert run_deploy(model, "instance_type=ml.m5.2xlarge", "update=true", "max_count=3") == 0
     assert run_deploy(model, "instance_type=ml.m5.4xlarge", "update=true") == 0
-    assert bodies[-1]["RetainAllVariantProperties"], "what has scaled out stays so"
-    assert bodies[-1]["ExcludeRetainedVariantProperties"] == [{"VariantPropertyType": "DataCaptureConfig"}]
+    assert updates[-1]["RetainAllVariantProperties"], "what has scaled out stays so"
+    assert updates[-1]["ExcludeRetainedVariantProperties"] == [{"VariantPropertyType": "DataCaptureConfig"}]
 
     watched = ("update=true", "watch=5m", "canary=50", "instance_count=2", "sagemaker.region=us-east-1")
     capsys.readouterr()
@@ -281,10 +304,48 @@ def test_update_in_place(aws, address, model, other, monkeypatch, capsys):
     monkeypatch.setattr(EndpointProbe, "__call__", look)
     assert run_deploy(model, *watched) == 0
     (config,) = (document["DeploymentConfig"] for document in plan if "DeploymentConfig" in document)
-    assert bodies[-1]["DeploymentConfig"] == config
+    assert updates[-1]["DeploymentConfig"] == config
     assert f"{NAME}-Invocation5XXErrors" in during
     names = [alarm["AlarmName"] for alarm in client("cloudwatch").describe_alarms()["MetricAlarms"]]
     assert f"{NAME}-Invocation5XXErrors" not in names, "they are there for the update alone"
+
+
+def test_an_update_needs_no_more_than_its_policy_beside_the_endpoints_of_others(aws, model, updates, monkeypatch):
+    sagemaker = client("sagemaker")
+    sagemaker.create_model(ModelName="theirs", ExecutionRoleArn=ROLE)
+    variant = {"VariantName": "a", "ModelName": "theirs", "InstanceType": "ml.m5.large", "InitialInstanceCount": 1}
+    sagemaker.create_endpoint_config(EndpointConfigName="theirs", ProductionVariants=[variant])
+    sagemaker.create_endpoint(EndpointName="theirs", EndpointConfigName="theirs")
+    config = compose([*CLOUD, "sagemaker.endpoint.update=true"])
+    statements = policy("deploy", config, offline_target(config))["Statement"]
+    denied: list[str] = []
+
+    def enforce(request: Any, event_name: str, **_: Any) -> AWSResponse | None:
+        operation, body = event_name.rpartition(".")[2], json.loads(request.body)
+        arns = [body["ResourceArn"]] if "ResourceArn" in body else arns_of(body)
+        tags = {tag["Key"]: tag["Value"] for tag in body.get("Tags", [])} if operation.startswith("Create") else None
+        if all(policies.allows(statements, f"sagemaker:{operation}", arn, tags) for arn in arns):
+            return None
+        denied.extend(f"{operation} {arn}" for arn in arns)
+        error = {"__type": "AccessDeniedException", "message": "no"}
+        return AWSResponse(request.url, 400, {}, _Raw(json.dumps(error).encode()))
+
+    before_sagemaker(monkeypatch, "", enforce)
+    assert run_deploy(model) == 0
+    assert run_deploy(model, "instance_type=ml.m5.xlarge", "update=true") == 0
+    (update,) = updates
+    assert all(policies.allows(statements, "sagemaker:UpdateEndpoint", arn) for arn in arns_of(update))
+    theirs = arns_of({"EndpointName": "theirs", "EndpointConfigName": "theirs", "ModelName": "theirs"})
+    assert set(denied) == {f"ListTags {arn}" for arn in theirs}, "what is denied is of others, and no obstacle"
+    assert sorted(left()).count("theirs") == 3
+    assert len(left()) == 6, "the old settings are gone"
+
+
+def arns_of(body: dict[str, Any]) -> list[str]:
+    """What a call is about; CreateEndpoint needs the right to its settings too, as UpdateEndpoint does."""
+    kinds = {"EndpointName": "endpoint", "EndpointConfigName": "endpoint-config", "ModelName": "model"}
+    start = f"arn:aws:sagemaker:{REGION}:123456789012"
+    return [f"{start}:{kind}/{body[key].lower()}" for key, kind in kinds.items() if key in body] or ["*"]
 
 
 def test_an_endpoint_that_scales_to_zero(aws, model, monkeypatch, capsys):
@@ -460,6 +521,27 @@ def test_the_queue_takes_what_invoke_endpoint_does_not(aws):
     assert Endpoint("any-name", queue).predict(large).label == "A"
     with pytest.raises(PredictionError, match="an endpoint takes 100,000,000"):
         Endpoint("any-name", queue).predict(b"x" * 100_000_001)
+
+
+def test_a_queue_of_this_account_alone_gets_the_images(cloud, capsys, tmp_path):
+    """From the command: who owns the bucket and what encrypts the images is said with each upload."""
+    (tmp_path / "dog.jpg").write_bytes(drawn())
+    boto3.client("s3").create_bucket(Bucket="dogs")
+    answer = b'{"predictions": [{"label": "A", "index": 0, "probability": 1}]}'
+    boto3.client("s3").put_object(Bucket="dogs", Key="answer", Body=answer)
+    queued = Response("{}", headers={"X-Amzn-SageMaker-OutputLocation": "s3://dogs/answer"})
+    cloud.answer("POST /endpoints/any-name/async-invocations", queued, refused("ValidationError", "no"))
+    command = ["any-name", str(tmp_path / "dog.jpg"), "--queue", "s3://dogs/queue", "--kms-key", "alias/a"]
+    assert sagemaker_invoke.main(command) == 0, capsys.readouterr().err
+    assert sagemaker_invoke.main(command) == 2
+    sent = [headers for name, _, headers in cloud.requests if name.startswith("PUT /dogs/queue/requests/")]
+    assert len(sent) == 2
+    for headers in sent:
+        lower = {name.lower(): value for name, value in headers.items()}
+        assert lower["x-amz-expected-bucket-owner"] == ACCOUNT
+        assert lower["x-amz-server-side-encryption-aws-kms-key-id"] == "alias/a"
+    listed = boto3.client("s3").list_objects_v2(Bucket="dogs")["Contents"]
+    assert [each["Key"] for each in listed] == ["answer"], "no image stays, whatever becomes of it"
 
 
 def test_the_command_that_asks(address, tmp_path, capsys):
