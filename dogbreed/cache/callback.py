@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -60,6 +60,20 @@ def _epochs(trainer: Trainer, model: DogBreedClassifier, stage: str) -> int | No
     return None if model.hparams["optimizer"] == "lbfgs" else trainer.max_epochs  # lbfgs solves over all views
 
 
+class Built(NamedTuple):
+    """What was computed.
+
+    Attributes:
+        rows: By all processes.
+        seconds: That this one took for its share.
+        decoding: Seconds of one processor for decoding that share.
+    """
+
+    rows: int = 0
+    seconds: float = 0.0
+    decoding: float = 0.0
+
+
 class FeatureCache(Callback):
     """Compute the frozen prefix once per image, and let the run go on with its features.
 
@@ -74,7 +88,7 @@ class FeatureCache(Callback):
     Attributes:
         state: `off`, `built` or `hit`, as in `metrics.json`.
         reason: Why it is off.
-        built: Rows that this process computed, the seconds that took, and those of one processor for decoding.
+        built: What was computed.
 
     Raises:
         DogbreedError: In `require` mode, where the cache cannot be used.
@@ -99,7 +113,7 @@ class FeatureCache(Callback):
         self.folder = cache_folder(folder) / "features"
         self.state = "off"
         self.reason = "cache.mode=off" if mode == "off" else ""
-        self.built = (0, 0.0, 0.0)
+        self.built = Built()
         self._epochs = -1.0  # for so many the views are there
         self._arithmetic = ExitStack()
 
@@ -229,7 +243,15 @@ class FeatureCache(Callback):
             try:
                 with group.step():
                     if share := missing[group.rank :: group.world]:
-                        self._extract(store, parts, share, data, device, precision)
+                        started = time.monotonic()
+                        decoding = extract(
+                            store, parts.prefix, share, data, device=device, precision=precision, quiet=self.quiet
+                        )
+                        self.built = Built(
+                            self.built.rows + missing.views,
+                            self.built.seconds + time.monotonic() - started,
+                            self.built.decoding + decoding,
+                        )
             except KeyboardInterrupt:
                 raise _interrupted(store, missing) from None
         store.refresh()
@@ -240,15 +262,6 @@ class FeatureCache(Callback):
             os.utime(store.folder / META)  # its age says when it was last used
         data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
         model.use_features(parts)
-
-    def _extract(
-        self, store: Store, parts: CutNetwork, share: Missing, data: DogImages, device: torch.device, precision: str
-    ) -> None:
-        """Compute features, and note what it took."""
-        started = time.monotonic()
-        decoding = extract(store, parts.prefix, share, data, device=device, precision=precision, quiet=self.quiet)
-        rows, seconds, decoded = self.built
-        self.built = rows + share.views, seconds + time.monotonic() - started, decoded + decoding
 
     def _fetch(
         self,

@@ -222,13 +222,13 @@ def _metrics(run: Run, best: Mapping[str, float], splits: Mapping[str, Predictio
 
 def _built(cache: FeatureCache) -> dict[str, float]:
     """Return what the features took that this run has computed, if any."""
-    rows, seconds, decoding = cache.built
-    if not rows:
+    built = cache.built
+    if not built.rows:
         return {}
     return {
-        "features_computed": rows,
-        "features_seconds": round(seconds, 3),
-        "decoding_seconds": round(decoding, 3),  # of one processor
+        "features_computed": built.rows,
+        "features_seconds": round(built.seconds, 3),
+        "decoding_seconds": round(built.decoding, 3),  # of one processor
     }
 
 

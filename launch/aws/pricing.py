@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -77,7 +78,7 @@ class Prices:
     """
 
     def __init__(self, config: Mapping[str, Any], listed: Mapping[str, float] | None = None) -> None:
-        self.table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+        self.table: dict[str, Any] = dict(_shipped())
         if config["sagemaker"]["instance_type"] == LOCAL and (receipt := _last_receipt(LOCAL, folder=REHEARSALS)):
             self.lay_over(receipt["prices"])
         if config["sagemaker"]["prices"]:
@@ -266,6 +267,12 @@ class Prices:
         """Return US dollars per month for an endpoint that nobody uses; None where the price is not known."""
         hour = self.hour(instance_type)
         return None if hour is None else hour * count * HOURS_PER_MONTH
+
+
+@cache
+def _shipped() -> Mapping[str, Any]:
+    table: dict[str, Any] = yaml.safe_load(TABLE.read_text(encoding="utf-8"))
+    return table
 
 
 def passes_per_second(machine: Mapping[str, float], network: Network) -> float:

@@ -1,6 +1,10 @@
 """Features travel through S3: what a store lacks is fetched, what is new is added, and no trouble there ends a run."""
 
+import os
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +15,8 @@ import numpy as np
 import pytest
 import torch
 from moto.server import ThreadedMotoServer
+from safetensors.torch import load
+from support.places import ROOT
 
 from dogbreed.cache import remote
 from dogbreed.cache.callback import FeatureCache
@@ -204,6 +210,11 @@ def test_owner_and_key_go_with_every_request(s3, tmp_path):
     assert put["IfNoneMatch"] == "*"
 
 
+def rows(s3: Any) -> list[bytes]:
+    """The keys of the rows of all blocks."""
+    return [bytes(key.tolist()) for block in objects(s3).values() for key in load(block)["keys"]]
+
+
 @pytest.fixture
 def kept(s3) -> Iterator[None]:
     """The stores of this process have a home."""
@@ -215,12 +226,16 @@ def kept(s3) -> Iterator[None]:
 SMALL = Preprocessing(size=64, resize_size=72)
 
 
-def attached(tree: Path, folder: Path) -> str:
-    """State of the cache after a small network has been given its features."""
+def small(tree: Path) -> tuple[DogBreedClassifier, DogImages]:
     data = DogImages(tree, preprocessing=SMALL, num_workers=0, batch_size=8, quiet=True)
     data.setup()
     torch.manual_seed(0)
-    model = DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=SMALL.to_dict())
+    return DogBreedClassifier(4, backbone="squeezenet1_1", weights="none", preprocessing=SMALL.to_dict()), data
+
+
+def attached(tree: Path, folder: Path) -> str:
+    """State of the cache after a small network has been given its features."""
+    model, data = small(tree)
     cache = FeatureCache("require", folder=folder)
     cache.attach(model, data, torch.device("cpu"))
     return cache.state
@@ -236,6 +251,67 @@ def test_the_cache_of_another_machine_is_a_hit(s3, kept, dog_tree, tmp_path, cap
         s3.delete_object(Bucket="features", Key=name)
     assert attached(dog_tree, tmp_path / "two") == "hit"
     assert objects(s3), "what this machine has and S3 lacks is added"
+
+
+RANK = """
+import sys, time
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from dogbreed.cache.callback import FeatureCache, Group
+from dogbreed.cache.remote import Home, keep_in
+from launch.jobs import entry
+from cache.test_remote import ADDRESS, small
+
+tree, folder, rank = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+folder.mkdir(exist_ok=True)
+dist.init_process_group("gloo", init_method=f"file://{folder}/group", rank=rank, world_size=2)
+steps = 0
+
+def all_well(well):
+    global steps
+    steps += 1
+    least = torch.tensor(int(well))
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    if steps == 2:  # both jobs have fetched before either adds
+        (folder / "fetched").touch()
+        while len(list(folder.parent.glob("*/fetched"))) < 2:
+            time.sleep(0.05)
+    return bool(least)
+
+keep_in(Home(entry.s3, ADDRESS))
+model, data = small(tree)
+cache = FeatureCache("require", folder=folder / "cache")
+cache.attach(model, data, torch.device("cpu"), Group(rank, 2, all_well))
+print(f"{cache.state}, {cache.built.rows} computed")
+"""
+
+
+@pytest.mark.slow
+def test_two_jobs_of_two_processes_at_once_complete_one_store(s3, kept, dog_tree, tmp_path):
+    """What is there both jobs fetch; the rest they compute and add, and no row is lost or there twice."""
+    part = shutil.copytree(dog_tree, tmp_path / "part")
+    for folder in (part / "train").iterdir():
+        sorted(folder.iterdir())[-1].unlink()
+    assert attached(part, tmp_path / "before") == "built"
+    before = len(rows(s3))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RANK, dog_tree, tmp_path / job, str(rank)],
+            env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for job in ("one", "two")
+        for rank in range(2)
+    ]
+    said = [process.communicate(timeout=300)[0] for process in processes]
+    after = len(rows(s3))
+    assert 0 < before < after == len(set(rows(s3)))
+    for number, lines in enumerate(said):
+        assert f"built, {after - before} computed" in lines, "every process of a job says the same"
+        assert (f"Features: {before} rows fetched from" in lines) is (number % 2 == 0), "the first of a job fetches"
+    assert attached(dog_tree, tmp_path / "after") == "hit"
 
 
 @pytest.mark.slow

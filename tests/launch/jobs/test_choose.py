@@ -7,6 +7,7 @@ from support.without_torch import without_torch
 
 from dogbreed.config.compose import compose
 from dogbreed.core.errors import DogbreedError
+from launch.aws.pricing import Prices
 from launch.jobs import choose, estimate
 from launch.jobs.choose import Limits, Offer
 
@@ -95,3 +96,19 @@ def test_bad_use_is_one_sentence(run, words, says):
     assert said.err.startswith("error: ")
     assert says in said.err
     assert (said.err.count("\n"), said.out, said.code) == (1, "", 2)
+
+
+def test_time_and_cost_are_known_on_every_machine():
+    """Of four networks, however much of them trains: nothing is left open, and what trains more takes longer,
+    but for a block where decoding is what takes the time."""
+    config = compose(["mode=plan", "data.root=nowhere/dogImages"])
+    images = estimate.counts(config)
+    for machine in Prices(config).table["hour"]:
+        for backbone in ("vgg16", "resnet50", "mobilenet_v2", "vit_b_16"):
+            found = []
+            for trainable in ("head", "block", "all"):
+                model = {**config["model"], "backbone": backbone, "trainable": trainable}
+                on_it = {**config, "model": model, "sagemaker": {**config["sagemaker"], "instance_type": machine}}
+                found.append(Prices(on_it).training(images))
+            assert all(0 < each.cost <= each.most for each in found), (machine, backbone)
+            assert found[0].seconds <= found[1].seconds < found[2].seconds, (machine, backbone)
