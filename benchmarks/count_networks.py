@@ -17,7 +17,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode, conv_flop_count
 
 from dogbreed.core.files import write_csv
-from dogbreed.models import backbones, lite0
+from dogbreed.models import backbones, lite
 
 TABLE = Path(__file__).parents[1] / "launch" / "aws" / "networks.csv"
 CLASSES = 1000
@@ -25,7 +25,7 @@ CLASSES = 1000
 
 def main() -> None:
     """Write the table."""
-    names = sorted([lite0.NAME, *torchvision.models.list_models(module=torchvision.models)])
+    names = sorted([*lite.NETWORKS, *torchvision.models.list_models(module=torchvision.models)])
     rows = [count(name) for name in names]
     write_csv(TABLE, list(rows[0]), [list(row.values()) for row in rows])
 

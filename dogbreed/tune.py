@@ -17,6 +17,11 @@ def _tune(config: dict[str, Any]) -> None:
     from dogbreed.data.locate import check_address
 
     check_address(config["data"])  # a wrong path needs no torch to be named
+    if config["search"]["backbones"] is not None:
+        from dogbreed.search.leaderboard import leaderboard
+
+        leaderboard(config)
+        return
     from dogbreed.search.run import tune
 
     tune(config)

@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "dogbreed.inference": "core data metrics models",
     "dogbreed.report": "core config data metrics models monitor inference",
     "dogbreed.training": "core config data metrics models cache monitor report inference",
-    "dogbreed.search": "core config data metrics models cache training",
+    "dogbreed.search": "core config data metrics models cache report training",
     "dogbreed.serving": "core data models inference training",
     "launch.aws": "",
     "launch.jobs": "aws",

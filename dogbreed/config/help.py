@@ -14,7 +14,7 @@ Settings are written key=value and come in groups (the files in conf/ say what e
   search      how many trials, and over which ranges (for dogbreed.tune and SageMaker's tuner)
   sagemaker   instances, role, bucket, limits (for launch/)
   schedule    schedule=finetune: the head first, then more of the network from that head (head_stage: the first stage)
-  experiment  a set of settings: experiment=quickstart | modern | published | finetune
+  experiment  a set of settings: experiment=quickstart | modern | published | finetune | leaderboard
 
 What people change most, with the defaults:
   data.root=data/dogImages     folder with train/ valid/ test/ and one folder per class in each, or with classes alone
@@ -70,10 +70,12 @@ What people change most, with the defaults:
   search.space.model.lr.high=0.2                                            change a range
   'search.space.model.weight_decay={low: 1e-6, high: 1e-2, log: true}'      add a range
   '~search.space.data'                                                      take one out
+  'search.backbones=[resnet18,{mobilenet_v2: my.pth}]'                      compare networks instead of settings
 
 Examples:
   python -m dogbreed.tune data=sample model.weights=none search.trials=10
   python -m dogbreed.tune data.root=my_dogs model.backbone=resnet50 search.trials=50 --epochs 10
+  python -m dogbreed.tune data.root=my_dogs experiment=leaderboard
 
 All other settings and flags are those of python -m dogbreed.train (see its --help).
 

@@ -99,6 +99,7 @@ class Search:
     prune: bool
     where: str
     space: Mapping[str, Any] | None
+    backbones: Any = None  # not in the configurations of older runs
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from torchvision.ops import StochasticDepth
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import Preprocessing
-from dogbreed.models import lite0, own_networks, timm_networks
+from dogbreed.models import lite, own_networks, timm_networks
 from dogbreed.models.weights import load_backbone, published_file, read_state
 
 TRAINABLE = ("head", "block", "all")
@@ -51,7 +51,7 @@ def check_name(backbone: str) -> None:
     if own_networks.is_own(str(backbone)):
         own_networks.check_name(backbone)
         return
-    known = sorted([lite0.NAME, *_torchvision()])
+    known = sorted([*lite.NETWORKS, *_torchvision()])
     if backbone not in known:
         near = difflib.get_close_matches(str(backbone), known, n=1, cutoff=0.4)
         hint = f"did you mean {near[0]}?" if near else f"it has {len(known)}, such as resnet50 and vgg16."
@@ -76,8 +76,8 @@ def preprocessing_of(
     elif timm_networks.is_timm(backbone):
         check_name(backbone)
         expected = timm_networks.input_of(backbone)
-    elif backbone == lite0.NAME:
-        expected = dict(lite0.INPUT)
+    elif backbone in lite.NETWORKS:
+        expected = lite.input_of(backbone)
     else:
         check_name(backbone)
         record: Any = (_member(backbone, weights) or get_model_weights(backbone).DEFAULT).transforms()
@@ -108,8 +108,8 @@ def create(
     """Return a network with a head of `num_classes` outputs.
 
     Args:
-        backbone: `efficientnet_lite0`, a classification network of torchvision, `timm/NAME`, or the import path of a
-            callable without arguments that returns a network (`package.module:name`).
+        backbone: `efficientnet_lite0` or `_lite1`, a classification network of torchvision, `timm/NAME`, or the import
+            path of a callable without arguments that returns a network (`package.module:name`).
         num_classes: Outputs of the new head.
         weights: `imagenet` (what is published for the network, downloaded into a cache folder when missing), a member
             of torchvision's enum of its weights (`IMAGENET1K_V1`), `none`, or the path of a state_dict (.pth, .pt or
@@ -144,8 +144,8 @@ def _weights(backbone: str, weights: str) -> tuple[dict[str, Tensor], Path]:
         raise DogbreedError(
             f"Nothing is published for {backbone}: give model.weights=none for the values it is built with, or a path."
         )
-    if weights == "imagenet" and backbone == lite0.NAME:
-        return lite0.read_weights()
+    if weights == "imagenet" and backbone in lite.NETWORKS:
+        return lite.read_weights(backbone)
     member = _member(backbone, "DEFAULT" if weights == "imagenet" else weights)
     if member is None and weights.isidentifier() and not Path(weights).exists() and backbone in _torchvision():
         names = ", ".join(member.name for member in get_model_weights(backbone))
@@ -175,8 +175,8 @@ def _build(backbone: str, num_classes: int, size: int | None = None, pretrained:
         return timm_networks.build(backbone, num_classes, size, pretrained=pretrained)
     if own_networks.is_own(backbone):
         return own_networks.with_new_head(own_networks.build(backbone), None, num_classes)
-    if backbone == lite0.NAME:
-        return lite0.efficientnet_lite0(num_classes)
+    if backbone in lite.NETWORKS:
+        return lite.build(backbone, num_classes)
     # Both inception networks were published for inputs scaled by their own constants; the flag is part of the network.
     extra: dict[str, Any] = {}
     if backbone in ("inception_v3", "googlenet"):

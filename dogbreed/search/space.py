@@ -32,13 +32,22 @@ def check_search(config: Config, space: Space) -> None:
     Raises:
         DogbreedError: A setting is unknown or out of range, or a range reaches a value that a run would refuse.
     """
-    epochs = config.trainer["max_epochs"]
-    if not isinstance(epochs, int) or epochs < 1:
-        raise DogbreedError(f"trainer.max_epochs={epochs}: a search needs trainer.max_epochs >= 1.")
+    check_epochs(config)
     check_group(vars(config.search), OBJECTIVES)
     for key, bounds in space.items():
         for value in bounds.get("choices") or (bounds["low"], bounds["high"]):
             _check_value(config, key, value)
+
+
+def check_epochs(config: Config) -> None:
+    """Refuse a search without an end, or without an epoch.
+
+    Raises:
+        DogbreedError: Names the key.
+    """
+    epochs = config.trainer["max_epochs"]
+    if not isinstance(epochs, int) or epochs < 1:
+        raise DogbreedError(f"trainer.max_epochs={epochs}: a search needs trainer.max_epochs >= 1.")
 
 
 def _check_value(config: Config, key: str, value: Any) -> None:

