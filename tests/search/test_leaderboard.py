@@ -52,6 +52,7 @@ def board(settings: list[str], tmp_path_factory: pytest.TempPathFactory) -> dict
     return written
 
 
+@pytest.mark.slow
 def test_the_head_is_that_of_a_run_with_the_same_settings(
     settings: list[str], board: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -74,6 +75,7 @@ def test_the_head_is_that_of_a_run_with_the_same_settings(
     assert row["megabytes"] == pytest.approx((11_176_512 + 513 * CLASSES) * 4 / 1e6, rel=0.002)  # and batch norm's own
 
 
+@pytest.mark.slow
 def test_baselines_and_the_ensemble_are_what_scikit_learn_and_numpy_make_of_the_features(
     settings: list[str], board: dict[str, Any]
 ) -> None:
@@ -111,6 +113,7 @@ def test_baselines_and_the_ensemble_are_what_scikit_learn_and_numpy_make_of_the_
     assert row["baselines"]["lbfgs"]["val_loss"] == pytest.approx(min(losses), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_an_ensemble_stands_below_with_its_gain(board: dict[str, Any]) -> None:
     rows = {row["name"]: row for row in board["rows"]}
     first, second = sorted(rows.values(), key=lambda row: row["figures"]["val_loss"])
@@ -127,6 +130,7 @@ def test_an_ensemble_stands_below_with_its_gain(board: dict[str, Any]) -> None:
     assert board["front"][0] == fastest["name"]
 
 
+@pytest.mark.slow
 def test_what_cannot_take_part_is_named_and_the_second_time_features_are_there(
     settings: list[str], board: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -163,7 +167,7 @@ def test_what_cannot_be_is_a_sentence(
     assert not (tmp_path / "none").exists()
 
 
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "vit_b_16"])
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("vit_b_16", marks=pytest.mark.slow)])
 def test_multiply_adds_are_those_of_the_table_of_the_cloud(name: str) -> None:
     with (ROOT / "launch" / "aws" / "networks.csv").open(newline="") as file:
         counted = {row["network"]: float(row["macs"]) for row in csv.DictReader(file)}
