@@ -22,6 +22,7 @@ Prints the least IAM policy for a command, for the names in the configuration.
 
   sagemaker.role=NAME sagemaker.bucket=NAME sagemaker.region=us-east-1 sagemaker.prefix=dogbreed
   sagemaker.job_name=NAME sagemaker.endpoint.name=NAME   where these do not begin with the prefix
+  logger=mlflow loggers.mlflow.tracking_uri=ARN   of execution: the managed MLflow that jobs log to
 
 From nothing to a role:
   python launch/policies.py trust > trust.json

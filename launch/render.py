@@ -11,6 +11,7 @@ import yaml
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.text import count, duration, join
 from dogbreed.inference.archive import CODE, Archive
+from launch.aws import tracking
 from launch.aws.account import Target
 from launch.aws.images import has_toolkit, patch_notice
 from launch.aws.pricing import HOURS_PER_MONTH, Prices
@@ -105,6 +106,9 @@ def _lines(config: Mapping[str, Any], job: Job, prices: Prices) -> Iterator[str]
         yield f"  {sizes.get(file.name) or file.stat().st_size:>9,}  {file} -> {address}"
     packages = job.source.files["requirements.txt"].decode().split("\n")
     yield f"Installed in the container: {', '.join(filter(None, packages))}"
+    if tracking.logs_to_mlflow(config):
+        inside = "mlruns/ in output.tar.gz of the job, since loggers.mlflow.tracking_uri names no other address"
+        yield f"MLflow: {tracking.tracking_uri(config) or inside}"
     if apart := job.source.files.get(APART_FILE):
         yield f"Installed in a folder of its own: {', '.join(apart.decode().split())}"
 

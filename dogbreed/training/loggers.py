@@ -4,6 +4,7 @@ import os
 import sys
 import traceback
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from lightning.pytorch import loggers as lightning_loggers
 from lightning.pytorch.loggers import Logger, MLFlowLogger, WandbLogger
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.extras import install
 
 LOGGERS = {
     "csv": "CSVLogger",
@@ -49,6 +51,8 @@ def build_loggers(loggers: Mapping[str, Any] | None, folder: Path) -> list[Any]:
             keywords = {"save_dir": folder / "mlruns", **keywords}
         elif name != "comet":
             keywords = {"save_dir": folder, **keywords}
+        if str(keywords.get("tracking_uri")).startswith("arn:") and not find_spec("sagemaker_mlflow"):
+            raise DogbreedError(f"loggers.{name} to SageMaker needs sagemaker-mlflow: {install('sagemaker-mlflow')}.")
         if not hasattr(lightning_loggers, LOGGERS[name]):
             raise DogbreedError(f"loggers.{name}: the Lightning that is installed has no {LOGGERS[name]}.")
         try:

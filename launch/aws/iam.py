@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from launch.aws import tracking
 from launch.aws.account import Target, arn_of_role
 from launch.aws.images import in_ecr
 from launch.aws.naming import MARK, features_uri, parse_s3_uri, partition, prefix
@@ -53,6 +54,7 @@ class _Names:
         uris |= {key: endpoint[key] for key in ("input", "output")}
         own = f"s3://{target.bucket}/{self.prefix}/"
         self.features = features_uri(config, target.bucket)
+        self.mlflow = tracking.managed(config)
         self.addresses = {
             key: parse_s3_uri(uri, key)
             for key, uri in uris.items()
@@ -306,6 +308,7 @@ def _execution(names: _Names) -> list[Statement]:
         *_addresses(names, ["data", "weights", "packages", "input"], "s3:GetObject"),
         *_addresses(names, ["output"], "s3:PutObject", "s3:AbortMultipartUpload"),
         *_features(names),
+        *_mlflow(names),
         _allow(
             ["logs:CreateLogGroup", "logs:CreateLogStream", "logs:PutLogEvents", "logs:DescribeLogStreams"],
             [f"{names.logs}/*"],
@@ -334,6 +337,16 @@ def _features(names: _Names) -> list[Statement]:
         return _addresses(names, ["features"], "s3:GetObject", "s3:PutObject")
     _, folder = parse_s3_uri(names.features, "features") if names.features else ("", "")
     return [_allow(["s3:PutObject"], [f"{names.bucket}/{folder}/*"])] if folder else []
+
+
+def _mlflow(names: _Names) -> list[Statement]:
+    """Allow logging to SageMaker's MLflow, and its artefacts where the server keeps them below the prefix."""
+    if not names.mlflow:
+        return []
+    return [
+        _allow(tracking.actions(names.mlflow), [names.mlflow]),
+        _allow(["s3:PutObject", "s3:AbortMultipartUpload"], names.objects("mlflow")),
+    ]
 
 
 def _trust(names: _Names, service: str = "sagemaker") -> list[Statement]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from launch.aws import tracking
 from launch.aws.naming import MARK, parse_s3_uri
 
 # Keys that are null until somebody gives them, so that the default does not show their kind.
@@ -158,6 +159,7 @@ def check_settings(config: Mapping[str, Any]) -> None:
         )
     if cloud["isolate"]:
         _check_isolated(config)
+    tracking.managed(config)
 
 
 def _check_labels(config: Mapping[str, Any]) -> None:

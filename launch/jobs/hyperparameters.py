@@ -6,12 +6,15 @@ from typing import Any
 
 from dogbreed.config.compose import compose, conf_dir, diff, flatten
 from dogbreed.core.errors import DogbreedError
+from launch.aws import tracking
 
 # Settings that concern this machine, or that the container decides.
 STAYS_HERE = (
     *("sagemaker", "mode", "job", "output_dir", "resume", "progress", "cache.dir"),
     *("data.root", "data.download", "data.url", "data.source"),
+    tracking.KEY,  # a variable carries it: a hyperparameter could not
 )
+LOGGERS = (["tensorboard"], ["csv"], ["mlflow"])  # groups that a job has the packages for
 
 
 def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: bool = False) -> dict[str, Any]:
@@ -33,6 +36,10 @@ def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: 
     if source != base["data"]["source"]:
         travels["data"] = source
         base = _base(**travels)
+    loggers = list(config["loggers"] or {})
+    if loggers in LOGGERS and loggers != list(base["loggers"]):
+        travels["logger"] = loggers[0]
+        base = _base(**travels)
     values = flatten(config)
     stays = (*STAYS_HERE, *(() if with_search else ("search",)))
     for key in diff(base, config):
@@ -40,6 +47,8 @@ def settings(config: Mapping[str, Any], experiment: str | None, *, with_search: 
             continue
         if key == "model.weights" and values[key] not in ("imagenet", "none"):
             continue  # a file: it has a channel
+        if any(name.startswith(f"{key}.") for name in values):
+            continue  # an empty mapping that has got members
         if key not in values:
             raise DogbreedError(f"{key} was taken out, which cannot travel as a hyperparameter; use an experiment file")
         travels[key] = values[key]

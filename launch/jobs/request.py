@@ -17,7 +17,7 @@ from dogbreed.config.overrides import to_wire
 from dogbreed.config.search_space import check_search, ranges
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.metric_lines import METRIC_REGEXES
-from launch.aws import images
+from launch.aws import images, tracking
 from launch.aws.account import Target
 from launch.aws.naming import features_uri, job_name, parse_s3_uri, prefix, tags
 from launch.aws.validate import check_request, check_settings
@@ -299,6 +299,8 @@ class _Builder:
         if features := features_uri(self.config, self.target.bucket):
             variables |= {FEATURES: features, f"{FEATURES}_OWNER": self.target.account}
             variables |= {f"{FEATURES}_KMS_KEY": self.cloud["kms_key"]} if self.cloud["kms_key"] else {}
+        if address := tracking.tracking_uri(self.config):
+            variables["MLFLOW_TRACKING_URI"] = address
         if self.cloud["isolate"]:
             variables["PIP_NO_INDEX"] = "1"
         if self.packages_uri:

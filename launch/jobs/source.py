@@ -16,6 +16,7 @@ from typing import Any
 
 from dogbreed.config.compose import conf_dir
 from dogbreed.core.errors import DogbreedError
+from launch.aws import tracking
 
 ROOT = Path(__file__).resolve().parents[2]
 ENTRY_POINT = "entry.py"
@@ -125,6 +126,8 @@ def requirements(config: Mapping[str, Any], *, search: bool = False) -> str:
         "debugger": config["sagemaker"]["debugger"]["enabled"],
         "lite0": backbone == "efficientnet_lite0" and weights == "imagenet",
         "timm": backbone.startswith("timm/"),
+        "mlflow": tracking.logs_to_mlflow(config),
+        "sagemaker-mlflow": tracking.managed(config),
     }
     for extra in (name for name, used in extras.items() if used):
         dependencies += project["optional-dependencies"][extra]

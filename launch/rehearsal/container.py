@@ -24,6 +24,7 @@ import psutil
 
 from dogbreed.core.background import in_background
 from dogbreed.core.errors import DogbreedError
+from launch.aws import tracking
 from launch.rehearsal.environment import Environment
 from launch.rehearsal.s3 import LocalS3
 
@@ -158,7 +159,12 @@ class Container:
 
     def variables(self, root: Path) -> dict[str, str]:
         """Return the environment variables of the container whose /opt/ml is `root`."""
-        requested = {name: value for name, value in self.request.get("Environment", {}).items() if name != CACHE}
+        # A rehearsal reaches no AWS, so what would go to SageMaker's MLflow stays in the job's own output.
+        requested = {
+            name: value
+            for name, value in self.request.get("Environment", {}).items()
+            if name != CACHE and not tracking.ARN.fullmatch(value)
+        }
         foreign = ("AWS_", "SM_", "SAGEMAKER_", "TRAINING_JOB_")
         ours = {name: value for name, value in self.environment.variables().items() if not name.startswith(foreign)}
         return {
