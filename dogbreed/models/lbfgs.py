@@ -117,7 +117,8 @@ def solve(
     with torch.no_grad():  # the solution is one, but a start from nowhere in particular is the same for all seeds
         head.weight.zero_()
         head.bias.zero_()
-    best, state = float("inf"), {}
+    best = float("inf")
+    state: dict[str, Tensor] = {}
     for c in GRID if solution is None else ():  # each from the solution of the one before
         fit_head(head, *train, criterion, c)
         with torch.no_grad():
@@ -133,8 +134,8 @@ def solve(
     else:
         fit_head(head, *train, criterion, solution.c)
     with torch.no_grad():
-        head.weight /= solution.temperature
-        head.bias /= solution.temperature
+        head.weight.div_(solution.temperature)
+        head.bias.div_(solution.temperature)
     return solution
 
 

@@ -97,7 +97,7 @@ def running_own(model_archive: Path) -> Iterator[str]:
         archive.unpack(model_archive, root / "ml" / "model")
         search = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         paths = {"SAGEMAKER_BASE_DIR": str(root / "ml"), "PATH": search, "PYTHONPATH": str(archive.PACKAGE.parent)}
-        command = ["sh", OWN, "serve", "--host", "127.0.0.1", "--port", "0"]
+        command: list[str | Path] = ["sh", OWN, "serve", "--host", "127.0.0.1", "--port", "0"]
         with _process(command, root, {**os.environ, **paths}, log) as process:
             deadline = time.monotonic() + START_SECONDS
             while not (address := re.search(r"(http://\S+)/invocations", log.read_text(errors="replace"))):
