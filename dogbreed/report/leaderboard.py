@@ -123,6 +123,14 @@ class Leaderboard:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
 
+    def winner(self) -> str:
+        """Return which backbone is the best on valid, in a sentence."""
+        best = self.rows[0]
+        said = f"{best.name} is right about most images of valid, {_percent(best.figures['val_acc'])} %"
+        if best.split == "test":
+            said += f", and about {_percent(best.figures['test_acc'])} % of test ({best.interval} %)"
+        return f"{said}."
+
     def verdict(self) -> str:
         """Return whether the ensemble is better than its better member, in a sentence."""
         if self.gain is None:

@@ -79,8 +79,8 @@ def leaderboard(config: Config | Mapping[str, Any] | None = None, overrides: Seq
         folder.mkdir(parents=True, exist_ok=True)
         write_json(folder / "leaderboard.json", board.to_json())
         leaderboard_page.write(folder / "leaderboard.html", board)
-    _say(config, "\n".join(["", *board.table(), "", board.verdict(), f"{board.seconds:.0f} s; wrote {folder}/"
-                            "leaderboard.html and leaderboard.json"]))  # fmt: skip
+    files = f"{board.seconds:.0f} s; wrote {folder}/leaderboard.html and leaderboard.json"
+    _say(config, "\n".join(["", *board.table(), "", board.winner(), board.verdict(), files]))
     return board
 
 
