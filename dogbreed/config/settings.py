@@ -105,6 +105,7 @@ class Search:
 @dataclass(frozen=True)
 class Export:
     neighbours: bool = True
+    dogs: bool = False
 
 
 @dataclass(frozen=True)

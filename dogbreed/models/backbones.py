@@ -98,6 +98,14 @@ def _member(backbone: str, weights: str | None) -> Any | None:
     return get_model_weights(backbone).__members__.get(str(weights)) if backbone in _torchvision() else None
 
 
+def has_published_head(backbone: str, weights: str | None) -> bool:
+    """Return whether the weights of that name come with a head of ImageNet's 1,000 classes."""
+    if timm_networks.is_timm(backbone):
+        return weights == "imagenet" and timm_networks.classes_of(backbone) == 1000
+    published = backbone in lite.NETWORKS or backbone in _torchvision()
+    return published and (weights == "imagenet" or _member(backbone, weights) is not None)
+
+
 def _torchvision() -> list[str]:
     return list_models(module=torchvision.models)
 

@@ -29,7 +29,7 @@ from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
 from dogbreed.models.model_folder import Exported, save
-from dogbreed.models.neighbours import Neighbours
+from dogbreed.models.neighbours import InDomain
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
 
 # What an export notes of how a model was trained.
@@ -412,7 +412,7 @@ class DogBreedClassifier(LightningModule):
         *,
         temperature: float = 1.0,
         conformal: Mapping[str, Any] | None = None,
-        neighbours: Neighbours | None = None,
+        neighbours: InDomain | None = None,
         config: Mapping[str, Any] | None = None,
         metrics: Mapping[str, Any] | None = None,
     ) -> Path:

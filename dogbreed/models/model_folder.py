@@ -22,7 +22,7 @@ from dogbreed.core.version import __version__
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, neighbours
 from dogbreed.models.manifest import FORMAT_VERSION, MANIFEST, WEIGHTS, read_manifest
-from dogbreed.models.neighbours import Neighbours
+from dogbreed.models.neighbours import InDomain
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class Exported:
         config: The training configuration.
         metrics: What the training reached.
         conformal: Thresholds of prediction sets; empty where there are none, as in exports of older versions.
-        neighbours: Index of the training images; None where there is none, as in exports of older versions.
+        neighbours: Index of the training images, or the published head; None where there is none, as in exports of
+            older versions.
     """
 
     network: nn.Module
@@ -49,7 +50,7 @@ class Exported:
     config: Mapping[str, Any] = field(default_factory=dict)
     metrics: Mapping[str, Any] = field(default_factory=dict)
     conformal: Mapping[str, Any] = field(default_factory=dict)
-    neighbours: Neighbours | None = None
+    neighbours: InDomain | None = None
 
 
 def save(folder: Path, model: Exported) -> Path:

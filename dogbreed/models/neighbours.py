@@ -2,15 +2,18 @@
 
 What the last layer takes is compared, projected to the dimensions in which the training images differ most. What the
 projection loses of an image counts against it, since the cosine is taken with the length before it.
+
+For dogs, the head that the weights were published with can tell instead: it knows ImageNet's 118 breeds.
 """
 
 import hashlib
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from safetensors.torch import load, save
@@ -29,23 +32,91 @@ BASIS_IMAGES = 4096  # from which the projection is computed
 REFUSED_PERCENT = 1  # of the images like those of valid, at most
 
 
+# ImageNet's classes of dogs: the breeds, and dingo, dhole and African hunting dog.
+DOGS = (*range(151, 269), *range(273, 276))
+
+
+@dataclass(frozen=True, kw_only=True)
+class InDomain(ABC):
+    """What tells images of a model's kind from others.
+
+    Attributes:
+        threshold: The least similarity of an image of the kind.
+        images: Number of validation images by which the threshold was chosen.
+    """
+
+    threshold: float = 0.0
+    images: int = 0
+
+    @abstractmethod
+    def similarity(self, features: Tensor) -> list[float]:
+        """Return how much each row of features [N, D] is of the kind."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Return what `model.json` says of it besides its threshold."""
+
+    def calibrated(self, valid: Tensor) -> Self | None:
+        """Return it with the threshold that refuses 1 % of images like these; None if they are too few to tell.
+
+        Args:
+            valid: Features [N, D] of images that it was not made of.
+        """
+        rank = REFUSED_PERCENT * (len(valid) + 1) // 100
+        if not rank:
+            return None
+        return replace(self, threshold=sorted(self.similarity(valid))[rank - 1], images=len(valid))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the tensors into the folder of a model; return what `model.json` says of it."""
+        content = save({name: value.contiguous() for name, value in vars(self).items() if isinstance(value, Tensor)})
+        with atomic_write(folder / NEIGHBOURS) as file:
+            file.write_bytes(content)
+        digest = hashlib.sha256(content).hexdigest()
+        return {"threshold": self.threshold, **self.describe(), "images": self.images, "sha256": digest}
+
+
 @dataclass(frozen=True)
-class Neighbours:
+class DogClasses(InDomain):
+    """The head that the weights were published with: the sum of its probabilities of ImageNet's dogs.
+
+    Attributes:
+        weight: [1000, features], float16.
+        bias: [1000], float16.
+    """
+
+    weight: Tensor
+    bias: Tensor
+
+    @cached_property
+    def _matrix(self) -> tuple[Tensor, Tensor]:
+        return self.bias.float(), self.weight.float().T.contiguous()
+
+    def similarity(self, features: Tensor) -> list[float]:
+        """Return the probability that each row of features [N, D] is of a dog."""
+        bias, weight = self._matrix
+        probabilities: list[float] = (
+            torch.addmm(bias, features.float().cpu(), weight).softmax(1)[:, DOGS].sum(1).tolist()
+        )
+        return probabilities
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "dogs"}
+
+
+@dataclass(frozen=True)
+class Neighbours(InDomain):
     """The index of a model's training images.
 
     Attributes:
         points: [images, dimensions], int8: features of length 1, projected, in steps of `steps`.
         steps: [dimensions].
         basis: [features, dimensions], float16.
-        threshold: The least similarity of an image of their kind.
-        images: Number of validation images by which the threshold was chosen.
     """
 
     points: Tensor
     steps: Tensor
     basis: Tensor
-    threshold: float = 0.0
-    images: int = 0
 
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
@@ -59,24 +130,8 @@ class Neighbours:
         nearest: list[float] = cosines.topk(min(NEAREST, len(self.points)), dim=1).values.mean(1).tolist()
         return nearest
 
-    def calibrated(self, valid: Tensor) -> "Neighbours | None":
-        """Return the index with the threshold that refuses 1 % of images like these; None if they are too few to tell.
-
-        Args:
-            valid: Features [N, D] of images that are not in the index.
-        """
-        rank = REFUSED_PERCENT * (len(valid) + 1) // 100
-        if not rank:
-            return None
-        return replace(self, threshold=sorted(self.similarity(valid))[rank - 1], images=len(valid))
-
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Write the index into the folder of a model; return what `model.json` says of it."""
-        content = save({name: getattr(self, name).contiguous() for name in ("points", "steps", "basis")})
-        with atomic_write(folder / NEIGHBOURS) as file:
-            file.write_bytes(content)
-        digest = hashlib.sha256(content).hexdigest()
-        return {"threshold": self.threshold, "nearest": NEAREST, "images": self.images, "sha256": digest}
+    def describe(self) -> dict[str, Any]:
+        return {"nearest": NEAREST}
 
 
 def build(features: Iterable[Tensor]) -> Neighbours:
@@ -105,8 +160,8 @@ def _basis(rows: Tensor) -> Tensor:
         return torch.svd_lowrank(rows, min(dimensions + 32, *rows.shape), niter=4)[2][:, :dimensions]
 
 
-def read(folder: Path, about: Mapping[str, Any]) -> Neighbours:
-    """Return the index in the folder of a model.
+def read(folder: Path, about: Mapping[str, Any]) -> InDomain:
+    """Return what tells images of the kind, from the folder of a model.
 
     Args:
         folder: Of the model.
@@ -126,7 +181,8 @@ def read(folder: Path, about: Mapping[str, Any]) -> Neighbours:
         raise DogbreedError(f"{file} cannot be read ({error.strerror}); copy the folder again.") from error
     if hashlib.sha256(content).hexdigest() != about["sha256"]:
         raise DogbreedError(f"{file} is not the index that model.json was written with; copy the folder again.")
-    return Neighbours(**load(content), threshold=float(about["threshold"]), images=int(about["images"]))
+    kind = DogClasses if about.get("kind") == "dogs" else Neighbours
+    return kind(**load(content), threshold=float(about["threshold"]), images=int(about["images"]))
 
 
 class HeadInput:

@@ -65,6 +65,11 @@ def input_of(backbone: str) -> dict[str, Any]:
     }
 
 
+def classes_of(backbone: str) -> int:
+    """Return how many classes the head has that the weights of a network were published with."""
+    return int(load_timm().get_pretrained_cfg(backbone.removeprefix(PREFIX)).num_classes)
+
+
 def build(backbone: str, num_classes: int, size: int | None, *, pretrained: bool = False) -> nn.Module:
     """Return a network, with timm's published weights where `pretrained`.
 

@@ -43,7 +43,7 @@ def _front(board: Leaderboard) -> Markup:
             made.axes.annotate(
                 row.name,
                 (row.milliseconds, accuracy),
-                (-5 if left else 5, 4),
+                (-5 if left else 5, 4 if row in front else -10),
                 textcoords="offset points",
                 ha="right" if left else "left",
                 fontsize=8,

@@ -4,29 +4,62 @@ from collections.abc import Iterator
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dogbreed.cache.store import Table
 from dogbreed.config.settings import Config
+from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import FeatureBatch
 from dogbreed.models import backbones, neighbours
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.neighbours import MOST, REFUSED_PERCENT, HeadInput, Neighbours
+from dogbreed.models.neighbours import MOST, REFUSED_PERCENT, DogClasses, HeadInput, InDomain
 
 _ROWS = 256
 
 
-def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> tuple[Neighbours | None, str]:
-    """Return the index with its threshold, chosen on valid; in its place a sentence where there can be none.
+def check_dogs(config: Config) -> None:
+    """Refuse `export.dogs` where there is no head that knows dogs.
+
+    Raises:
+        DogbreedError: Says what to set.
+    """
+    model = config.model
+    if not config.export.dogs:
+        return
+    if model.trainable != "head":
+        raise DogbreedError(
+            f"export.dogs=true takes the features that the published head knows, and model.trainable={model.trainable} "
+            "changes them; set export.dogs=false, and the training images are compared."
+        )
+    if not backbones.has_published_head(model.backbone, model.weights):
+        raise DogbreedError(
+            "export.dogs=true takes the published head of ImageNet's 1,000 classes, which "
+            f"model.weights={model.weights} of {model.backbone} has not; set export.dogs=false, and the training images "
+            "are compared."
+        )
+
+
+def _published(config: Config) -> DogClasses:
+    """Return the head that the weights of a run were published with."""
+    model = config.model
+    network = backbones.create(model.backbone, 1000, weights=model.weights, size=config.data.size)
+    head = network.get_submodule(backbones.head_name(network))
+    if not isinstance(head, nn.Linear) or head.bias is None:
+        raise LookupError
+    return DogClasses(head.weight.detach().half(), head.bias.detach().half())
+
+
+def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> tuple[InDomain | None, str]:
+    """Return the index, or the published head, with a threshold from valid; else a sentence on why there is none.
 
     Args:
         config: Of the run.
         model: As it is exported.
         data: Of the run. Its features are read; what is behind them in the network is computed once.
     """
-    if not config.export.neighbours:
+    if not (config.export.neighbours or config.export.dogs):
         return None, ""
     least = -(-100 // REFUSED_PERCENT) - 1
     images = len(data.samples["valid"])
@@ -39,8 +72,10 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
         model.eval()
         try:
             with torch.inference_mode(), float32_as(config.cache.precision, model.device):
-                index = neighbours.build(_features(model, data, "train"))
+                index = _published(config) if config.export.dogs else neighbours.build(_features(model, data, "train"))
                 return index.calibrated(torch.cat([*_features(model, data, "valid")])), ""
+        except DogbreedError as error:  # the run has gone on from a checkpoint, without the published weights
+            why = str(error).rstrip(".")
         except LookupError:
             why = "what the network hands to its last layer cannot be seen from outside"
         finally:

