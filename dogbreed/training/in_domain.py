@@ -36,8 +36,8 @@ def check_dogs(config: Config) -> None:
     if not backbones.has_published_head(model.backbone, model.weights):
         raise DogbreedError(
             "export.dogs=true takes the published head of ImageNet's 1,000 classes, which "
-            f"model.weights={model.weights} of {model.backbone} has not; set export.dogs=false, and the training images "
-            "are compared."
+            f"model.weights={model.weights} of {model.backbone} has not; set export.dogs=false, and the training "
+            "images are compared."
         )
 
 

@@ -18,7 +18,7 @@ from dogbreed.data.edge_cases import drawn
 from dogbreed.inference import handler
 from dogbreed.inference.predictor import Predictor
 from dogbreed.models.manifest import NEIGHBOURS
-from dogbreed.models.neighbours import Neighbours, build
+from dogbreed.models.neighbours import DOGS, DogClasses, Neighbours, build
 from dogbreed.predict import main
 from dogbreed.serving import certify, parity
 from dogbreed.serving.certificate import Answer
@@ -104,6 +104,33 @@ def test_predictor_command_and_handler(model, photos, expected, capsys):
         content = json.loads(handler.output_fn(asked, "application/json; top_k=1; logits=1")[0])
         assert (content["set"], content["abstain"], content["in_domain"]) == answer
         assert list(content) == ["predictions", "logits", "set", "abstain", "in_domain"]
+
+
+@pytest.mark.slow
+def test_of_dogs_by_the_published_head(model, photos, tmp_path):
+    features = head_inputs(model, photos).double().numpy()
+    centred = features - features.mean(0)
+    weight = torch.randn(1000, features.shape[1], generator=torch.Generator().manual_seed(0)) / np.abs(centred).max()
+    bias = -(weight.double().numpy() @ features.mean(0))
+    logits = features @ weight.half().double().numpy().T + torch.from_numpy(bias).half().double().numpy()
+    powers = np.exp(logits - logits.max(1, keepdims=True))
+    assert len(DOGS) == 121
+    dogs = powers[:, list(DOGS)].sum(1) / powers.sum(1)
+    ordered = sorted(dogs)
+    head = DogClasses(weight.half(), torch.from_numpy(bias).half(), threshold=(ordered[9] + ordered[10]) / 2, images=99)
+    folder = export_tiny(tmp_path / "model", least=0.3, neighbours=head)
+    assert json.loads((folder / "model.json").read_text())["neighbours"]["kind"] == "dogs"
+    predictor = Predictor(folder)
+    answers = predictor.predict(photos)
+    assert [answer.in_domain for answer in answers] == [bool(share >= head.threshold) for share in dogs]
+    for photo, answer in zip(photos[:3], answers, strict=False):
+        content = handler.output_fn(
+            handler.predict_fn(handler.input_fn(photo.read_bytes(), BYTES), predictor), "application/json"
+        )
+        assert json.loads(content[0])["in_domain"] == answer.in_domain
+    with serving(folder) as running:
+        served = [Endpoint(running.address).predict(photo).in_domain for photo in photos[:3]]
+    assert served == [answer.in_domain for answer in answers[:3]]
 
 
 def test_a_table_in_a_file(model, photos, expected, tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from dogbreed.data.images import Preprocessing
 from dogbreed.models import backbones, model_folder
-from dogbreed.models.neighbours import Neighbours
+from dogbreed.models.neighbours import InDomain
 
 NAMES = ("Amber_hound", "Blue_spitz", "Green-eyed_setter", "Red_terrier")  # as in conftest's folders
 
@@ -15,7 +15,7 @@ def export_tiny(
     names: Sequence[str] = NAMES,
     temperature: float = 0.7,
     least: float | None = None,
-    neighbours: Neighbours | None = None,
+    neighbours: InDomain | None = None,
 ) -> Path:
     """A network of random weights for inputs of 64 pixels, in `folder`; `least` is what a class of its sets reaches."""
     sets = {} if least is None else {"least_probability": {"90": least, "95": None}, "images": 9, "abstain_above": 2}
