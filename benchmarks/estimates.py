@@ -3,8 +3,8 @@
     python -m benchmarks.estimates PHOTOGRAPHS [--images N] [--repeats N]
 
 Each job is rehearsed with a cache of its own; then each one's receipt foretells all of them. PHOTOGRAPHS is laid out
-as dogImages. Weights are random, which takes as long. On a machine that does something else meanwhile, nothing is told
-by one run, and little by the fastest of several.
+as dogImages. Weights are random, which takes as long. On a machine that does something else meanwhile, one run
+tells nothing, and the fastest of several little.
 """
 
 import argparse
@@ -61,9 +61,7 @@ def main() -> None:
             for name, words in plans.items():
                 config = compose([*words, f"sagemaker.prices={file}"])
                 expected, taken = Prices(config).training(counts(config)).seconds or 0.0, receipts[name][0]
-                print(
-                    f"by {by:20} {name:20} {expected:6.1f} s expected, {expected / taken:.2f} of the {taken:.1f} s taken"
-                )
+                print(f"by {by:20} {name:20} {expected:6.1f} s expected, {expected / taken:.2f} of {taken:.1f} s taken")
 
 
 if __name__ == "__main__":
