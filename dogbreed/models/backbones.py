@@ -77,7 +77,7 @@ def preprocessing_of(
         check_name(backbone)
         expected = timm_networks.input_of(backbone)
     elif backbone in lite.NETWORKS:
-        expected = lite.input_of(backbone)
+        expected = dict(lite.INPUT)
     else:
         check_name(backbone)
         record: Any = (_member(backbone, weights) or get_model_weights(backbone).DEFAULT).transforms()

@@ -198,10 +198,13 @@ def test_short_names_stand_for_keys_that_exist():
         ("data.lr=0.1", "Unknown key data.lr; did you mean model.lr?"),
         (
             "experiment=quickstrat",
-            "There is no experiment called quickstrat, only finetune, modern, published and quickstart; "
+            "There is no experiment called quickstrat, only finetune, leaderboard, modern, published and quickstart; "
             "did you mean experiment=quickstart?",
         ),
-        ("experiment=x", "There is no experiment called x, only finetune, modern, published and quickstart"),
+        (
+            "experiment=x",
+            "There is no experiment called x, only finetune, leaderboard, modern, published and quickstart",
+        ),
         ("model=resnet50", "There is no model called resnet50, only default; did you mean model.backbone=resnet50?"),
         ("data=my/dogs", "There is no data called my/dogs, only dogimages and sample; did you mean data.root=my/dogs?"),
         ("+data=sample", "data is given twice; write data=NAME, without a plus"),
