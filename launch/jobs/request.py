@@ -109,9 +109,14 @@ def in_one_job(config: Mapping[str, Any]) -> bool:
     """Return whether one training job makes the whole search.
 
     Raises:
-        DogbreedError: search.where is unknown.
+        DogbreedError: search.where is unknown, or the search is one over backbones.
     """
     where = str(config["search"]["where"])
+    if config["search"]["backbones"]:
+        raise DogbreedError(
+            "search.backbones compares networks where `python -m dogbreed.tune` runs; a search on SageMaker has "
+            "'search.space.model.backbone.choices=[...]' for them."
+        )
     if where not in ("trials", "one_job"):
         raise DogbreedError(f"search.where={where} is unknown; it is trials or one_job.")
     return where == "one_job"

@@ -549,6 +549,7 @@ def test_the_stand_ins_are_named(run):
         ("train", ["model.backbone=mobilnet_v2"], "did you mean mobilenet_v2?"),
         ("tune", ["search.objective=train_loss"], "search.objective=train_loss is unknown"),
         ("tune", ["search.trials=0"], "search.trials=0 is out of range"),
+        ("tune", ["search.backbones=[resnet18]"], "search.backbones compares networks where"),
         (
             "tune",
             ["search.where=one_job", "search.objective='average test loss'"],
