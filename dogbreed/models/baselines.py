@@ -17,7 +17,7 @@ ROWS = 1024  # compared with all training images at once
 def baselines(train: Split, valid: Split, classes: int) -> dict[str, Classifier]:
     """Return classifiers by name: `knn`, `class_means` and `lda`, fitted to train.
 
-    The number of neighbours and the shrinkage are those that are right about most images of valid.
+    The number of neighbours and the shrinkage are those with the highest accuracy on valid.
 
     Args:
         train: Has images of each class.

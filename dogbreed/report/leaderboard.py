@@ -85,7 +85,7 @@ class Leaderboard:
         rows: The best first, by accuracy on valid: test is not for choosing.
         ensemble: Of the heads of the two backbones with the lowest loss on valid; None where there is one alone.
         gain: Of the ensemble over the better of its members: `only_ensemble` and `only_member`, images of test (or
-            valid) that one alone is right about, and `p`, by McNemar's test.
+            valid) that one alone classifies correctly, and `p`, by McNemar's test.
         failed: Backbones that could not take part, and why.
         seconds: That it took.
     """
@@ -126,9 +126,9 @@ class Leaderboard:
     def winner(self) -> str:
         """Return which backbone is the best on valid, in a sentence."""
         best = self.rows[0]
-        said = f"{best.name} is right about most images of valid, {_percent(best.figures['val_acc'])} %"
+        said = f"The best on valid is {best.name}, with {_percent(best.figures['val_acc'])} %"
         if best.split == "test":
-            said += f", and about {_percent(best.figures['test_acc'])} % of test ({best.interval} %)"
+            said += f"; on test it has {_percent(best.figures['test_acc'])} % (95 % CI {best.interval} %)"
         return f"{said}."
 
     def verdict(self) -> str:
@@ -137,6 +137,6 @@ class Leaderboard:
             return "An ensemble needs two backbones."
         ours, theirs = self.gain["only_ensemble"], self.gain["only_member"]
         return (
-            f"The ensemble alone is right about {count(ours, 'image')}, {self.gain['member']} alone about {theirs:,} "
-            f"(p = {self.gain['p']:.2g}, McNemar)."
+            f"The ensemble classifies {count(ours, 'image')} correctly that {self.gain['member']} does not, and the "
+            f"other way round {theirs:,} (p = {self.gain['p']:.2g}, McNemar)."
         )
