@@ -105,7 +105,7 @@ class Search:
 @dataclass(frozen=True)
 class Export:
     neighbours: bool = True
-    dogs: bool = False
+    published_head: bool = False
 
 
 @dataclass(frozen=True)

@@ -20,24 +20,25 @@ _ROWS = 256
 
 
 def check_dogs(config: Config) -> None:
-    """Refuse `export.dogs` where there is no head that knows dogs.
+    """Refuse `export.published_head` where there is no head that knows dogs.
 
     Raises:
         DogbreedError: Says what to set.
     """
     model = config.model
-    if not config.export.dogs:
+    if not config.export.published_head:
         return
     if model.trainable != "head":
         raise DogbreedError(
-            f"export.dogs=true takes the features that the published head knows, and model.trainable={model.trainable} "
-            "changes them; set export.dogs=false, and the training images are compared."
+            "export.published_head=true takes the features that the published head knows, and "
+            f"model.trainable={model.trainable} changes them; set export.published_head=false, and the training images "
+            "are compared."
         )
     if not backbones.has_published_head(model.backbone, model.weights):
         raise DogbreedError(
-            "export.dogs=true takes the published head of ImageNet's 1,000 classes, which "
-            f"model.weights={model.weights} of {model.backbone} has not; set export.dogs=false, and the training "
-            "images are compared."
+            "export.published_head=true takes the published head of ImageNet's 1,000 classes, which "
+            f"model.weights={model.weights} of {model.backbone} has not; set export.published_head=false, and the "
+            "training images are compared."
         )
 
 
@@ -59,7 +60,7 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
         model: As it is exported.
         data: Of the run. Its features are read; what is behind them in the network is computed once.
     """
-    if not (config.export.neighbours or config.export.dogs):
+    if not (config.export.neighbours or config.export.published_head):
         return None, ""
     least = -(-100 // REFUSED_PERCENT) - 1
     images = len(data.samples["valid"])
@@ -72,7 +73,11 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
         model.eval()
         try:
             with torch.inference_mode(), float32_as(config.cache.precision, model.device):
-                index = _published(config) if config.export.dogs else neighbours.build(_features(model, data, "train"))
+                index = (
+                    _published(config)
+                    if config.export.published_head
+                    else neighbours.build(_features(model, data, "train"))
+                )
                 return index.calibrated(torch.cat([*_features(model, data, "valid")])), ""
         except DogbreedError as error:  # the run has gone on from a checkpoint, without the published weights
             why = str(error).rstrip(".")

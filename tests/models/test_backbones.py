@@ -148,7 +148,7 @@ def test_freezing_again_starts_from_nothing():
         ("vgg-16", "vgg16"),
         ("ResNet50", "resnet50"),
         ("mobilenet2", "mobilenet_v2"),
-        ("efficientnet_lite", "efficientnet_lite0"),
+        ("efficientnet_lit0", "efficientnet_lite0"),
     ],
 )
 def test_an_unknown_network_is_refused_with_the_nearest(name, nearest):

