@@ -24,7 +24,8 @@ def wilson_interval(correct: int, total: int, z: float = 1.959963984540054) -> t
     centre = share + z * z / (2 * total)
     spread = z * math.sqrt(share * (1 - share) / total + z * z / (4 * total * total))
     scale = 1 + z * z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    # At 0 and 1 an end is the proportion itself, which rounding would put outside.
+    return max(0.0, min((centre - spread) / scale, share)), min(1.0, max((centre + spread) / scale, share))
 
 
 def calibration_error(logits: Tensor, labels: Tensor, *, temperature: float = 1.0, bins: int = 15) -> float:

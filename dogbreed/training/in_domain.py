@@ -19,7 +19,7 @@ from dogbreed.models.neighbours import MOST, REFUSED_PERCENT, DogClasses, HeadIn
 _ROWS = 256
 
 
-def check_dogs(config: Config) -> None:
+def check_published_head(config: Config) -> None:
     """Refuse `export.published_head` where there is no head that knows dogs.
 
     Raises:

@@ -32,6 +32,12 @@ def test_wilson_as_published(correct, total, low, high):
     assert wilson_interval(correct, total) == pytest.approx((low, high), abs=5e-5)
 
 
+def test_wilson_contains_the_proportion_to_the_last_bit():
+    for total in range(1, 1000):  # of 48 of 48, rounding left the upper end below 1
+        assert wilson_interval(total, total)[1] == 1
+        assert wilson_interval(0, total)[0] == 0
+
+
 @given(st.integers(1, 2000).flatmap(lambda total: st.tuples(st.integers(0, total), st.just(total))))
 def test_wilson_solves_its_equation(counts):
     """The ends are where a normal test of that proportion would just reject: |p - share| = z sqrt(p (1 - p) / n)."""
