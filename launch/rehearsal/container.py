@@ -165,7 +165,7 @@ class Container:
             for name, value in self.request.get("Environment", {}).items()
             if name != CACHE and not tracking.ARN.fullmatch(value)
         }
-        foreign = ("AWS_", "SM_", "SAGEMAKER_", "TRAINING_JOB_")
+        foreign = ("AWS_", "SM_", "SAGEMAKER_", "TRAINING_JOB_", "MLFLOW_")  # of this shell, which no job sees
         ours = {name: value for name, value in self.environment.variables().items() if not name.startswith(foreign)}
         return {
             **ours,

@@ -62,7 +62,8 @@ def test_without_network_it_would_not_be_reached(run):
     assert said.err.startswith("error: sagemaker.isolate=true leaves the job without network, so loggers.mlflow.")
 
 
-def test_a_rehearsal_stays_here(run, tmp_path):
+def test_a_rehearsal_stays_here(run, tmp_path, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://of-this-shell.example")
     request = yaml.safe_load(run("train", *WORDS, to(SERVER), "sagemaker.environment={OTHER: kept}").out)
     s3 = SimpleNamespace(variables=dict)
     variables = Container(request, Environment(tmp_path), s3).variables(tmp_path)
