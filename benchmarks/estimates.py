@@ -2,13 +2,14 @@
 
     python -m benchmarks.estimates PHOTOGRAPHS [--images N] [--repeats N]
 
-Each job is rehearsed with a cache of its own; then each one's receipt foretells all of them. PHOTOGRAPHS is laid out
-as dogImages. Weights are random, which takes as long. On a machine that does something else meanwhile, one run
-tells nothing, and the fastest of several little.
+Each job is rehearsed with a cache of its own, the second with the receipt of the first. Then the receipt of the first
+alone, and of both, foretell all of them. PHOTOGRAPHS is laid out as dogImages. Weights are random, which takes as long.
+On a machine that does something else meanwhile, one run tells nothing, and the fastest of several little.
 """
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
@@ -24,18 +25,20 @@ COMMAND = Path(__file__).parents[1] / "launch" / "sagemaker_train.py"
 JOBS = {  # and how many times as many images per breed and split
     "resnet18, head": (1, ["model.backbone=resnet18"]),
     "mobilenet_v2, head": (2, ["model.backbone=mobilenet_v2"]),
+    "resnet50, head": (1, ["model.backbone=resnet50"]),
     "mobilenet_v2, block": (1, ["model.backbone=mobilenet_v2", "model.trainable=block"]),
 }
+MEASURED = 2  # so many of them tell what the machine can do
 
 
-def rehearse(folder: Path, photographs: Path, images: int, settings: list[str]) -> tuple[dict[str, Any], list[str]]:
-    """Rehearse a job into a folder; return its receipt, and the settings that plan the same."""
-    given = [*settings, "model.weights=none"]
-    words = [f"data.root={photographs}", f"sagemaker.rehearsal.images={images}", f"cache.dir={folder / 'cache'}"]
-    words += ["mode=rehearse", f"output_dir={folder}"]
-    subprocess.run([sys.executable, COMMAND, *given, *words], check=True, stdout=subprocess.DEVNULL)
+def rehearse(folder: Path, photographs: Path, settings: list[str]) -> tuple[dict[str, Any], list[str]]:
+    """Rehearse a job into a folder; return its receipt, and the words that plan it beside its settings."""
+    words = [*settings, "model.weights=none", f"data.root={photographs}", f"cache.dir={folder / 'cache'}"]
+    command = [sys.executable, str(COMMAND), *words, "mode=rehearse", f"output_dir={folder}"]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     receipt: dict[str, Any] = json.loads((folder / "receipt.json").read_text())
-    return receipt, [*given, "mode=plan", "sagemaker.instance_type=local", f"data.root={folder / 'data'}"]
+    plan = ["model.weights=none", "mode=plan", "sagemaker.instance_type=local", f"data.root={folder / 'data'}"]
+    return receipt, plan
 
 
 def main() -> None:
@@ -46,22 +49,28 @@ def main() -> None:
     frame.add_argument("--repeats", type=int, default=1, help="of which the fastest counts")
     arguments = frame.parse_args()
     with TemporaryDirectory() as scratch:
-        plans, receipts = {}, {}
-        for number, (name, (times, settings)) in enumerate(JOBS.items()):
+        plans: dict[str, list[str]] = {}
+        taken: dict[str, float] = {}
+        receipts: list[Path] = []
+        for name, (times, settings) in JOBS.items():
+            before = [f"sagemaker.prices={file}" for file in receipts[-1:]]
+            best = None
             for repeat in range(arguments.repeats):
-                folder = Path(scratch) / f"{number}-{repeat}"
-                images = times * arguments.images
-                receipt, plan = rehearse(folder, arguments.photographs.absolute(), images, settings)
+                folder = Path(scratch) / f"{len(plans)}-{repeat}"
+                words = [*settings, f"sagemaker.rehearsal.images={times * arguments.images}", *before]
+                receipt, plan = rehearse(folder, arguments.photographs.absolute(), words)
                 seconds, row = receipt["training_seconds"], receipt["prices"]["machines"]["local"]
-                figures = ", ".join(f"{key} {value}" for key, value in row.items())
-                print(f"{name}: {seconds} s, load {os.getloadavg()[0]:.1f}; {figures}", flush=True)
-                if name not in receipts or seconds < receipts[name][0]:
-                    receipts[name], plans[name] = (seconds, folder / "receipt.json"), plan
-        for by, (_, file) in receipts.items():
+                print(f"{name}: {seconds} s, load {os.getloadavg()[0]:.1f}; {row}", flush=True)
+                if seconds < taken.get(name, math.inf):
+                    taken[name], plans[name], best = seconds, [*settings, *plan], folder / "receipt.json"
+            if len(receipts) < MEASURED and best:
+                receipts.append(best)
+        for number, file in enumerate(receipts, 1):
             for name, words in plans.items():
                 config = compose([*words, f"sagemaker.prices={file}"])
-                expected, taken = Prices(config).training(counts(config)).seconds or 0.0, receipts[name][0]
-                print(f"by {by:20} {name:20} {expected:6.1f} s expected, {expected / taken:.2f} of {taken:.1f} s taken")
+                expected = Prices(config).training(counts(config)).seconds or 0.0
+                ratio = f"{expected / taken[name]:.2f} of {taken[name]:.1f} s taken"
+                print(f"by {' and '.join([*JOBS][:number]):36} {name:20} {expected:6.1f} s expected, {ratio}")
 
 
 if __name__ == "__main__":

@@ -31,6 +31,11 @@ class Network(NamedTuple):
         """Billions of multiply-adds forward."""
         return self.row["macs"] / 1000
 
+    @property
+    def traffic_gb(self) -> float:
+        """Size of what the layers write, each output once written and once read, in float32."""
+        return 8e-3 * self.row["outputs"]
+
     def frozen(self, trainable: str) -> float:
         """Return the share of a forward pass that the cache spares."""
         return self.row[f"{trainable}_frozen"] / self.row["macs"]

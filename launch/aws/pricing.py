@@ -16,7 +16,7 @@ from dogbreed.core.text import duration
 from launch.aws.account import environment_region
 from launch.aws.networks import Network, network
 from launch.aws.validate import LOCAL
-from launch.aws.work import network_of, passes
+from launch.aws.work import measured_as, network_of, passes
 
 TABLE = Path(__file__).with_name("machines.yaml")
 RECEIPTS = Path("outputs") / "sagemaker"
@@ -134,13 +134,13 @@ class Prices:
             return Speed(float(listed), None, f"table of {self.table['as_of']}")
         return self._roofline(instance_type)
 
-    def machine(self, instance_type: str) -> tuple[Mapping[str, float], str]:
+    def machine(self, instance_type: str) -> tuple[Mapping[str, Any], str]:
         """Return what a machine can do, and the one whose figures they are.
 
         Raises:
             DogbreedError: It is this one, and no rehearsal has measured it.
         """
-        machines: dict[str, dict[str, float]] = self.table["machines"]
+        machines: dict[str, dict[str, Any]] = self.table["machines"]
         if instance_type == LOCAL and LOCAL not in machines and self.config["mode"] == "plan":
             raise DogbreedError(
                 f"sagemaker.instance_type={LOCAL} is this machine, which no rehearsal has measured; rehearse a "
@@ -158,10 +158,10 @@ class Prices:
         source = f"{figures.gmacs:.1f} billion multiply-adds each, {name} by {by}"
         if name != instance_type:
             source += f", which has no {instance_type}"
-        speed, decoded = (
-            passes_per_second(machine, figures),
-            machine["vcpus"] * machine.get("decoded_per_vcpu", self.table["decoded_per_vcpu"]),
-        )
+        decoded = machine["vcpus"] * machine.get("decoded_per_vcpu", self.table["decoded_per_vcpu"])
+        if measured := machine.get("passes", {}).get(measured_as(self.config)):
+            return Speed(measured, decoded, "measured by a rehearsal of this network")
+        speed = passes_per_second(machine, figures)
         if receipt := _last_receipt(instance_type):
             speed *= receipt["images_per_second"] / passes_per_second(machine, network(receipt["backbone"]))
             source = f"in proportion to {receipt['backbone']} in the receipt of {receipt['job']}"
@@ -277,8 +277,7 @@ def _shipped() -> Mapping[str, Any]:
 
 def passes_per_second(machine: Mapping[str, float], network: Network) -> float:
     """Return how often a machine runs a network forward: some layers wait for the sums, the others for the memory."""
-    traffic = 8e-3 * network.row["outputs"]  # GB: each is written once and read once, in float32
-    return 1 / (network.gmacs / machine["gmacs"] + traffic / machine["gb_per_second"])
+    return 1 / (network.gmacs / machine["gmacs"] + network.traffic_gb / machine["gb_per_second"])
 
 
 def check_cost(config: Mapping[str, Any], estimate: Estimate) -> None:

@@ -39,6 +39,11 @@ def network_of(config: Mapping[str, Any]) -> Network:
     return network(str(config["model"]["backbone"]), config["data"]["size"])
 
 
+def measured_as(config: Mapping[str, Any]) -> str:
+    """Return the name under which a rehearsal keeps how fast a configuration's network is."""
+    return f"{config['model']['backbone']} {config['data']['size'] or ''}".rstrip()
+
+
 def passes(config: Mapping[str, Any], counts: Mapping[str, int]) -> Passes:
     """Return what one training computes, a first stage with the head alone included.
 

@@ -4,16 +4,21 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from dogbreed.core.files import write_json
 from dogbreed.core.machine import cpu_count
-from launch.aws.pricing import Prices, passes_per_second
+from launch.aws.networks import network
+from launch.aws.pricing import Prices
 from launch.aws.validate import LOCAL
-from launch.aws.work import network_of, passes
+from launch.aws.work import measured_as, network_of, passes
 from launch.jobs.estimate import counts
 from launch.rehearsal.container import Outcome
 
+LEAST_UNLIKE = (
+    0.05  # of networks' shares of arithmetic and memory: the ratio of singular values below which they count as alike
+)
 MOST = 0.9  # of the features has to be computed in a run that tells how fast that is
 
 
@@ -71,20 +76,51 @@ def _calibrated(config: Mapping[str, Any], outcome: Outcome, images: Mapping[str
 
 
 def _row(config: Mapping[str, Any], measured: Mapping[str, Any], prices: Prices) -> dict[str, Any]:
-    """Return the figures of this machine but for its start; memory is as fast as in machines of its kind."""
+    """Return the figures of this machine but for its start, from this job and those that were measured before it."""
     gpu, cores = measured["device"].startswith("cuda"), cpu_count()
-    like, network = prices.table["machines"]["ml.g4dn.xlarge" if gpu else "ml.m5.large"], network_of(config)
+    like, figures = prices.table["machines"]["ml.g4dn.xlarge" if gpu else "ml.m5.large"], network_of(config)
     computed, seconds, decoding = (
         measured[name] for name in ("features_computed", "features_seconds", "decoding_seconds")
     )
     computing = seconds if gpu else max(seconds - decoding / cores, seconds / 10)
-    speed = computed * network.frozen(config["model"]["trainable"]) / computing
-    ratio = speed / passes_per_second(like, network)
+    speed = computed * figures.frozen(config["model"]["trainable"]) / computing
+    before = prices.table["machines"].get(LOCAL, {})
+    same = before.get("vcpus") == cores and bool(before.get("gpu")) == gpu
+    passes = {**(before.get("passes", {}) if same else {}), measured_as(config): round(speed, 2)}
     return {
-        "gmacs": round(like["gmacs"] * ratio, 2),
-        "gb_per_second": round(like["gb_per_second"] * ratio, 3),
+        **_fitted(passes, like),
         "vcpus": cores,
         "memory_gb": like["memory_gb"] if gpu else round(psutil.virtual_memory().total / 1e9),
         "decoded_per_vcpu": round(computed / max(decoding, 1e-3), 1),
         **({"gpu": True} if gpu else {}),
+        "passes": passes,
     }
+
+
+def _fitted(passes: Mapping[str, float], like: Mapping[str, float]) -> dict[str, float]:
+    """Return how fast arithmetic and memory are.
+
+    Seconds of a pass are linear in both, so that two networks tell both. One does not, nor do several that are alike:
+    then both are as many times as fast as those of a machine of its kind.
+
+    Args:
+        passes: Per second, by `measured_as`.
+        like: Figures of a machine of its kind.
+    """
+    known = [(network(*_parts(name)), speed) for name, speed in passes.items()]
+    known = [(figures, speed) for figures, speed in known if not figures.assumed] or known
+    # By how much longer than on the other machine either takes, so that all the time is explained.
+    kind = np.array([1 / like["gmacs"], 1 / like["gb_per_second"]])
+    shares = kind * [[figures.gmacs * speed, figures.traffic_gb * speed] for figures, speed in known]
+    whole = np.ones(len(shares))
+    longer, _, rank, _ = np.linalg.lstsq(shares, whole, rcond=LEAST_UNLIKE)
+    if rank < 2 or min(longer) <= 0:
+        both = shares.sum(1)
+        longer = np.full(2, both.sum() / (both @ both))
+    gmacs, gb_per_second = 1 / (kind * longer)
+    return {"gmacs": round(gmacs, 2), "gb_per_second": round(gb_per_second, 3)}
+
+
+def _parts(name: str) -> tuple[str, int | None]:
+    backbone, _, size = name.partition(" ")
+    return backbone, int(size) if size else None
