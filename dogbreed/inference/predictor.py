@@ -18,7 +18,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
 from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, certainty_fields
 from dogbreed.metrics import conformal
-from dogbreed.models import backbones, gradcam, model_folder, winograd
+from dogbreed.models import backbones, folding, gradcam, model_folder, winograd
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.manifest import find_model
 from dogbreed.models.neighbours import HeadInput
@@ -107,6 +107,8 @@ class Predictor:
         network = self.model.network
         if self.device.type == "cpu" and winograd.pays(network):
             network = winograd.accelerate(network, self._dtype)  # in float32 it agrees to within 1e-5
+        elif self.device.type == "cpu" and precision == "float32":
+            network = folding.fold(network)
         elif precision == "bfloat16":
             network = copy.deepcopy(network).to(self._dtype)
         self._network: nn.Module = network
@@ -211,7 +213,7 @@ class Predictor:
 
     def _watch_head(self) -> HeadInput:
         original, name = self.model.network, backbones.head_name(self.model.network)
-        head = winograd.counterpart(self._network, name)
+        head = folding.counterpart(self._network, name)
         if head is None:  # it is no linear layer, of which it takes the place
             self._network = original if self.precision == "float32" else copy.deepcopy(original).to(self._dtype)
             head = self._network.get_submodule(name)

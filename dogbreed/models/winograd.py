@@ -14,11 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.fx.passes.split_module import split_module
 from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from dogbreed.core.threads import in_threads
+from dogbreed.models.folding import image_by_image, only_follower, take_over
 
 NAME = "F(4x4, 3x3) at 3/4, 3/2"  # names these kernels; whatever changes their numbers changes it
 TILE, REACH = 4, 6  # pixels of a tile's side: of outputs, of the inputs they need
@@ -152,62 +151,18 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
                 traced.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     traced.graph.lint()
     traced.recompile()
-    return _image_by_image(traced).eval()
-
-
-def counterpart(network: nn.Module, name: str) -> nn.Module | None:
-    """Return what `accelerate` has made of a linear layer of the original network; None where it is not there."""
-    at_once = isinstance(network, ImageByImage)
-    part: Any = network.head if at_once else network
-    return dict(part.named_modules()).get(name.replace(".", "_") if at_once else name)
-
-
-class ImageByImage(nn.Module):
-    """Convolutions image by image, whose numbers stay in the caches; linear layers for all at once, since what they
-    cost is the reading of their weights.
-
-    Args:
-        body: From images to what the first linear layer takes.
-        head: The rest.
-    """
-
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
-        super().__init__()
-        self.body, self.head = body, head
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map [N, C, H, W] to [N, classes]."""
-        outputs: Tensor = self.head(torch.cat(in_threads(self.body, images.split(1))))
-        return outputs
-
-
-def _image_by_image(traced: fx.GraphModule) -> nn.Module:
-    """Return the network cut before its first linear layer, where one tensor passes there."""
-    nodes = list(traced.graph.nodes)
-    linear = [
-        index
-        for index, node in enumerate(nodes)
-        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), nn.Linear | PackedLinear)
-    ]
-    if not linear:
-        return ImageByImage(traced, nn.Identity())
-    behind = set(nodes[linear[0] :])
-    parts = split_module(traced, traced, lambda node: int(node in behind))
-    calls = [node for node in parts.graph.nodes if node.op == "call_module"]
-    if len(calls) != 2 or calls[1].args != (calls[0],):
-        return traced
-    return ImageByImage(parts.get_submodule(str(calls[0].target)), parts.get_submodule(str(calls[1].target)))
+    return image_by_image(traced, (nn.Linear, PackedLinear)).eval()
 
 
 def _replace_convolution(
     traced: fx.GraphModule, node: fx.Node, convolution: nn.Conv2d, modules: dict[str, Any], dtype: torch.dtype
 ) -> None:
     """Put one module in the place of a convolution and of the batch norm, ReLU and pool behind it."""
-    follower = _follower(node, modules)
+    follower = only_follower(node, modules)
     if isinstance(follower, nn.BatchNorm2d):
         convolution = fuse_conv_bn_eval(convolution, follower)
-        _take_over(traced, node)
-        follower = _follower(node, modules)
+        take_over(traced, node)
+        follower = only_follower(node, modules)
     if not _fits(convolution):
         # Channels last, as everything around it.
         plain = copy.deepcopy(convolution).to(dtype).to(memory_format=torch.channels_last)
@@ -215,11 +170,11 @@ def _replace_convolution(
         return
     relu = isinstance(follower, nn.ReLU)
     if relu:
-        _take_over(traced, node)
-        follower = _follower(node, modules)
+        take_over(traced, node)
+        follower = only_follower(node, modules)
     pool = isinstance(follower, nn.MaxPool2d) and _halves(follower)
     if pool:
-        _take_over(traced, node)
+        take_over(traced, node)
     traced.set_submodule(str(node.target), WinogradConv2d(convolution, dtype, relu=relu, pool=pool))
 
 
@@ -234,22 +189,6 @@ class _Direct(nn.Module):
         images = images.to(self.convolution.weight.dtype).contiguous(memory_format=torch.channels_last)
         outputs: Tensor = self.convolution(images)
         return outputs
-
-
-def _follower(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:
-    """Return the only module that takes this node's output."""
-    users = list(node.users)
-    if len(users) != 1 or users[0].op != "call_module":
-        return None
-    follower: nn.Module | None = modules.get(str(users[0].target))
-    return follower
-
-
-def _take_over(traced: fx.GraphModule, node: fx.Node) -> None:
-    """Let a node stand for the one behind it."""
-    (behind,) = node.users
-    behind.replace_all_uses_with(node)
-    traced.graph.erase_node(behind)
 
 
 def _fits(module: nn.Conv2d) -> bool:

@@ -5,7 +5,8 @@ import torch
 import torchvision
 from torch import nn
 
-from dogbreed.models.winograd import ImageByImage, PackedLinear, WinogradConv2d, accelerate, pays
+from dogbreed.models.folding import ImageByImage
+from dogbreed.models.winograd import PackedLinear, WinogradConv2d, accelerate, pays
 
 
 def off(result: torch.Tensor, expected: torch.Tensor) -> float:
