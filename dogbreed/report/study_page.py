@@ -2,15 +2,17 @@
 
 from pathlib import Path
 
+import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
 from dogbreed.report.photographs import Photo
 from dogbreed.report.plots import BLUE, INK, drawing
 from dogbreed.report.rendering import Section, fragment, percent, shown, thumbnail, write_page
-from dogbreed.report.study import Study
+from dogbreed.report.study import FEW, ClassGain, Study
 
 TEMPLATE = "study.html.j2"
+MOST_CLASSES = 20
 
 
 def write(file: Path, study: Study) -> None:
@@ -21,10 +23,16 @@ def write(file: Path, study: Study) -> None:
     """
     sections = [
         Section("labels", "Labels that look wrong", lambda: _labels(study)),
+        Section("twins", "The same picture with two labels", lambda: _twins(study)),
         Section("more", "Would more images help?", lambda: _more(study)),
+        Section("classes", "Which classes gain most?", lambda: _classes(study)),
     ]
     title = f"Study of {study.run.resolve().name}"
     write_page(file, title, lambda: fragment(TEMPLATE, "header", title, study.judgement(), study.outlook()), sections)
+
+
+def _photo(study: Study, path: str, label: str, caption: str) -> Photo:
+    return Photo(thumbnail(study.root / path), shown(label), caption, path)
 
 
 def _labels(study: Study) -> Markup:
@@ -34,23 +42,66 @@ def _labels(study: Study) -> Markup:
             f"Labelled {shown(suspect.label)} ({percent(suspect.probability, 1)}), "
             f"looks like {shown(suspect.suggested)} ({percent(suspect.suggested_probability, 1)})"
         )
-        photos.append(Photo(thumbnail(study.root / suspect.path), shown(suspect.label), caption, suspect.path))
-    return fragment(TEMPLATE, "labels", photos)
+        if alike := study.alike.get(suspect.path):
+            caption += f"; most similar: {', '.join(map(shown, alike))}"
+        photos.append(_photo(study, suspect.path, suspect.label, caption))
+    return fragment(TEMPLATE, "labels", photos, study.effects())
+
+
+def _twins(study: Study) -> Markup | None:
+    sides = [
+        (_photo(study, path, label, f"Labelled {shown(label)}"))
+        for pair in study.twins
+        for path, label in ((pair.path, pair.label), (pair.other_path, pair.other_label))
+    ]
+    return fragment(TEMPLATE, "twins", sides) if sides else None
 
 
 def _more(study: Study) -> Markup:
-    images = [point.images for point in study.curve]
+    images, curve = [point.images for point in study.curve], study.curve
+    means = np.array([point.accuracy for point in curve])
+    margins = 1.96 * np.array([point.error for point in curve])
     with drawing("Accuracy by number of training images", "Accuracy by number of training images") as made:
-        for point in study.curve:
-            each = [point.images] * len(point.folds)
-            made.axes.scatter(each, point.folds, s=12, color=INK, alpha=0.4, linewidths=0)
-        made.axes.plot(images, [point.accuracy for point in study.curve], color=BLUE, marker="o", linewidth=1.8)
+        for point in curve:
+            folds = [accuracy for seed in point.folds for accuracy in seed]
+            made.axes.scatter([point.images] * len(folds), folds, s=8, color=INK, alpha=0.3, linewidths=0)
+        made.axes.fill_between(images, means - margins, means + margins, color=BLUE, alpha=0.2, linewidth=0)
+        made.axes.plot(images, means, color=BLUE, marker="o", linewidth=1.8, label="measured, with 95 % band")
+        if study.law:
+            more = np.geomspace(images[0], 2 * images[-1], 100)
+            expected = [study.law.accuracy(number) for number in more]
+            made.axes.plot(more, expected, color=INK, linestyle="--", linewidth=1, label="power law, to twice as many")
         made.axes.set(xlabel="training images", ylabel="accuracy", xscale="log")
-        made.axes.yaxis.set_major_formatter(PercentFormatter(1))
+        made.axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
         made.axes.minorticks_off()
         made.axes.set_xticks(images, [f"{number:,}" for number in images])
+        made.axes.legend(loc="lower right", frameon=False)
     rows = [
-        (f"{point.images:,}", percent(point.accuracy, 1), ", ".join(percent(share, 1) for share in point.folds))
-        for point in study.curve
+        (
+            f"{point.images:,}",
+            f"{percent(point.accuracy, 1)} ± {percent(point.error, 1)}",
+            ", ".join(percent(accuracy, 1) for accuracy in point.seeds),
+        )
+        for point in curve
     ]
     return fragment(TEMPLATE, "more", [made.markup], rows)
+
+
+def _classes(study: Study) -> Markup | None:
+    if len(study.classes) < 2:
+        return None
+    rows = [
+        (
+            shown(one.name),
+            f"{one.images:,}",
+            percent(one.few, 0),
+            percent(one.accuracy, 0),
+            _points(one),
+        )
+        for one in study.classes[:MOST_CLASSES]
+    ]
+    return fragment(TEMPLATE, "classes", rows, len(study.classes), study.next_classes(), percent(FEW, 0))
+
+
+def _points(one: ClassGain) -> str:
+    return f"{100 * one.gain:+.0f} ± {100 * one.error:.0f}"

@@ -7,33 +7,55 @@ own; of the frozen part only views are computed that the run did not need.
 import json
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datasets import Indices
+from dogbreed.data.datamodule import DogImages
+from dogbreed.data.datasets import Indices, SplitFiles
+from dogbreed.data.duplicates import read_pictures, same_pictures
 from dogbreed.models.arithmetic import float32_as
+from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import log_prior
 from dogbreed.models.lbfgs import Solution
-from dogbreed.report.study import Label, Point, Study
+from dogbreed.report.study import (
+    FEW,
+    MOST_SUSPECTS,
+    Correction,
+    Label,
+    Point,
+    Study,
+    Twins,
+    correction,
+    gains,
+    suspects_of,
+)
 from dogbreed.training.build import build_cache, build_data, build_model, device_of, prepare_process, read_config
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images of the other folds
+ALIKE = 3  # nearest images whose labels are shown
+TWINS = 0.8  # cosine of features, from which pictures are compared
+MOST_PAIRS = 2000
 
 
-def study(run: Path, *, folds: int = 5, quiet: bool = False) -> Study:
+def study(run: Path, *, folds: int = 5, seeds: int = 3, quiet: bool = False) -> Study:
     """Look at the labels and at the learning curve of a finished run.
 
     Args:
         run: Its folder.
         folds: Into which all images are divided, so that each is classified by heads that have not seen it.
+        seeds: Heads that are trained on each selection of images; they differ in their images of a share, initial
+            values, order and dropout.
         quiet: No progress.
 
     Raises:
@@ -50,31 +72,78 @@ def study(run: Path, *, folds: int = 5, quiet: bool = False) -> Study:
     model, device = build_model(config, data, None), device_of(config)
     if c := metrics.get("lbfgs_c"):
         model.solution = Solution(c, metrics.get("lbfgs_temperature", 1.0))
-    splits = list(data.samples)
-    pooled, fold_of = data.with_folds(folds, splits)
-    split_of = [split for split in splits for _ in data.samples[split].paths]
+    pooled, fold_of = data.with_folds(folds, list(data.samples))
     with float32_as(config.cache.precision, device):
         build_cache(config, quiet=quiet).attach(model, pooled, device)
         try:
-            heads = _Heads(config, HeadTrainer(model, pooled), pooled.samples["train"].labels, metrics)
+            heads = _Heads(config, model, pooled, fold_of, metrics, seeds)
         except NotStackable as error:
             raise _refused(str(error)) from error
-        curve, logits = heads.curve(fold_of)
-    probabilities = (logits.double() / metrics.get("temperature", 1.0)).softmax(1).numpy()
+        return _study(run, data, heads, metrics)
+
+
+def _study(run: Path, data: DogImages, heads: "_Heads", metrics: dict[str, Any]) -> Study:
+    answers = {share: heads.answers(share) for share in SHARES}
+    files, now = heads.files, answers[SHARES[-1]]
+    probabilities = now.probabilities.numpy()
+    splits = [split for split in data.samples for _ in data.samples[split].paths]
+    shown = [data.shown_path(path) for path in files.paths]
     labels = [
-        Label(
-            data.shown_path(path),
-            data.classes[label],
-            split,
-            data.classes[row.argmax()],
-            float(row[label]),
-            float(row.max()),
-        )
-        for path, label, split, row in zip(
-            pooled.samples["train"].paths, heads.labels, split_of, probabilities, strict=True
-        )
+        Label(path, data.classes[label], split, data.classes[row.argmax()], float(row[label]), float(row.max()))
+        for path, label, split, row in zip(shown, files.labels, splits, probabilities, strict=True)
     ]
-    return Study(run, Path(data.root), sorted(labels, key=lambda label: label.probability), curve)
+    order = np.argsort([label.probability for label in labels], kind="stable")
+    ranked = [labels[row] for row in order]
+    places = {path: row for row, path in enumerate(shown)}
+    suspects = np.array([places[label.path] for label in suspects_of(ranked)], dtype=np.int64)
+    inputs = normalize(heads.trainer.inputs("train")[0].float()).cpu()
+    few = min(SHARES, key=lambda share: abs(share - FEW))
+    classes, chance = gains(data.classes, files.labels, answers[few].correct.mean(0), now.correct.mean(0))
+    interval = metrics.get("test_acc_ci95")
+    split = "test" if "test" in data.samples else "valid"
+    changed, corrections = heads.corrections(np.flatnonzero(np.array(splits) == split))
+    train = len(data.samples["train"])
+    return Study(
+        run,
+        Path(data.root),
+        ranked,
+        list({point.images: point for point in map(heads.point, answers.values())}.values()),
+        classes,
+        chance,
+        alike={shown[row]: [data.classes[files.labels[near]] for near in nearest(inputs, row)] for row in suspects},
+        twins=[
+            Twins(shown[one], labels[one].label, shown[other], labels[other].label)
+            for one, other in twins(files, inputs)
+        ],
+        corrections=corrections,
+        corrected=changed,
+        held=split,
+        tested=(metrics["test_acc"], *interval) if interval else None,
+        refit=(train, train + len(data.samples["valid"])),
+    )
+
+
+def nearest(inputs: Tensor, row: int) -> list[int]:
+    """Return the images whose features are the nearest to one's, by their cosine; `inputs` [N, D] have length one."""
+    cosines = inputs @ inputs[row]
+    cosines[row] = -1.0
+    return [int(near) for near in cosines.topk(min(ALIKE, len(inputs) - 1)).indices]
+
+
+def twins(files: SplitFiles, inputs: Tensor) -> list[tuple[int, int]]:
+    """Return pairs of images with two labels that are the same picture, judged by `same_pictures`.
+
+    Only those are compared whose features [N, D], of length one, are near each other.
+    """
+    labels, pairs = torch.from_numpy(files.labels), []
+    for start in range(0, len(inputs), 1024):
+        part = slice(start, start + 1024)
+        close = (inputs[part] @ inputs.T > TWINS) & (labels[part, None] != labels)
+        pairs += [(start + one, other) for one, other in close.nonzero().tolist() if start + one < other]
+    pictures = read_pictures([files.paths[row] for pair in pairs[:MOST_PAIRS] for row in pair], quiet=True)
+    if pictures is None:
+        return []
+    return [pair for pair, two in zip(pairs, pictures.split(2), strict=False) if same_pictures(two[:1], two[1:])]
 
 
 def _refused(reason: str) -> DogbreedError:
@@ -91,57 +160,139 @@ def _metrics(run: Path) -> dict[str, Any]:
     return metrics
 
 
+class _Answers(NamedTuple):
+    """What heads say of images that they have not seen.
+
+    Attributes:
+        images: Number that a head was trained on, as the mean of all folds.
+        correct: Whether an image's label is the most probable class, [seeds, images].
+        probabilities: Of the classes, as the mean over seeds, [images, classes].
+    """
+
+    images: int
+    correct: NDArray[np.bool_]
+    probabilities: Tensor
+
+
 class _Heads:
     """Heads with the settings of a run, each on images of its own.
 
     Args:
         config: Of the run.
-        trainer: On the features of all images.
-        labels: Of all images.
-        metrics: Of the run, for its number of epochs.
+        model: Uses features.
+        pooled: All images, to train and to validate.
+        fold_of: Of each image.
+        metrics: Of the run, for its number of epochs and its temperature.
+        seeds: Number of heads on each selection of images.
     """
 
-    def __init__(self, config: Config, trainer: HeadTrainer, labels: Indices, metrics: dict[str, Any]) -> None:
-        self.labels = labels
-        self._config, self._trainer, self._seed = config, trainer, config.seed or 0
+    def __init__(
+        self,
+        config: Config,
+        model: DogBreedClassifier,
+        pooled: DogImages,
+        fold_of: Indices,
+        metrics: dict[str, Any],
+        seeds: int,
+    ) -> None:
+        self.files, self.trainer = pooled.samples["train"], HeadTrainer(model, pooled)
+        self._config, self._model, self._pooled = config, model, pooled
+        self._folds = [np.flatnonzero(fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
+        self._others = [np.flatnonzero(fold_of != fold) for fold in range(len(self._folds))]
+        self._seeds = [(config.seed or 0) + number for number in range(seeds)]
         self._best, self._last = int(metrics["best_epoch"]), int(metrics["epochs"])
+        self._temperature = metrics.get("temperature", 1.0)
 
-    def _train(self, rows: Sequence[Indices], longer: float) -> list[Head]:
+    def _train(self, trainer: HeadTrainer, rows: Sequence[Indices], seed: int, longer: float) -> list[Head]:
         """Return heads trained on these images, so many times longer than was best in the run."""
         settings, best = self._config.model, math.ceil(self._best * longer)
         plain = (settings.lr, settings.weight_decay, settings.label_smoothing)
-        heads = [Head(*plain, rows=own, valid_rows=own[:1], seed=self._seed, epochs=best) for own in rows]
+        heads = [Head(*plain, rows=own, valid_rows=own[:1], seed=seed, epochs=best) for own in rows]
         last = max(best, math.ceil(self._last * longer))  # over which the learning rate's schedule is spread
-        self._trainer.train(heads, batch_size=self._config.data.batch_size, epochs=last)
+        trainer.train(heads, batch_size=self._config.data.batch_size, epochs=last)
         return heads
 
-    def _logits(self, head: Head, rows: Indices) -> Tensor:
+    def _logits(self, trainer: HeadTrainer, head: Head, rows: Indices) -> Tensor:
         assert head.rows is not None
-        logits = self._trainer.valid_logits(replace(head, valid_rows=rows)).cpu()
+        logits = trainer.valid_logits(replace(head, valid_rows=rows)).cpu()
         if self._config.model.prior == "uniform":
-            logits = logits - log_prior(torch.from_numpy(self.labels[head.rows]).bincount(minlength=logits.shape[1]))
+            trained = torch.from_numpy(trainer.data.samples["train"].labels[head.rows])
+            logits = logits - log_prior(trained.bincount(minlength=logits.shape[1]))
         return logits
 
-    def curve(self, fold_of: Indices) -> tuple[list[Point], Tensor]:
-        """Return accuracies by number of images, and the logits [images, classes] of the heads on the most.
+    def _longer(self, images: float) -> float:
+        """Return how many times as many epochs give as many steps as the heads on all other folds take."""
+        if self._config.model.optimizer == "lbfgs":
+            return 1
+        size, most = self._config.data.batch_size, len(self.files) * (1 - 1 / len(self._folds))
+        return math.ceil(most / size) / math.ceil(images / size)
 
-        Each image is classified by a head that was trained on a share of the other folds, with as many steps as on all.
+    def answers(self, share: float, among: Indices | None = None) -> _Answers:
+        """Return the answers of heads on a share of the other folds, with as many steps as on all of them.
+
+        Args:
+            share: Of each class, one image at least.
+            among: Positions of the images that take part; None takes all. Nothing is said of the others.
         """
-        labels, size, points = torch.from_numpy(self.labels), self._config.data.batch_size, {}
-        logits = torch.empty(len(labels), self._trainer.stem.head.out_features)
-        folds = [np.flatnonzero(fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
-        others = [np.flatnonzero(fold_of != fold) for fold in range(len(folds))]
-        for share in SHARES:
-            drawn = [rows[draw_images(self.labels[rows], share, self._seed)] for rows in others]
-            images = round(sum(map(len, drawn)) / len(folds))
-            solved = self._config.model.optimizer == "lbfgs"
-            fewer = math.ceil(images / size) / math.ceil(len(labels) * (1 - 1 / len(folds)) / size)
-            for head, rows in zip(self._train(drawn, 1 if solved else 1 / fewer), folds, strict=True):
-                logits[torch.from_numpy(rows)] = self._logits(head, rows).float()
-            right = (logits.argmax(1) == labels).double()
-            accuracies = [float(right[torch.from_numpy(rows)].mean()) for rows in folds]
-            points[images] = Point(images, accuracies, float(right.mean()))
-        return [points[images] for images in sorted(points)], logits
+        count = len(self.files)
+        among = np.arange(count) if among is None else among
+        folds, others = ([np.intersect1d(rows, among) for rows in all_] for all_ in (self._folds, self._others))
+        correct = np.zeros((len(self._seeds), count), dtype=np.bool_)
+        total = torch.zeros(count, self.trainer.stem.head.out_features, dtype=torch.float64)
+        images = 0.0
+        for number, seed in enumerate(self._seeds):
+            drawn = [rows[draw_images(self.files.labels[rows], share, seed)] for rows in others]
+            images = sum(map(len, drawn)) / len(drawn)
+            heads = self._train(self.trainer, drawn, seed, self._longer(images))
+            for head, rows in zip(heads, folds, strict=True):
+                logits = self._logits(self.trainer, head, rows).double() / self._temperature
+                total[torch.from_numpy(rows)] += logits.softmax(1)
+                correct[number, rows] = logits.argmax(1).numpy() == self.files.labels[rows]
+        return _Answers(round(images), correct, total / len(self._seeds))
+
+    def point(self, answers: _Answers) -> Point:
+        """Return a point of the learning curve."""
+        by_image = answers.correct.mean(0)
+        folds = [[float(seed[rows].mean()) for rows in self._folds] for seed in answers.correct]
+        error = float(by_image.std(ddof=1) / math.sqrt(len(by_image)))
+        return Point(answers.images, folds, answers.correct.mean(1).tolist(), float(by_image.mean()), error)
+
+    def corrections(self, held: Indices) -> tuple[int, dict[str, Correction]]:
+        """Return what it changes to drop the suspects, or to give them other labels, in the eyes of images held out.
+
+        No head that judges labels here has seen those images, so that what it suggests cannot know of them.
+
+        Args:
+            held: Positions of the images held out.
+
+        Returns:
+            The number of suspects, and what came out.
+        """
+        rest = np.setdiff1d(np.arange(len(self.files)), held)
+        answers = self.answers(SHARES[-1], rest)
+        suggested, labels = answers.probabilities.argmax(1).numpy(), self.files.labels.copy()
+        probability = answers.probabilities[torch.arange(len(labels)), torch.from_numpy(labels)].numpy()
+        unlike = rest[suggested[rest] != labels[rest]]
+        suspects = unlike[np.argsort(probability[unlike], kind="stable")][:MOST_SUSPECTS]
+        if not len(suspects):
+            return 0, {}
+        labels[suspects] = suggested[suspects]
+        relabelled = copy(self._pooled)
+        relabelled.samples = {**self._pooled.samples, "train": replace(self.files, labels=labels)}
+        before = self._right(held, rest, self.trainer)
+        after = {
+            "dropped": self._right(held, np.setdiff1d(rest, suspects), self.trainer),
+            "relabelled": self._right(held, rest, HeadTrainer(self._model, relabelled)),
+        }
+        return len(suspects), {name: correction(before, right) for name, right in after.items()}
+
+    def _right(self, held: Indices, rows: Indices, trainer: HeadTrainer) -> NDArray[np.bool_]:
+        """Return whether heads trained on these images classify those held out as they are labelled, [seeds, held]."""
+        right = []
+        for seed in self._seeds:
+            (head,) = self._train(trainer, [rows], seed, self._longer(len(rows)))
+            right.append(self._logits(trainer, head, held).argmax(1).numpy() == self.files.labels[held])
+        return np.stack(right)
 
 
 def draw_images(labels: Indices, share: float, seed: int) -> Indices:
