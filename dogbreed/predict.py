@@ -48,6 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--top-k", type=int, default=5, metavar="K", help="classes in each answer (default 5)")
     add("--batch-size", type=int, default=32, metavar="N", help="images in one pass (default 32)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
+    add(
+        "--runtime",
+        default="auto",
+        help="torch, or onnx or int8 after python -m dogbreed.export --runtime (default auto: onnx where it can be)",
+    )
     arguments = vars(frame.parse_args(argv))
 
     def predict() -> int:

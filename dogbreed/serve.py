@@ -41,6 +41,11 @@ def _parser() -> argparse.ArgumentParser:
     add("--port", type=int, default=8080, help="port to listen on (default 8080; 0 takes a free one)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     add("--precision", default="float32", help="float32, or bfloat16: faster where the processor has units for it")
+    add(
+        "--runtime",
+        default="auto",
+        help="torch, or onnx or int8 after dogbreed.export --runtime (default: onnx if it can)",
+    )
     add("--threads", type=int, metavar="N", help="CPU threads (default: one per core)")
     add("--max-batch", type=int, default=8, metavar="N", help="images in one pass through the network (default 8)")
     add("--max-wait", type=float, default=10, metavar="MS", help="longest wait for others to share it (default 10 ms)")
@@ -63,6 +68,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     model = find_model(arguments.model)
     read_manifest(model)  # a wrong path needs no torch to be named
+    from dogbreed.core.threads import set_num_threads
     from dogbreed.inference.predictor import Predictor, find_device
     from dogbreed.serving.app import create_app
     from dogbreed.serving.server import bind, serve
@@ -71,22 +77,21 @@ def _run(arguments: argparse.Namespace) -> int:
     listener = bind(arguments.host, arguments.port)
     with listener:
         device, pixels = find_device(arguments.device), int(arguments.max_pixels * 1e6)
-        predictor = Predictor(model, device=device, max_pixels=pixels, precision=arguments.precision)
-        limits = Limits(int(arguments.max_body * 1e6), arguments.timeout, queue=arguments.max_queue)
-        service = Service(
-            predictor,
-            limits,
-            max_batch=arguments.max_batch,
-            max_wait=arguments.max_wait / 1000,
-            threads=arguments.threads,
+        if arguments.threads:
+            set_num_threads(arguments.threads)  # ONNX Runtime takes as many when it loads
+        predictor = Predictor(
+            model, device=device, max_pixels=pixels, precision=arguments.precision, runtime=arguments.runtime
         )
+        limits = Limits(int(arguments.max_body * 1e6), arguments.timeout, queue=arguments.max_queue)
+        batching = {"max_batch": arguments.max_batch, "max_wait": arguments.max_wait / 1000}
+        service = Service(predictor, limits, threads=arguments.threads, **batching)
         _log_to_stderr()
 
         def ready() -> None:
             host, port = listener.getsockname()[:2]
             address = f"http://{f'[{host}]' if ':' in host else host}:{port}"
             served = f"{predictor.model.backbone} with {len(predictor.class_names)} classes from {model}"
-            print(f"Serving {served}, ready after {time.perf_counter() - started:.1f} s.")
+            print(f"Serving {served} with {predictor.runtime}, ready after {time.perf_counter() - started:.1f} s.")
             print(f"Page:    {address}/")
             print(f"Images:  POST {address}/invocations", flush=True)
 

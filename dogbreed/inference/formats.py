@@ -1,9 +1,12 @@
 """An exported model for other people's runtimes: ONNX and torch.export, kept only if they answer as the original does.
 
 The file takes `images` [N, 3, S, S], preprocessed as its metadata says, and gives `logits` and calibrated
-`probabilities` [N, classes]. Class names, preprocessing and temperature travel inside, as the text of `model.json`.
+`probabilities` [N, classes]; in a model's own folder also `features` [N, D], what the last layer takes, if the model
+has an index of its training images. Class names, preprocessing and temperature travel inside, as the text of
+`model.json`.
 """
 
+import hashlib
 import json
 import logging
 import warnings
@@ -23,8 +26,11 @@ from dogbreed.core.text import size
 from dogbreed.data.images import IMAGE_SUFFIXES, BadImage, Preprocessing
 from dogbreed.data.images import load as read_image
 from dogbreed.data.layout import list_images
-from dogbreed.models import model_folder
-from dogbreed.models.manifest import MANIFEST, find_model, read_manifest
+from dogbreed.inference.onnx_runtime import session
+from dogbreed.models import backbones, model_folder
+from dogbreed.models.manifest import MANIFEST, RUNTIME_FILES, find_model, list_runtime, read_manifest
+from dogbreed.models.model_folder import Exported
+from dogbreed.models.neighbours import HeadInput
 
 TOLERANCE = 1e-4  # in logits, as for every other inference path
 OPSET = 18
@@ -37,19 +43,27 @@ class Answering(nn.Module):
     Args:
         network: In evaluation mode, on the CPU.
         temperature: Logits are divided by it before the softmax.
+        features: Whether it also gives what the last layer takes.
     """
 
-    def __init__(self, network: nn.Module, temperature: float) -> None:
+    def __init__(self, network: nn.Module, temperature: float, features: bool = False) -> None:
         super().__init__()
         self.network, self.temperature = network, temperature
+        self.names = ["logits", "probabilities", *(["features"] if features else [])]
+        self._head_input = HeadInput(network.get_submodule(backbones.head_name(network))) if features else None
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map [N, 3, S, S] to logits and probabilities [N, classes]."""
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """Map [N, 3, S, S] to logits and probabilities [N, classes], and features [N, D] where they are wanted."""
         logits: Tensor = self.network(images)
-        return logits, (logits / self.temperature).softmax(1)
+        probabilities = (logits / self.temperature).softmax(1)
+        if self._head_input is None:
+            return logits, probabilities
+        return logits, probabilities, self._head_input.take()
 
 
-def convert(folder: Path, paths: Sequence[Path], onnx: Path | None, torch_export: Path | None) -> None:
+def convert(
+    folder: Path, paths: Sequence[Path], onnx: Path | None, torch_export: Path | None, *, for_runtime: bool = False
+) -> None:
     """Write an exported model as files for other runtimes, and print how well each agrees.
 
     Args:
@@ -57,6 +71,7 @@ def convert(folder: Path, paths: Sequence[Path], onnx: Path | None, torch_export
         paths: Photographs, or folders of them, on which the files have to agree.
         onnx: Where ONNX goes; None for none.
         torch_export: Where the file for `torch.export.load` goes; None for none.
+        for_runtime: Whether the model's own folder gets an ONNX file, which then answers for it.
 
     Raises:
         DogbreedError: A path does not exist, no photograph can be read, or a file does not agree.
@@ -70,6 +85,27 @@ def convert(folder: Path, paths: Sequence[Path], onnx: Path | None, torch_export
             largest = write(answering, photographs, manifest, file)
             bytes = size(file.stat().st_size)
             print(f"{file} ({bytes}) agrees on {len(photographs)} photographs: logits within {largest:.1e}.")
+    if for_runtime:
+        largest = add_onnx(folder, model, photographs)
+        file = folder / RUNTIME_FILES["onnx"]
+        print(f"{file} ({size(file.stat().st_size)}) agrees on {len(photographs)} photographs: logits within "
+              f"{largest:.1e}. On a CPU it answers from now on; --runtime torch takes torch.")  # fmt: skip
+
+
+def add_onnx(folder: Path, model: Exported, photographs: Tensor) -> float:
+    """Write the file that `runtime=onnx` reads into a model's folder; arguments, result and errors as of `to_onnx`."""
+    manifest = {name: value for name, value in read_manifest(folder).items() if name != "runtimes"}
+    answering = Answering(model.network, model.temperature, features=model.neighbours is not None).eval()
+    file = folder / RUNTIME_FILES["onnx"]
+    largest = to_onnx(answering, photographs, manifest, file)
+    list_runtime(folder, "onnx", {"sha256": digest(file), "largest_difference": largest})
+    return largest
+
+
+def digest(file: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal."""
+    with file.open("rb") as content:
+        return hashlib.file_digest(content, "sha256").hexdigest()
 
 
 def _some_inputs(paths: Sequence[Path], preprocessing: Preprocessing) -> list[Tensor]:
@@ -112,7 +148,7 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
     """
     try:
         import onnx
-        import onnxruntime
+        import onnxruntime  # noqa: F401  (with which the file is checked)
         import onnxscript  # noqa: F401  (what torch.onnx exports with)
     except ModuleNotFoundError as error:
         raise DogbreedError(f"ONNX needs {error.name}, which is not installed: {install('onnx')}.") from error
@@ -121,16 +157,16 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
             # An example of two: from one, the exporter would take the size of the batch for fixed.
             torch.onnx.export(
                 model, (_example(photographs),), str(beside), dynamo=True, external_data=False, opset_version=OPSET,
-                input_names=["images"], output_names=["logits", "probabilities"],
+                input_names=["images"], output_names=model.names,
                 dynamic_shapes={"images": {0: torch.export.Dim("N")}}, verbose=False,
             )  # fmt: skip
         content = onnx.load(beside)
         onnx.helper.set_model_props(content, {MANIFEST: json.dumps(manifest)})
         onnx.save(content, beside)
-        session = onnxruntime.InferenceSession(str(beside), providers=["CPUExecutionProvider"])
+        written = session(str(beside))
 
         def answer(images: Tensor) -> Tensor:
-            return torch.from_numpy(np.asarray(session.run(["logits"], {"images": images.numpy()})[0]))
+            return torch.from_numpy(np.asarray(written.run(["logits"], {"images": images.numpy()})[0]))
 
         return _agree(model, photographs, answer, file)
 

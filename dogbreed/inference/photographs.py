@@ -35,12 +35,13 @@ def answer(
     top_k: int,
     batch_size: int,
     device: str | None,
+    runtime: str = "auto",
 ) -> int:
     """Print the classes of photographs or write them to files; return 1 where some could not be used, else 0."""
     names = find_photographs(paths)
     if submission:
         _check_submission(submission, names)
-    predictor = Predictor(find_model(model), device=find_device(device))
+    predictor = Predictor(find_model(model), device=find_device(device), runtime=runtime)
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
     says_in_domain = predictor.model.neighbours is not None
     files: list[_Csv | _Submission] = [_Csv(csv, top_k, says_in_domain)] if csv else []
@@ -48,7 +49,7 @@ def answer(
         files.append(_Submission(submission, predictor.class_names))
     scores = max(top_k, len(predictor.class_names)) if submission and top_k > 0 else top_k
     answers = predictor.try_predict(sources, top_k=scores, batch_size=batch_size)
-    lines: list[_JsonLines | _Table] = [_JsonLines(top_k)] if as_json else []
+    lines: list[_JsonLines | _Table] = [_JsonLines(top_k, predictor.runtime)] if as_json else []
     if not as_json and not files:
         lines.append(_Table(names, predictor.class_names))
     failed = 0
@@ -148,14 +149,18 @@ class _Submission:
 
 
 class _JsonLines:
-    """One object a line; a name that is not UTF-8 keeps its bytes as escapes, as Python itself writes them."""
+    """One object a line; a name that is not UTF-8 keeps its bytes as escapes, as Python itself writes them.
 
-    def __init__(self, top_k: int) -> None:
+    A runtime whose answers are others is named in each.
+    """
+
+    def __init__(self, top_k: int, runtime: str) -> None:
         self.top_k = top_k
+        self.runtime = {"runtime": runtime} if runtime == "int8" else {}
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:
         result = {"error": str(answer)} if isinstance(answer, BadImage) else answer.to_dict(self.top_k)
-        print(json.dumps({"path": name, **result}), flush=True)
+        print(json.dumps({"path": name, **result, **self.runtime}), flush=True)
 
 
 class _Table:

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
+from dogbreed.inference import onnx_runtime
+from dogbreed.inference.onnx_runtime import OnnxNetwork
 from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, certainty_fields
 from dogbreed.metrics import conformal
 from dogbreed.models import backbones, folding, gradcam, model_folder, winograd
@@ -81,9 +83,12 @@ class Predictor:
         device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
         max_pixels: Larger images are refused before they are decoded.
         precision: `float32`, or `bfloat16` where the processor has units for it: faster, and close.
+        runtime: `torch`; `onnx` or `int8`, for which `python -m dogbreed.export --runtime` writes a file into the
+            model's folder; `auto` takes `onnx` on a CPU where that file and onnxruntime are there.
 
     Raises:
-        DogbreedError: The folder does not hold a model that can be read, or the precision is unknown.
+        DogbreedError: The folder does not hold a model that can be read, or precision or runtime are unknown or cannot
+            be had here.
     """
 
     def __init__(
@@ -93,26 +98,30 @@ class Predictor:
         device: str | torch.device | None = None,
         max_pixels: int = MAX_PIXELS,
         precision: str = "float32",
+        runtime: str = "auto",
     ) -> None:
         if precision not in PRECISIONS:
             raise DogbreedError(f"precision={precision} is unknown; it is one of {', '.join(PRECISIONS)}.")
-        if device is None:
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        self.device = torch.device(device)
-        self.model = model_folder.load(find_model(model), self.device)
+        folder = find_model(model)
+        self.device = _device(device, runtime)
+        self.model = model_folder.load(folder, self.device)
+        self.runtime = onnx_runtime.choose(runtime, folder, self.device, precision)
         self.class_names = self.model.class_names
         self.max_pixels = max_pixels
         self.precision = precision
         self._dtype = PRECISIONS[precision]
+        self._onnx = None if self.runtime == "torch" else OnnxNetwork(folder, self.runtime)
+        self._network = self._fast_network() if self._onnx is None else self.model.network
+        self._head_input = self._watch_head() if self.model.neighbours else None
+
+    def _fast_network(self) -> nn.Module:
+        """Return what computes in place of the model's network, with the same answers."""
         network = self.model.network
         if self.device.type == "cpu" and winograd.pays(network):
-            network = winograd.accelerate(network, self._dtype)  # in float32 it agrees to within 1e-5
-        elif self.device.type == "cpu" and precision == "float32":
-            network = folding.fold(network)
-        elif precision == "bfloat16":
-            network = copy.deepcopy(network).to(self._dtype)
-        self._network: nn.Module = network
-        self._head_input = self._watch_head() if self.model.neighbours else None
+            return winograd.accelerate(network, self._dtype)  # in float32 it agrees to within 1e-5
+        if self.precision == "bfloat16":
+            return copy.deepcopy(network).to(self._dtype)
+        return folding.fold(network) if self.device.type == "cpu" else network
 
     @overload
     def predict(self, sources: Source, *, top_k: int = ..., batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
@@ -190,25 +199,37 @@ class Predictor:
 
     def logits(self, inputs: Tensor) -> Tensor:
         """Return logits [N, classes] in float32, on the CPU and before the temperature, of inputs [N, 3, S, S]."""
-        with torch.inference_mode(), float32_as(self.precision, self.device):
-            images = inputs.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
-            logits: Tensor = self._network(images).float().cpu()
-        return logits
+        return self._compute(inputs)[0]
 
     def outputs(self, inputs: Tensor) -> list[Output]:
         """Return logits and similarity of each of the inputs [N, 3, S, S]."""
-        return self._outputs(self.logits(inputs))
+        return self._outputs(*self._compute(inputs))
+
+    def _compute(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Return logits and, where the model has an index of its training images, what its last layer takes."""
+        if self._onnx is not None:
+            return self._onnx(inputs)
+        with torch.inference_mode(), float32_as(self.precision, self.device):
+            images = inputs.to(self.device, self._dtype).contiguous(memory_format=torch.channels_last)
+            logits: Tensor = self._network(images).float().cpu()
+        return logits, self._features()
+
+    def _features(self) -> Tensor | None:
+        """Return what torch's latest pass gave to the last layer."""
+        return None if self._head_input is None else self._head_input.take()
 
     def explain(self, inputs: Tensor, top_k: int) -> tuple[Output, Tensor | None]:
-        """Return the output of an input [1, 3, S, S], and where the network looked, as from `gradcam.explain_top_k`."""
-        logits, maps = gradcam.explain_top_k(self.model.network, self.model.backbone, inputs, top_k)
-        return self._outputs(logits)[0], maps
+        """Return the output of an input [1, 3, S, S], and where the network looked, as from `gradcam.explain_top_k`.
 
-    def _outputs(self, logits: Tensor) -> list[Output]:
-        """Return the logits of the latest pass with its similarities."""
-        if self._head_input is None or self.model.neighbours is None:
+        Both are from torch in float32, whatever the runtime: a map needs gradients.
+        """
+        logits, maps = gradcam.explain_top_k(self.model.network, self.model.backbone, inputs, top_k)
+        return self._outputs(logits, self._features())[0], maps
+
+    def _outputs(self, logits: Tensor, features: Tensor | None) -> list[Output]:
+        if features is None or self.model.neighbours is None:
             return [Output(row, None) for row in logits]
-        similarities = self.model.neighbours.similarity(self._head_input.take())
+        similarities = self.model.neighbours.similarity(features)
         return [Output(row, similarity) for row, similarity in zip(logits, similarities, strict=True)]
 
     def _watch_head(self) -> HeadInput:
@@ -274,6 +295,13 @@ class Predictor:
             for answer, output in zip(answers, outputs, strict=True)
         )
         return [value if isinstance(value, BadImage) else next(ready) for value in inputs]
+
+
+def _device(device: str | torch.device | None, runtime: str) -> torch.device:
+    """Return the device that was asked for, else that which the runtime is for."""
+    if device is None:
+        device = "cuda" if runtime in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+    return torch.device(device)
 
 
 def find_device(name: str | None) -> torch.device | None:

@@ -8,12 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.files import atomic_write
 from dogbreed.core.version import __version__
 
 FORMAT_VERSION = 1
 WEIGHTS = "model.safetensors"
 MANIFEST = "model.json"
 NEIGHBOURS = "neighbours.safetensors"  # of `dogbreed.models.neighbours`, where the manifest names it
+RUNTIME_FILES = {"onnx": "model.onnx", "int8": "model.int8.onnx"}  # for ONNX Runtime, where the manifest lists them
 
 
 def find_model(path: str | Path) -> Path:
@@ -70,14 +72,42 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{file} has neighbours that are not understood; they hold threshold and images, numbers, and sha256, that "
             f"of {NEIGHBOURS}. Without them the model answers without in_domain."
         )
+    runtimes = manifest.get("runtimes", {})
+    if not isinstance(runtimes, dict) or not all(
+        isinstance(entry, dict) and isinstance(entry.get("sha256"), str) for entry in runtimes.values()
+    ):
+        raise DogbreedError(
+            f"{file} has runtimes that are not understood; each holds sha256, that of its file. Without them torch "
+            "answers."
+        )
     for name in ("config", "metrics"):
         if not isinstance(manifest.get(name, {}), dict):
             raise DogbreedError(f"{file} has no mapping of names to values as its {name}.")
     return manifest
 
 
+def list_runtime(folder: Path, runtime: str, facts: Mapping[str, Any] | None) -> None:
+    """Have the manifest list the file of a runtime, or no longer list it.
+
+    Args:
+        folder: Of the exported model.
+        runtime: A key of `RUNTIME_FILES`.
+        facts: `sha256` and what else is known of the file; None where there is none.
+
+    Raises:
+        DogbreedError: The manifest cannot be read or written.
+    """
+    manifest = read_manifest(folder)
+    runtimes = {name: entry for name, entry in manifest.pop("runtimes", {}).items() if name != runtime}
+    if facts is not None:
+        runtimes[runtime] = dict(facts)
+    content = manifest | ({"runtimes": runtimes} if runtimes else {})
+    with atomic_write(folder / MANIFEST) as file:
+        file.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
 def files_of(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the names of the files that make up an exported model."""
+    """Return the names of the files that make up an exported model; those of other runtimes are made from them."""
     return (MANIFEST, WEIGHTS, *([NEIGHBOURS] if "neighbours" in manifest else []))
 
 

@@ -105,6 +105,7 @@ class _Routes:
         facts = {name: getattr(served, name) for name in ("backbone", "class_names", "temperature")}
         facts |= {"preprocessing": served.preprocessing.to_dict()}
         facts |= {name: served.metrics.get(name) for name in ("test_acc", "test_acc_ci95")}
+        facts["runtime"] = self.service.predictor.runtime
         facts["noun"] = noun_of(served.class_names)
         return JSONResponse(facts | {"max_body_bytes": self.service.limits.body_bytes})
 

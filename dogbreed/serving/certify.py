@@ -2,7 +2,8 @@
 
 Photographs, and odd files made from one of them, go from their bytes to logits through four inference paths: the
 evaluation that training ends with, `Predictor`, a running server, and the handlers of a packed archive in a process
-that sees nothing but the archive; where there is a GPU, also `Predictor` on it. The largest difference is printed and
+that sees nothing but the archive; where there is a GPU, also `Predictor` on it, and where the model's folder has a file
+for ONNX Runtime, with that. The largest difference is printed and
 written; where float32 does not explain it, or one path answers what another refuses, there is no certificate.
 """
 
@@ -27,6 +28,7 @@ from dogbreed.data.edge_cases import drawn, edge_case_files
 from dogbreed.data.layout import STDIN
 from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
+from dogbreed.inference.onnx_runtime import choose
 from dogbreed.inference.photographs import find_photographs
 from dogbreed.inference.predictor import Output, Predictor
 from dogbreed.inference.schema import certainty_fields
@@ -45,10 +47,18 @@ INFERENCE_PATHS: dict[str, InferencePath] = {
 }
 
 
-def inference_paths() -> dict[str, InferencePath]:
-    """Return the inference paths of this machine: where there is a GPU, `Predictor` on it is one more."""
-    on_gpu = {"gpu": partial(parity.predictor, device="cuda")} if torch.cuda.is_available() else {}
-    return {**INFERENCE_PATHS, **on_gpu}
+def inference_paths(folder: Path | None = None) -> dict[str, InferencePath]:
+    """Return the inference paths of this machine: where there is a GPU, `Predictor` on it is one more.
+
+    Args:
+        folder: Of the model; `Predictor` with ONNX Runtime is one more where that would answer on this machine.
+    """
+    paths = dict(INFERENCE_PATHS)
+    if torch.cuda.is_available():
+        paths["gpu"] = partial(parity.predictor, device="cuda")
+    if folder is not None and choose("auto", folder, torch.device("cpu"), "float32") == "onnx":
+        paths["onnx"] = partial(parity.predictor, runtime="onnx")
+    return paths
 
 
 def certify(
@@ -77,7 +87,7 @@ def certify(
 
     folder = find_model(model)
     files = _files(photos)
-    chosen = {**inference_paths(), **(others or {})}
+    chosen = {**inference_paths(folder), **(others or {})}
     answers: dict[str, list[Answer]] = {}
     seconds: dict[str, float] = {}
     with archive.assemble(folder) as packed:
@@ -119,7 +129,7 @@ def _content(
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     comparison = compare(list(files), answers)
-    predictor = Predictor(folder, device="cpu")
+    predictor = Predictor(folder, device="cpu", runtime="torch")
     reference = next(iter(answers.values()))
     similarities = _similarities(predictor, files, reference)
     fault = (

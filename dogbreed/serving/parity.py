@@ -77,9 +77,11 @@ def training(folder: Path, files: Mapping[str, bytes], tick: Tick) -> list[Answe
     return [answered.get(path) or refused[path] for path in paths]
 
 
-def predictor(folder: Path, files: Mapping[str, bytes], tick: Tick, device: str = "cpu") -> list[Answer]:
+def predictor(
+    folder: Path, files: Mapping[str, bytes], tick: Tick, device: str = "cpu", runtime: str = "torch"
+) -> list[Answer]:
     """Answer with `Predictor` in this process."""
-    model = Predictor(folder, device=device)
+    model = Predictor(folder, device=device, runtime=runtime)
     answers = []
     for data in files.values():
         try:
