@@ -87,10 +87,10 @@ def certify(
 
     folder = find_model(model)
     files = _files(photos)
-    chosen = {**inference_paths(folder), **(others or {})}
     answers: dict[str, list[Answer]] = {}
     seconds: dict[str, float] = {}
     with archive.assemble(folder) as packed:
+        chosen = {**inference_paths(folder), **(others or {})}
         with track(len(files) * len(chosen), "Certifying", "answers") as progress:
             for name, path in chosen.items():
                 start = time.monotonic()
