@@ -31,8 +31,13 @@ NO_FOLDER = (FileNotFoundError, FileExistsError, NotADirectoryError)  # of Hydra
 # Mappings whose keys a person chooses. What is given for one replaces it; a key below it is added.
 OPEN_KEYS = ("loggers", "search.space", "debugger.collections", "sagemaker.tags", "sagemaker.environment")
 
+# Text that may hold what Hydra has a meaning for, as paths may.
+ADDRESSES = ("search.storage",)
+
 # A value with commas is one list here, not one run for each of its parts.
 LISTS = ("data.split",)
+
+_PASSWORD = re.compile(r"://[^@]*:[^@]*@|[?&]\w*pass\w*=", re.IGNORECASE)  # in a URL
 
 # What a person most likely means who gives a group a value that is not one of its files.
 _MEANT = {"data": "data.root", "model": "model.backbone", "cache": "cache.mode"}
@@ -118,7 +123,7 @@ def prepare(overrides: Iterable[str], *, sweeps: bool = False) -> list[str]:
         given.append("data.min_steps=0")
     for text in given:
         name, _, value = text.partition("=")
-        if value and name.lstrip("+") in path_keys() and not (sweeps and is_sweep(text)):
+        if value and name.lstrip("+") in {*path_keys(), *ADDRESSES} and not (sweeps and is_sweep(text)):
             text = f"{name}={quote_path(value)}"
         try:
             override = parser.parse_override(text)
@@ -287,6 +292,11 @@ def check(config: Mapping[str, Any]) -> None:
     for key in path_keys() - {"data.root"}:  # of which the data say how they are fetched
         if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", str(values.get(key))) and not key.startswith("sagemaker."):
             raise ConfigError(f"{key}={values[key]} is no path of this machine; copy what is there to one, or from one")
+    if _PASSWORD.search(str(values.get("search.storage"))):
+        raise ConfigError(
+            "search.storage holds a password, which files and logs would show; leave it out, and set "
+            "DOGBREED_STORAGE_PASSWORD"
+        )
 
 
 @cache

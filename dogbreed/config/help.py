@@ -66,6 +66,9 @@ What people change most, with the defaults:
   search.objective=val_loss    or val_acc with search.direction=maximize
   search.parallel=10           trials proposed at a time; the next ones learn from their results
   search.prune=true            stop a trial that is worse than the median at the same epoch
+  search.sampler=tpe           tpe, random, qmc, gp, or grid: every combination of choices
+  search.seeds=5               to train the three best and your settings again, and compare the winner with yours
+  search.storage=FILE          processes and machines with the same FILE (or URL) share the trials
   trainer.max_epochs=5         epochs per trial
   search.space.model.lr.high=0.2                                            change a range
   'search.space.model.weight_decay={low: 1e-6, high: 1e-2, log: true}'      add a range
@@ -79,7 +82,8 @@ Examples:
 
 All other settings and flags are those of python -m dogbreed.train (see its --help).
 
-Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: trials.csv, best.yaml, search.png, study.db.
+Results lie in outputs/<date>/<time>/, or in output_dir=FOLDER: trials.csv, best.yaml, winner.json,
+search.png, study.db.
 The same command with the same output_dir goes on with a search that was stopped.
 """
 

@@ -16,9 +16,9 @@ def check_search(search: Mapping[str, Any], objectives: Sequence[str]) -> None:
     Raises:
         ConfigError: A setting is unknown or out of range.
     """
-    for key in ("trials", "parallel"):
-        if search[key] < 1:
-            raise ConfigError(f"search.{key}={search[key]} is out of range; it is a whole number from 1.")
+    for key, least in (("trials", 1), ("parallel", 1), ("seeds", 0)):
+        if search[key] < least:
+            raise ConfigError(f"search.{key}={search[key]} is out of range; it is a whole number from {least}.")
     objective, direction = search["objective"], search["direction"]
     if objective not in objectives:
         hint = "" if any("test" in name for name in objectives) else " The test split is not for choosing."

@@ -96,10 +96,14 @@ class Search:
     objective: str
     direction: str
     parallel: int
-    prune: bool
+    prune: Any
     where: str
     space: Mapping[str, Any] | None
-    backbones: Any = None  # not in the configurations of older runs
+    # Not in the configurations of older runs.
+    backbones: Any = None
+    sampler: Any = "tpe"
+    seeds: int = 5
+    storage: str | None = None
 
 
 @dataclass(frozen=True)

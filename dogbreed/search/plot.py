@@ -19,13 +19,20 @@ class Point(NamedTuple):
     complete: bool
 
 
-def plot_trials(points: Sequence[Point], space: Mapping[str, Mapping[str, Any]], objective: str, file: Path) -> None:
+def plot_trials(
+    points: Sequence[Point],
+    space: Mapping[str, Mapping[str, Any]],
+    objective: str,
+    importances: Mapping[str, float],
+    file: Path,
+) -> None:
     """Draw the trials into a PNG file.
 
     Args:
         points: At least one, in the order of the trials.
         space: Bounds or choices of each parameter, by dotted key.
         objective: Its name; one that ends in `loss` is minimized, any other is maximized.
+        importances: Share of each parameter; empty where they are not known.
         file: Written whole or not at all.
     """
     import matplotlib as mpl
@@ -51,7 +58,7 @@ def plot_trials(points: Sequence[Point], space: Mapping[str, Mapping[str, Any]],
         elif bounds.get("log"):
             axis.set_xscale("log")
         axis.scatter(positions, values, c=colours, s=18)
-        axis.set(xlabel=key, title=key)
+        axis.set(xlabel=key, title=f"importance {100 * importances[key]:.0f} %" if importances else key)
     # A few trials may come out far worse than most.
     best, usual = better(values), statistics.median(values)
     reach = usual - best or 1e-9

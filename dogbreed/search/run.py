@@ -16,9 +16,10 @@ from typing import Any
 
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
-from dogbreed.core.files import discarded_if_empty
+from dogbreed.core.files import discarded_if_empty, write_json
 from dogbreed.models.classifier import NonFiniteLoss
-from dogbreed.search.space import Space, with_values
+from dogbreed.search.finalists import confirm
+from dogbreed.search.space import BATCH_SIZE, STACKED, Space, head_of, shown, with_values
 from dogbreed.search.study import Search
 from dogbreed.training.build import (
     build_cache,
@@ -32,10 +33,6 @@ from dogbreed.training.build import (
 )
 from dogbreed.training.run import train
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
-
-# What may differ between heads that train side by side; the batch size makes groups of them.
-STACKED = ("model.lr", "model.weight_decay", "model.label_smoothing")
-BATCH_SIZE = "data.batch_size"
 
 TrainRound = Callable[[Sequence[Any]], None]
 
@@ -68,7 +65,7 @@ def _search(search: Search) -> None:
     if reason is None:
         stacked, reason = _head_trainer(config, search.space)
     search.open()
-    done, trials = len(search.finished()), config.search.trials
+    done, trials = len(search.finished()), search.trials
     if done:
         _say(config, f"Continuing {search.folder}: {done} of {trials} trials are done.")
     if stacked is None:
@@ -77,17 +74,40 @@ def _search(search: Search) -> None:
         _say(config, "Trials of equal batch size train side by side, on features that are computed once.")
     train_round = _one_by_one(search) if stacked is None else _side_by_side(search, stacked)
     try:
-        while (done := len(search.finished())) < trials:
-            train_round(search.ask(min(config.search.parallel, trials - done)))
-            search.write()
-            _say(config, _progress(search))
+        while len(search.finished()) < trials:
+            if asked := search.ask():
+                train_round(asked)
+                search.write()
+                _say(config, _progress(search))
+            elif len(search.finished()) < trials:
+                search.wait()
     except (KeyboardInterrupt, Interrupted):
         raise Interrupted(
             f"Stopped after {len(search.finished())} of {trials} trials; the same command with "
             f"{shlex.quote(f'output_dir={search.folder}')} continues the search."
         ) from None
+    finally:
+        search.close()
+    said = _confirm(search, stacked)
     search.write()
-    _say(config, _summary(search))
+    _say(config, _summary(search, said))
+
+
+def _confirm(search: Search, stacked: HeadTrainer | None) -> list[str]:
+    """Compare the winner with the settings as they are; return what there is to say."""
+    if not search.settings.seeds:
+        return []
+    if stacked is None:
+        return [
+            "The winner was not compared with your settings, which takes heads side by side; its result on valid is "
+            "that of the luckiest trial."
+        ]
+    _say(search.config, "Training the best trials and your settings again, with other seeds.")
+    verdict = confirm(search, stacked)
+    if verdict is None:
+        return []
+    write_json(search.folder / "winner.json", verdict.to_json())
+    return ["", *verdict.lines()]
 
 
 # Side by side
@@ -114,7 +134,8 @@ def _head_trainer(config: Config, space: Space) -> tuple[HeadTrainer | None, str
         _say(config, data.warnings[0])
     model = build_model(config, data, None)
     cache = build_cache(config, quiet=False)
-    cache.attach(model, data, device, epochs=config.trainer["max_epochs"])
+    # Other seeds see the images in other views: then all are computed.
+    cache.attach(model, data, device, epochs=None if config.search.seeds else config.trainer["max_epochs"])
     if cache.state == "off":
         return None, cache.reason
     try:
@@ -141,13 +162,13 @@ def _train_group(
 ) -> dict[int, dict[str, Any]]:
     """Train the trials of one batch size; return what `Search.tell` records of each, by trial number."""
     started = time.monotonic()
-    model = search.config.model
-    heads = [Head(**{key[6:]: trial.params.get(key, getattr(model, key[6:])) for key in STACKED}) for trial in trials]
-    protected = {id(head) for trial, head in zip(trials, heads, strict=True) if trial.params == search.current}
+    heads = [head_of(search.config, trial.params) for trial in trials]
+    trial_of = {id(head): trial for trial, head in zip(trials, heads, strict=True)}
 
     def stop(epoch: int, training: Sequence[Head]) -> list[bool]:
-        poor = search.should_prune(epoch, training)
-        return [is_poor and id(head) not in protected for is_poor, head in zip(poor, training, strict=True)]
+        own = [trial_of[id(head)] for head in training]
+        poor = search.should_prune(epoch, training, own)
+        return [is_poor and trial.params != search.current for is_poor, trial in zip(poor, own, strict=True)]
 
     trainer.train(heads, batch_size=batch_size, epochs=search.config.trainer["max_epochs"], should_stop=stop)
     search.curves += [[row["val_loss"] for row in head.history] for head in heads]
@@ -194,38 +215,38 @@ def _one_by_one(search: Search) -> TrainRound:
 def _progress(search: Search) -> str:
     finished = search.finished()
     pruned = sum(trial.state.name == "PRUNED" for trial in finished)
-    line = f"{len(finished)} of {search.config.search.trials} trials, {pruned} stopped early"
+    line = f"{len(finished)} of {search.trials} trials, {pruned} stopped early"
     best = search.best()
     if best is None:
         return line
-    return f"{line}; best {search.config.search.objective}={best.value:.6f} with {_parameters(best)}"
+    return f"{line}; best {search.config.search.objective}={best.value:.6f} with {shown(best.params)}"
 
 
-def _summary(search: Search) -> str:
-    best = search.best()
+def _summary(search: Search, verdict: Sequence[str]) -> str:
+    best, folder = search.best(), search.folder
     lines = ["", f"{len(search.finished())} trials in {time.monotonic() - search.started:.0f} s."]
     if best is None:
-        lines += ["No trial finished with a finite loss; try smaller learning rates."]
-    else:
-        results = best.user_attrs
-        lines += [
-            f"Best: val_loss={results['val_loss']:.6f} val_acc={results['val_acc']:.4f} with {_parameters(best)}",
-            "",
-            f"{search.folder}/",
-            "  trials.csv   every trial",
-            "  search.png   the objective over each parameter, and the history",
-            "  best.yaml    the winner",
-            "  study.db     the study, for Optuna's own tools",
-            "",
-            f"Train with it: {search.command()}",
-        ]
-    return "\n".join(lines)
+        return "\n".join([*lines, "No trial finished with a finite loss; try smaller learning rates."])
+    results = best.user_attrs
+    lines += [
+        f"Best: val_loss={results['val_loss']:.6f} val_acc={results['val_acc']:.4f} with {shown(best.params)}",
+        *_importances(search),
+        *verdict,
+        "",
+        f"{folder}/",
+        "  trials.csv   every trial",
+        "  search.png   the objective over each parameter, and the history",
+        "  best.yaml    the winner",
+    ]
+    lines += ["  winner.json  the winner against your settings"] if (folder / "winner.json").exists() else []
+    lines += [] if search.storage else ["  study.db     the study, for Optuna's own tools"]
+    return "\n".join([*lines, "", f"Train with it: {search.command()}"])
 
 
-def _parameters(trial: Any) -> str:
-    return " ".join(
-        f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}" for key, value in trial.params.items()
-    )
+def _importances(search: Search) -> list[str]:
+    shares = search.importances()
+    shown_shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares.items())
+    return [f"What decided whether a trial was among the best quarter: {shown_shares}."] if shares else []
 
 
 def _say(config: Config, text: str) -> None:

@@ -9,7 +9,11 @@ from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.models.optim import check_training
 from dogbreed.training.build import build_data
+from dogbreed.training.stacked_heads import Head
 
+# What may differ between heads that train side by side; the batch size makes groups of them.
+STACKED = ("model.lr", "model.weight_decay", "model.label_smoothing")
+BATCH_SIZE = "data.batch_size"
 OBJECTIVES = ("val_loss", "val_acc")
 TRAINING_KEYS = (
     "lr",
@@ -70,6 +74,17 @@ def with_values(config: Config, parameters: Mapping[str, Any]) -> Config:
         set_dotted(changed, key, value)
     check(changed)
     return Config.from_dict(changed)
+
+
+def head_of(config: Config, parameters: Mapping[str, Any], seed: int | None = None) -> Head:
+    """Return a head that is to be trained with these values, and else as the configuration says."""
+    return Head(**{key[6:]: parameters.get(key, getattr(config.model, key[6:])) for key in STACKED}, seed=seed)
+
+
+def shown(parameters: Mapping[str, Any]) -> str:
+    """Return parameters as a person reads them."""
+    values = {key: f"{value:.6g}" if isinstance(value, float) else value for key, value in parameters.items()}
+    return " ".join(f"{key}={value}" for key, value in values.items())
 
 
 def set_dotted(nested: dict[str, Any], key: str, value: Any) -> None:

@@ -167,7 +167,8 @@ def search(overrides: Sequence[str], folder: Path) -> list[str]:
     """Try all trials of the search group here; return the winner's settings as overrides."""
     from dogbreed.search.run import tune
 
-    done = tune(overrides=[*overrides, f"output_dir={folder / 'search'}", "progress=plain"])
+    # The job trains with the winner and evaluates it: it is not trained with other seeds before.
+    done = tune(overrides=[*overrides, f"output_dir={folder / 'search'}", "progress=plain", "search.seeds=0"])
     best = done.best()
     if best is None:
         raise DogbreedError("No trial of the search finished with a finite loss; try smaller learning rates.")

@@ -12,6 +12,7 @@ from launch.aws import tracking
 STAYS_HERE = (
     *("sagemaker", "mode", "job", "output_dir", "resume", "progress", "cache.dir"),
     *("data.root", "data.download", "data.url", "data.source"),
+    *("search.storage", "search.seeds"),  # a job has a study of its own, and trains with the winner at once
     tracking.KEY,  # a variable carries it: a hyperparameter could not
 )
 LOGGERS = (["tensorboard"], ["csv"], ["mlflow"])  # groups that a job has the packages for

@@ -164,7 +164,7 @@ def write(config: Mapping[str, Any], job: Mapping[str, Any], trials: Sequence[Tr
     with atomic_write(folder / "best.yaml") as file:
         file.write_text(head + to_yaml(nested), encoding="utf-8")
     points = [Point(trial.settings, trial.value or 0.0, trial.status == "Completed") for trial in _finite(trials)]
-    plot_trials(points, _space(job), objective, folder / "search.png")
+    plot_trials(points, _space(job), objective, {}, folder / "search.png")
 
 
 def _space(job: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -368,8 +368,8 @@ def test_preparing_twice_changes_nothing_more():
 def test_check_accepts_what_compose_made_and_refuses_the_rest():
     config = compose(["experiment=finetune"])
     check(config)
-    with pytest.raises(ConfigError, match=r"Unknown key seeds; did you mean seed\?"):
-        check({**config, "seeds": 1})
+    with pytest.raises(ConfigError, match=r"Unknown key seedd; did you mean seed\?"):
+        check({**config, "seedd": 1})
 
 
 def test_ranges_as_published():

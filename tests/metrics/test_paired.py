@@ -6,7 +6,7 @@ from itertools import product
 import pytest
 from scipy.stats import binomtest
 
-from dogbreed.metrics.paired import holm, mcnemar
+from dogbreed.metrics.paired import holm, mcnemar, sign_flips
 
 
 @pytest.mark.parametrize(("one", "other"), [*product(range(6), range(6)), (0, 30), (17, 41), (400, 470), (3000, 3200)])
@@ -26,3 +26,19 @@ def test_holm_by_hand():
     assert holm([0.5, 0.9]) == [1.0, 1.0]
     assert holm([0.02]) == [0.02]
     assert holm([]) == []
+
+
+@pytest.mark.parametrize(("one", "other"), [(0, 0), (1, 1), (3, 9), (0, 30), (17, 41)])
+def test_flipping_signs_of_single_seeds_is_mcnemar(one, other):
+    assert sign_flips([1] * one + [0] * 7 + [-1] * other) == pytest.approx(mcnemar(one, other), rel=1e-9)
+
+
+def test_flipping_signs_by_trying_all():
+    differences = [3, -1, 0, 2, 5, -2, 1, 1, -4]
+    sums = [
+        abs(sum(sign * size for sign, size in zip(signs, differences, strict=True)))
+        for signs in product((1, -1), repeat=9)
+    ]
+    as_far = sum(other >= abs(sum(differences)) for other in sums)
+    assert sign_flips(differences) == pytest.approx(as_far / len(sums), rel=1e-12)
+    assert sign_flips([-difference for difference in differences]) == sign_flips(differences)

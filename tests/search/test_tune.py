@@ -25,7 +25,7 @@ from dogbreed.tune import main
 
 pytest.importorskip("optuna", reason="the search needs Optuna: pip install 'dogbreed[search]'")
 
-SMALL = (*runs.STACKABLE, "search.space.data.batch_size.choices=[4,8]")
+SMALL = (*runs.STACKABLE, "search.space.data.batch_size.choices=[4,8]", "search.seeds=0")
 
 
 def trials_of(folder: Path) -> list[dict[str, str]]:
@@ -247,8 +247,8 @@ def test_the_median_rule(settings: list[str], tmp_path: Path) -> None:
     def head(*losses: float) -> Head:
         return Head(lr=0.01, history=[{"val_loss": loss, "val_acc": 0.0} for loss in losses])
 
-    still: list[Any] = [head(5.0, 1.0), head(5.0, 2.0), head(5.0, 3.0)]
-    assert search.should_prune(2, still) == [False, False, False]  # three are too few to compare
+    still, trials = [head(5.0, 1.0), head(5.0, 2.0), head(5.0, 3.0)], [None] * 3
+    assert search.should_prune(2, still, trials) == [False, False, False]  # three are too few to compare
     search.curves = [[2.0, 1.5], [4.0, 4.0, 4.0], [0.1]]  # the last one never came as far
-    assert search.should_prune(2, still) == [False, False, True]  # the median of 1, 1.5, 2, 3, 4 is 2
-    assert search.should_prune(1, still) == [False, False, False]  # too early
+    assert search.should_prune(2, still, trials) == [False, False, True]  # the median of 1, 1.5, 2, 3, 4 is 2
+    assert search.should_prune(1, still, trials) == [False, False, False]  # too early
