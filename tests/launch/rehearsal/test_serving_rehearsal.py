@@ -13,7 +13,9 @@ from importlib.metadata import distribution
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
+from PIL import Image
 from support import runs
 from support.exports import export_tiny
 from support.places import ROOT, SHARED_DATA
@@ -98,11 +100,30 @@ def test_certificate_of_real_photographs(run, monkeypatch, capsys):
     assert (seed["label"], seed["index"]) == ("Affenpinscher", 0)
 
 
-def test_rehearsal(java, run, capfd):
-    """Uses the certificate of the test before, or has one made."""
-    assert sagemaker_deploy.main([str(run), "mode=rehearse", f"photo={AFFENPINSCHER}"]) == 0
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six photographs of dogs, and 20 pictures without: waves, and noise."""
+    folder, random = tmp_path_factory.mktemp("mixed"), np.random.default_rng(0)
+    for photo in [AFFENPINSCHER, *sorted(PHOTOS.rglob("*.jpg"))[1::12]]:
+        shutil.copy(photo, folder)
+    for number in range(20):
+        waves = np.sin(np.arange(64)[:, None, None] / (number + 1) + np.arange(3)) * np.ones((1, 64, 1))
+        levels = 255 * random.random((8, 8, 3)) if number % 2 else 127.5 * (1 + waves)
+        Image.fromarray(levels.astype(np.uint8)).resize((120, 100)).save(folder / f"no_dog_{number:02d}.png")
+    return folder
+
+
+def test_rehearsal(java, run, mixed, capfd):
+    """The container answers `set`, `abstain` and `in_domain` as certified, for photographs and for what is no dog."""
+    assert sagemaker_deploy.main([str(run), "mode=rehearse", f"photo={mixed}"]) == 0
+    entries = json.loads((run / "model" / "certificate.json").read_text())["answers"]
+    fields = ("set", "abstain", "in_domain", "margin")
+    assert all(field in entry for entry in entries if "label" in entry for field in fields)
+    assert {entry["in_domain"] for entry in entries if "label" in entry} == {True, False}
+    assert sum(entry.get("margin", 0) > 1e-3 for entry in entries) > len(entries) / 2, "most are compared"
     said = capfd.readouterr().out
-    assert f"{AFFENPINSCHER} is Affenpinscher, index 0" in said
+    assert f"It answers {len(entries)} files as certified" in said
+    assert f"{mixed / AFFENPINSCHER.name} is Affenpinscher, index 0" in said
     assert "as certified" in said
     assert said.endswith("Rehearsed and cleaned up.\n")
     assert left_running() == []
