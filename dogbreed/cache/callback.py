@@ -12,9 +12,13 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import Timer
+from lightning.pytorch.plugins import MixedPrecision, Precision
+from lightning.pytorch.profilers import PassThroughProfiler
 
 from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key, used_keys
 from dogbreed.cache.folders import META, cache_folder, evict, existing, locked
+from dogbreed.cache.on_demand import OnDemand
 from dogbreed.cache.remote import RemoteStore, remote_of
 from dogbreed.cache.store import KEY, Keys, Store
 from dogbreed.core import text
@@ -51,6 +55,21 @@ class Group:
             problem = error
         if not self._all_well(problem is None):
             raise problem or DogbreedError("another process could not compute its part of the features")
+
+
+def _may_wait(trainer: Trainer, model: DogBreedClassifier) -> bool:
+    """Return whether features may be computed when they are asked for.
+
+    Not by several processes, which share the work; not for lbfgs, which asks for all; not where the network's own
+    numbers become others before; and not where the time of the steps is measured or limited.
+    """
+    return (
+        trainer.world_size == 1
+        and model.hparams["optimizer"] != "lbfgs"
+        and type(trainer.precision_plugin) in (Precision, MixedPrecision)
+        and isinstance(trainer.profiler, PassThroughProfiler)  # type: ignore[attr-defined]
+        and not any(isinstance(callback, Timer) for callback in trainer.callbacks)  # type: ignore[attr-defined]
+    )
 
 
 def _epochs(trainer: Trainer, model: DogBreedClassifier, stage: str) -> int | None:
@@ -114,11 +133,16 @@ class FeatureCache(Callback):
         self.state = "off"
         self.reason = "cache.mode=off" if mode == "off" else ""
         self.built = Built()
-        self._epochs = -1.0  # for so many the views are there
+        self._epochs = -1.0  # for so many the views are there, or computed when they are asked for
+        self._on_demand: OnDemand | None = None
+        self._announced: Missing | None = None
         self._arithmetic = ExitStack()
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Fill the store, each device its share, before Lightning asks for the first batch."""
+        """Have features ready when Lightning asks for the first batch, or when it asks for each of them.
+
+        Several devices compute all of them first, each its share.
+        """
         data: Any = getattr(trainer, "datamodule", None)
         if not isinstance(pl_module, DogBreedClassifier):
             own = type(pl_module).__name__
@@ -130,14 +154,26 @@ class FeatureCache(Callback):
         self._arithmetic.enter_context(float32_as(self.precision, device))  # the features' and the network's
         rank, world = self._share(trainer)
         group = Group(rank, world, trainer.strategy.reduce_boolean_decision)
-        self.attach(pl_module, data, device, group, epochs=_epochs(trainer, pl_module, stage))
+        epoch = (lambda: trainer.current_epoch) if _may_wait(trainer, pl_module) else None
+        self.attach(pl_module, data, device, group, epochs=_epochs(trainer, pl_module, stage), epoch=epoch)
+        if self._on_demand:
+            self._on_demand.awaits_close = True
         return None
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._arithmetic.close()
+        if self._on_demand:
+            self._on_demand.awaits_close = False
+            self._on_demand.close()
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        self._arithmetic.close()
+        self.teardown(trainer, pl_module, "")
+
+    def interrupted(self) -> Interrupted | None:
+        """Return the sentence for a run that was stopped in its first epoch; None where no features are missing."""
+        if self._on_demand is None or self._announced is None:
+            return None
+        return _interrupted(self._on_demand.store, self._announced)
 
     def _share(self, trainer: Trainer) -> tuple[int, int]:
         """Return rank and number among the processes that see the same folder: all, or those of this machine alone."""
@@ -162,6 +198,7 @@ class FeatureCache(Callback):
         group: Group | None = None,
         *,
         epochs: int | None = None,
+        epoch: Callable[[], int] | None = None,
     ) -> None:
         """Let data deliver features and the model take them, computing first what is missing; once.
 
@@ -172,6 +209,8 @@ class FeatureCache(Callback):
             group: The processes that share the work; None is this one alone.
             epochs: How many will be trained, so that only the views that they show are computed; None and -1 are
                 without end, so that all are.
+            epoch: Returns the current epoch; features are then computed when they are asked for, in its order. None
+                computes all of them now.
 
         Raises:
             DogbreedError: In `require` mode, where the cache cannot be used; in any, where the device only emulates
@@ -187,7 +226,7 @@ class FeatureCache(Callback):
         was_training = model.training
         precision = effective(self.precision, device)
         try:
-            self._attach(model, data, device, group or Group(), precision, epochs)
+            self._attach(model, data, device, group or Group(), precision, epochs, epoch)
         except Interrupted:
             raise
         except (NoPrefix, DogbreedError) as error:
@@ -213,7 +252,9 @@ class FeatureCache(Callback):
         group: Group,
         precision: str,
         epochs: int | None,
+        epoch: Callable[[], int] | None,
     ) -> None:
+        self._on_demand = None
         if data.transforms:
             raise DogbreedError("data.transforms change the training images anew in each epoch")
         with group.step(), float32_as(precision, device):
@@ -221,6 +262,7 @@ class FeatureCache(Callback):
         key = store_key(parts.prefix, data.preprocessing, precision, device)
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
         remote = remote_of(key, quiet=self.quiet) if group.rank == 0 else None
+        epoch = None if remote else epoch  # what is kept there has to be whole
         with group.step():
             damaged, used = store.refresh(), data.used_views(epochs)
             if remote:
@@ -232,7 +274,7 @@ class FeatureCache(Callback):
             with group.step():
                 # One whose features another has on a disk of its own has nothing to do, and waits with the rest.
                 if missing:
-                    self._announce(store, missing, damaged, device)
+                    self._announce(store, missing, damaged, device, meanwhile=bool(epoch and epochs != 0))
                     held.enter_context(locked(store.folder, leader=group.rank == 0))
             store.refresh()  # another run may have built it while this one waited for the lock
             if group.world == 1:  # of several, all have to share the work that all have seen
@@ -240,28 +282,45 @@ class FeatureCache(Callback):
             with group.step():
                 if missing and group.rank == 0:
                     self._prepare(store, model, parts, missing.views, precision)
-            try:
-                with group.step():
-                    if share := missing[group.rank :: group.world]:
-                        started = time.monotonic()
-                        decoding = extract(
-                            store, parts.prefix, share, data, device=device, precision=precision, quiet=self.quiet
-                        )
-                        self.built = Built(
-                            self.built.rows + missing.views,
-                            self.built.seconds + time.monotonic() - started,
-                            self.built.decoding + decoding,
-                        )
-            except KeyboardInterrupt:
-                raise _interrupted(store, missing) from None
+            how: Any = {"device": device, "precision": precision, "quiet": self.quiet}
+            if missing and epoch:
+                how |= {"epoch": epoch, "lock": held.pop_all(), "note": self._note}
+                self._announced, self._on_demand = missing, OnDemand(store, parts.prefix, data, used, **how)
+            else:
+                self._extract(store, parts, missing, data, group, how)
         store.refresh()
         if remote:
             remote.add(store, used_keys(data.samples, used))
         self.state = "built" if missing else "hit"
+        self._serve(store, parts, model, data)
+
+    def _serve(self, store: Store, parts: CutNetwork, model: DogBreedClassifier, data: DogImages) -> None:
+        """Let data deliver features and the model take them."""
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
-        data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
+        if self._on_demand:
+            data.use_features(self._on_demand.readers())
+        else:
+            data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
         model.use_features(parts)
+
+    def _extract(
+        self, store: Store, parts: CutNetwork, missing: Missing, data: DogImages, group: Group, how: dict[str, Any]
+    ) -> None:
+        """Compute all that is missing, each process its share."""
+        try:
+            with group.step():
+                if share := missing[group.rank :: group.world]:
+                    started = time.monotonic()
+                    decoding = extract(store, parts.prefix, share, data, **how)
+                    self._note(missing.views, time.monotonic() - started, decoding)
+        except KeyboardInterrupt:
+            raise _interrupted(store, missing) from None
+
+    def _note(self, rows: int, seconds: float, decoding: float) -> None:
+        """Add up what was computed."""
+        built = self.built
+        self.built = Built(built.rows + rows, built.seconds + seconds, built.decoding + decoding)
 
     def _fetch(
         self,
@@ -293,7 +352,7 @@ class FeatureCache(Callback):
                 f"the features would take {text.size(size)}, and {store.folder} has {text.size(free)} left"
             )
 
-    def _announce(self, store: Store, missing: Missing, damaged: int, device: torch.device) -> None:
+    def _announce(self, store: Store, missing: Missing, damaged: int, device: torch.device, meanwhile: bool) -> None:
         """Say what is about to be done, and refuse what is too large, before anything is computed."""
         count = missing.views
         self._check_room(store, count)
@@ -310,6 +369,8 @@ class FeatureCache(Callback):
         )
         if self.precision == "float32" and effective("tf32", device) == "tf32":
             print("Computed in float32 itself; cache.precision=tf32 is faster and changes logits by about 0.01.")
+        if meanwhile:
+            print("Training starts at once: the first epoch computes what each of its batches needs.", flush=True)
 
     def _prepare(self, store: Store, model: DogBreedClassifier, parts: CutNetwork, rows: int, precision: str) -> None:
         """Describe the store in its folder, clear away what killed runs left, and make room."""

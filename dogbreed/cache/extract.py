@@ -3,8 +3,8 @@
 import hashlib
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, overload
 
@@ -120,20 +120,31 @@ class Missing(Sequence[MissingViews]):
         rows = self.rows[own].tolist()
         files, image = self.samples[rows[0][1]], rows[0][3]
         views = [self.samples[split].views[view][position] for _, split, view, position in rows]
-        return MissingViews(files.paths[image], views, [row_key(files.digests[image], view) for view in views])
+        # Without zeros at the end, as numpy hands them out.
+        keys = [row_key(files.digests[image], view).rstrip(b"\0") for view in views]
+        return MissingViews(files.paths[image], views, keys)
 
 
-def missing_views(store: Store, splits: Mapping[str, SplitFiles], used: Mapping[str, NDArray[np.bool_]]) -> Missing:
+def missing_views(
+    store: Store,
+    splits: Mapping[str, SplitFiles],
+    used: Mapping[str, NDArray[np.bool_]],
+    turn: Indices | None = None,
+) -> Missing:
     """Return what has to be computed.
 
     Args:
         store: Holds what was computed before.
         splits: The images.
         used: Which of their views are needed, [views, images] per split.
+        turn: Of a single split, the order in which they are needed, [views, images]: the lowest first.
     """
     samples, keys, digests, rows = list(splits.values()), [], [], []
     for number, (split, files) in enumerate(splits.items()):
         view, image = np.nonzero(used[split])
+        if turn is not None:
+            order = turn[view, image].argsort(kind="stable")
+            view, image = view[order], image[order]
         keys.append(row_keys(files)[view, image])
         digests.append(comparable(files.digests)[image])
         rows.append(np.stack([np.zeros_like(view), np.full_like(view, number), view, image], 1))
@@ -217,26 +228,75 @@ def extract(
         DogbreedError: The disk is full, or a feature is too large for float16.
         OutOfMemoryError: The device's memory does not hold a pass of one image.
     """
-    block = _Block(store)
-    how, decoding = plan(prefix, device), 0.0
-    with (
-        track(missing.views, "Computing features", "views", quiet=quiet) as progress,
-        float32_as(precision, device),
-        prepared(prefix, how, device, precision) as network,
-    ):
-        compute = _Pass(network, device, how.images, store.dtype)
-        try:
-            for keys, inputs, seconds in _passes(missing, data, how.images):
-                block.add(keys, compute(inputs))
-                decoding += seconds
-                progress.advance(len(keys))
-        finally:  # also after Ctrl-C: what is computed by then is kept
-            block.write()
-    store.refresh()
-    return decoding
+    with Extraction(store, prefix, missing, data, device=device, precision=precision, quiet=quiet) as extraction:
+        extraction.advance()
+    return extraction.decoding
 
 
-class _Block:
+class Extraction(AbstractContextManager["Extraction"]):
+    """The computation of what is missing, which goes on as far as it is asked to.
+
+    Arguments are those of `extract`, and what progress is shown as.
+
+    Between two calls of `advance` everything is as it was, but that the images to come are decoded, by workers. At the
+    end, also after Ctrl-C, what is computed by then is kept.
+
+    Attributes:
+        block: Rows that are computed, and not in the store yet.
+        rows: Number of rows that were computed.
+        left: Number of those that were not.
+        decoding: Seconds of one processor for decoding their images.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        prefix: fx.GraphModule,
+        missing: Missing,
+        data: DogImages,
+        *,
+        device: torch.device,
+        precision: str,
+        quiet: bool = False,
+        what: str = "Computing features",
+    ) -> None:
+        self.block, self.rows, self.left, self.decoding = Block(store), 0, missing.views, 0.0
+        self._device, self._precision, self._how = device, precision, plan(prefix, device)
+        self._network = _made_for(self._how, prefix, precision)
+        self._passes = _passes(missing, data, self._how.images)
+        self._images = self._how.images
+        self._open = ExitStack()
+        self._progress = self._open.enter_context(track(missing.views, what, "views", quiet=quiet))
+
+    def advance(self, keys: Iterable[bytes] | None = None) -> None:
+        """Compute until these rows are there, or all; fewer where they are not among the missing."""
+        awaited = None if keys is None else set(keys)
+        with (
+            float32_as(self._precision, self._device),
+            torch.autocast(self._device.type, enabled=False),
+            _running(self._network, self._how, self._device, self._precision) as network,
+        ):
+            compute = _Pass(network, self._device, self._images, self.block.store.dtype)
+            while awaited is None or awaited:
+                computed, inputs, seconds = next(self._passes, (None, None, 0.0))
+                if computed is None or inputs is None:
+                    break
+                self.block.add(computed, compute(inputs))
+                self._images = compute.images
+                self.rows += len(computed)
+                self.left -= len(computed)
+                self.decoding += seconds
+                self._progress.advance(len(computed))
+                if awaited is not None:
+                    awaited.difference_update(computed)
+
+    def __exit__(self, *error: object) -> None:
+        with self._open:
+            self._passes.close()
+            self.block.write()
+
+
+class Block:
     """Rows that wait to be written together.
 
     Args:
@@ -257,8 +317,13 @@ class _Block:
 
     def write(self) -> None:
         """Write what waits."""
-        if self.rows:
-            self.store.add(list(self.rows), torch.stack([*self.rows.values()]))
+        try:
+            if self.rows:
+                self.store.add(list(self.rows), torch.stack([*self.rows.values()]))
+                self.store.refresh()
+        except DogbreedError:  # they would not go there the next time either
+            self.rows.clear()
+            raise
         self.rows.clear()
         self.written = time.monotonic()
 
@@ -312,7 +377,7 @@ class InFloat16(nn.Module):
         return features
 
 
-def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[list[bytes], Tensor, float]]:
+def _passes(missing: Missing, data: DogImages, images: int) -> Generator[tuple[list[bytes], Tensor, float]]:
     """Yield batches and what decoding took since the one before.
 
     They have one shape, the last padded with zeros: kernels are chosen by shape, and round differently.
@@ -342,15 +407,27 @@ def _passes(missing: Missing, data: DogImages, images: int) -> Iterator[tuple[li
 @contextmanager
 def prepared(prefix: fx.GraphModule, how: Plan, device: torch.device, precision: str) -> Iterator[nn.Module]:
     """Give the prefix as planned: images [N, 3, S, S], channels last, to features."""
-    bfloat16 = precision == "bfloat16"
+    with _running(_made_for(how, prefix, precision), how, device, precision) as network:
+        yield network
+
+
+def _made_for(how: Plan, prefix: fx.GraphModule, precision: str) -> nn.Module:
+    """Return the prefix itself, or a copy with other kernels."""
     if how.kernels != "direct":
-        network = winograd.accelerate(prefix, torch.bfloat16 if bfloat16 else torch.float32)
+        return winograd.accelerate(prefix, torch.bfloat16 if precision == "bfloat16" else torch.float32)
+    to_channels_last(prefix)
+    return prefix
+
+
+@contextmanager
+def _running(network: nn.Module, how: Plan, device: torch.device, precision: str) -> Iterator[nn.Module]:
+    """Hold what `_made_for` returns in the arithmetic of a precision."""
+    if how.kernels != "direct":
         with torch.inference_mode():
             yield network
         return
-    to_channels_last(prefix)
-    with torch.inference_mode(), in_bfloat16(prefix, device) if bfloat16 else nullcontext():
-        yield InFloat16(prefix, device) if precision == "float16" and device.type == "cuda" else prefix
+    with torch.inference_mode(), in_bfloat16(network, device) if precision == "bfloat16" else nullcontext():
+        yield InFloat16(network, device) if precision == "float16" and device.type == "cuda" else network
 
 
 @contextmanager

@@ -158,6 +158,7 @@ def packed(keys: Keys, features: Tensor) -> tuple[dict[str, Tensor], dict[str, s
     return content, {"index": _seal(index, checksums)}
 
 
+NOT_COMPUTED = "Features of these views were not computed: the cache knew of fewer epochs than are trained."
 ABSENT = -1  # the block of a row that is not in the store
 
 
@@ -179,9 +180,7 @@ class Table:
         """Return features [N, *shape] in float32 of images `indices` [N], each seen as `views` [N] says."""
         block, row = self.positions[views, indices].T
         if (block == ABSENT).any():
-            raise DogbreedError(
-                "Features of these views were not computed: the cache knew of fewer epochs than are trained."
-            )
+            raise DogbreedError(NOT_COMPUTED)
         result = torch.empty(len(indices), *self.shape)
         for number in np.unique(block):
             here = np.flatnonzero(block == number)

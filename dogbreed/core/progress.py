@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from dogbreed.core.text import duration, size
@@ -55,16 +55,9 @@ def track(
     """
     if quiet:
         yield _Silent()
-    elif sys.stderr.isatty() and not plain:
-        columns = (
-            *(TextColumn("{task.description}"), BarColumn(), _Amount(unit), _Rate(unit), TimeRemainingColumn()),
-            TextColumn("{task.fields[status]}"),
-        )
-        # What is printed meanwhile goes above the bar, but never from a file or a pipe to the terminal.
-        console, above = Console(file=sys.stderr), sys.stdout.isatty()
-        bar = Progress(*columns, console=console, speed_estimate_period=30, transient=transient, redirect_stdout=above)
-        with bar:
-            yield _Bar(bar, bar.add_task(description, total=total, completed=done, status=""))
+    elif (_display.is_shown or sys.stderr.isatty()) and not plain:  # a display stands in front of standard error
+        with _display.bar(description, total, done, unit, transient) as bar:
+            yield bar
     else:
         lines = _Lines(total, description, unit, done, transient)
         yield lines
@@ -76,9 +69,53 @@ class _Silent:
         """Show nothing."""
 
 
+class _Display:
+    """What draws on the terminal: rich has one display, so a bar that begins while another is shown joins it."""
+
+    def __init__(self) -> None:
+        self._drawn: Progress | None = None
+        self._open = 0
+
+    @property
+    def is_shown(self) -> bool:
+        return self._drawn is not None
+
+    @contextmanager
+    def bar(self, description: str, total: int | None, done: int, unit: str, transient: bool) -> Iterator["_Bar"]:
+        """Show a bar, below those that are there."""
+        drawn = self._drawn = self._drawn or self._start()
+        self._open += 1
+        task = drawn.add_task(description, total=total, completed=done, status="", unit=unit)
+        try:
+            yield _Bar(drawn, task)
+        finally:
+            self._open -= 1
+            alone = len(drawn.tasks) == 1
+            if transient and not alone:
+                drawn.remove_task(task)
+            if not self._open:
+                self._drawn = None
+                drawn.live.transient = transient and alone
+                drawn.stop()
+
+    def _start(self) -> Progress:
+        columns = (
+            *(TextColumn("{task.description}"), BarColumn(), _Amount(), _Rate(), TimeRemainingColumn()),
+            TextColumn("{task.fields[status]}"),
+        )
+        # What is printed meanwhile goes above the bar, but never from a file or a pipe to the terminal.
+        console, above = Console(file=sys.stderr), sys.stdout.isatty()
+        drawn = Progress(*columns, console=console, speed_estimate_period=30, redirect_stdout=above)
+        drawn.start()
+        return drawn
+
+
+_display = _Display()
+
+
 class _Bar:
-    def __init__(self, bar: Progress, task: int) -> None:
-        self.bar, self.task, self.shown = bar, bar.task_ids[task], -math.inf
+    def __init__(self, bar: Progress, task: TaskID) -> None:
+        self.bar, self.task, self.shown = bar, task, -math.inf
 
     def advance(self, n: int = 1, status: Callable[[], str] | None = None) -> None:
         if status and time.monotonic() - self.shown >= REFRESH_SECONDS:
@@ -121,19 +158,15 @@ class _Lines:
 
 
 class _Amount(ProgressColumn):
-    def __init__(self, unit: str) -> None:
-        super().__init__()
-        self.unit = unit
-
     def render(self, task: Task) -> Text:
         total = None if task.total is None else int(task.total)
-        return Text(_amount(int(task.completed), total, self.unit))
+        return Text(_amount(int(task.completed), total, task.fields["unit"]))
 
 
-class _Rate(_Amount):
+class _Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         speed = task.finished_speed or task.speed
-        return Text("" if speed is None else f"{_count(speed, self.unit)}/s")
+        return Text("" if speed is None else f"{_count(speed, task.fields['unit'])}/s")
 
 
 def _amount(done: int, total: int | None, unit: str) -> str:

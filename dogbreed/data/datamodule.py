@@ -82,6 +82,7 @@ class DogImages(LightningDataModule):
         samples: The usable images by split.
         skipped: Files left out.
         warnings: What is odd about the images, a sentence each.
+        features_seconds: That were spent on computing features while batches were asked for.
 
     Raises:
         DogbreedError: An argument is out of range; in `setup`, the folder does not hold what it should.
@@ -132,6 +133,7 @@ class DogImages(LightningDataModule):
         self.max_pixels = max_pixels
         self.scan_memory = scan_memory
         self.seed, self.quiet = seed, quiet
+        self.features_seconds = 0.0
         self._check_arguments()
         self._reset()
 

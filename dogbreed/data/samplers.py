@@ -60,6 +60,17 @@ def used_views(seed: int, epochs: int | None, views: int, count: int) -> NDArray
     return used
 
 
+def turns(seed: int, epoch: int, views: int, count: int, batch_size: int) -> Indices:
+    """Return when an epoch on one device asks for each view of each image, [views, images]: the lowest come first.
+
+    An image's views have one turn, so that they are made together. Of the first batch, for which the run waits, those
+    that are not shown come after all images, from `count` on.
+    """
+    place = keyed(seed, "order", epoch).permutation(count).argsort()
+    other = views_of_epoch(seed, epoch, views, count) != np.arange(views)[:, None]
+    return np.where(other & (place < batch_size), place + count, place)
+
+
 class TrainBatches(Sampler[list[tuple[int, int]]]):
     """Batches of (position, view) in the epoch's order. Lightning calls `set_epoch` of the sampler within."""
 

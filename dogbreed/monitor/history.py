@@ -13,6 +13,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import write_csv
 from dogbreed.core.metric_lines import EPOCH_LINE
 from dogbreed.core.text import duration
+from dogbreed.data.datamodule import DogImages
 from dogbreed.models.classifier import DogBreedClassifier
 
 BEST, LAST = "best.ckpt", "last.ckpt"
@@ -44,7 +45,7 @@ class History(Checkpoint):
         self.best: dict[str, float] | None = None
         self.kept = 0
         self.seconds_before = 0.0
-        self._began = self._started = time.monotonic()
+        self._began, self._clock = time.monotonic(), EpochClock()
         self._seen = 0
         self._validated = False
 
@@ -64,7 +65,7 @@ class History(Checkpoint):
         return (self.last_path, self.rows[-1]) if self.best is None else (self.best_path, self.best)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._started = time.monotonic()
+        self._clock.start(trainer)
         self._seen = images_seen(pl_module)
         self._validated = False
 
@@ -75,7 +76,7 @@ class History(Checkpoint):
         measured = {name: float(value) for name, value in trainer.callback_metrics.items()}
         if not self._validated:  # Lightning still has the values of an earlier epoch
             measured = {name: value for name, value in measured.items() if not name.startswith("val_")}
-        seconds = time.monotonic() - self._started
+        seconds = self._clock.seconds(trainer)
         row = {
             "epoch": trainer.current_epoch + 1,
             **{name: measured.get(name, math.nan) for name in ("train_loss", "val_loss", "val_acc", "train_acc")},
@@ -126,6 +127,20 @@ class History(Checkpoint):
     @property
     def state_key(self) -> str:
         return "History"
+
+
+class EpochClock:
+    """The seconds of an epoch, without those of features that are computed once."""
+
+    def start(self, trainer: Trainer) -> None:
+        self._started = time.monotonic() - self._features(trainer)
+
+    def seconds(self, trainer: Trainer) -> float:
+        return time.monotonic() - self._features(trainer) - self._started
+
+    def _features(self, trainer: Trainer) -> float:
+        data: Any = getattr(trainer, "datamodule", None)
+        return data.features_seconds if isinstance(data, DogImages) else 0.0
 
 
 class EarlyStopping(callbacks.EarlyStopping):

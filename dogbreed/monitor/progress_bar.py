@@ -1,6 +1,5 @@
 """How far an epoch has come, with its loss and images per second."""
 
-import time
 from contextlib import ExitStack
 from typing import Any
 
@@ -8,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.progress import Tracker, track
-from dogbreed.monitor.history import images_seen
+from dogbreed.monitor.history import EpochClock, images_seen
 
 
 class ProgressBar(Callback):
@@ -22,11 +21,12 @@ class ProgressBar(Callback):
         self.plain = plain
         self._open = ExitStack()
         self._tracker: Tracker | None = None
-        self._started, self._seen = 0.0, 0
+        self._clock, self._seen = EpochClock(), 0
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
-            self._started, self._seen = time.monotonic(), images_seen(pl_module)
+            self._clock.start(trainer)
+            self._seen = images_seen(pl_module)
             epochs = f"/{trainer.max_epochs}" if (trainer.max_epochs or -1) > 0 else ""
             tracker = track(
                 int(trainer.num_training_batches),
@@ -41,7 +41,7 @@ class ProgressBar(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: STEP_OUTPUT, batch: Any, batch_idx: int
     ) -> None:
         def status() -> str:
-            rate = (images_seen(pl_module) - self._seen) / max(time.monotonic() - self._started, 1e-9)
+            rate = (images_seen(pl_module) - self._seen) / max(self._clock.seconds(trainer), 1e-9)
             loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)  # type: ignore[arg-type]
             return f"loss {loss:.3f}, {rate:,.0f} images/s"
 

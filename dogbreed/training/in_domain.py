@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dogbreed.cache.on_demand import Rows
 from dogbreed.cache.store import Table
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
@@ -91,7 +92,7 @@ def index_images(config: Config, model: DogBreedClassifier, data: DogImages) -> 
 def _features(model: DogBreedClassifier, data: DogImages, split: str) -> Iterator[Tensor]:
     """Yield what the last layer takes, [N, D], of the images of a split, each in the first view that was used."""
     reader, labels = data.reader(split), torch.from_numpy(data.samples[split].labels)
-    assert isinstance(reader, Table)
+    assert isinstance(reader, Table | Rows)
     images, views = reader.first_views()
     drawn = np.linspace(0, len(images) - 1, min(len(images), MOST)).astype(np.int64)
     head = HeadInput(model.network.get_submodule(backbones.head_name(model.network)))

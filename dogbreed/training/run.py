@@ -222,7 +222,7 @@ def _interruptible(run: Run, checkpoint: Path | None, folder: Path) -> Iterator[
     except (KeyboardInterrupt, SystemExit) as error:  # Lightning makes a SystemExit of a Ctrl-C
         if isinstance(error, SystemExit) and not run.trainer.interrupted:
             raise
-        raise _interrupted(run.history, checkpoint, folder) from None
+        raise _interrupted(run, checkpoint, folder) from None
     except MisconfigurationException as error:
         raise DogbreedError(f"Lightning refuses these settings: {' '.join(str(error).split())}") from error
     except Exception as error:
@@ -242,13 +242,16 @@ def _interruptible(run: Run, checkpoint: Path | None, folder: Path) -> Iterator[
             signal.signal(signal.SIGINT, on_interrupt)
 
 
-def _interrupted(history: History, checkpoint: Path | None, folder: Path) -> Interrupted:
+def _interrupted(run: Run, checkpoint: Path | None, folder: Path) -> Interrupted:
+    history = run.history
     if history.kept:
         resume = shlex.quote(f"resume={folder}")
         return Interrupted(f"Stopped after {history.kept} epochs; go on with {resume} and the same settings.")
     if checkpoint is not None:
         return Interrupted(f"Stopped before training went on; {checkpoint} is as it was.")
-    return Interrupted("Stopped before the first epoch ended; there is nothing to resume from.")
+    return run.cache.interrupted() or Interrupted(
+        "Stopped before the first epoch ended; there is nothing to resume from."
+    )
 
 
 def _start_folder(trainer: Trainer, history: History, data: DogImages, best_before: Path | None) -> None:

@@ -607,7 +607,7 @@ def test_killed_and_taken_up_again(write_tree, tmp_path, seed):
 
 @pytest.mark.slow
 def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
-    """It comes with the tenth image; the run's folder is not made, and the same command goes on."""
+    """It comes with the tenth image, of the first batch; the same command goes on."""
     real, images = extract.decode, iter(range(1, 10_000))
 
     def decode(*arguments, **more):
@@ -615,7 +615,7 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(*arguments, **more)
 
-    arguments = runs.overrides(tmp_path / "run", "data.augment=none", "loggers={csv: {}, tensorboard: {}}")
+    arguments = runs.overrides(tmp_path / "run", "data.augment=none", "data.batch_size=12", "loggers={csv: {}}")
     with monkeypatch.context() as patch:
         patch.setattr(extract, "decode", decode)
         ran = runs.run(*arguments)
@@ -627,7 +627,6 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
     )
     assert said, ran.err
     assert 0 < int(said[1]) <= 9
-    assert [path.name for path in tmp_path.iterdir()] == ["cache"]
     ran = runs.run(*arguments)
     assert ran.code == 0, ran.err
     assert f"Computing the frozen part once: {36 - int(said[1])} images, " in ran.out

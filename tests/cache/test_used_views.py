@@ -59,7 +59,7 @@ def test_as_many_rows_as_the_batches_show(dog_tree: Path, tmp_path: Path, epochs
     trainer(epochs, cache).fit(model, datamodule=data)
     pairs = shown(data, epochs)
     assert len(pairs) < 2 * len(data.samples["train"])
-    assert rows(tmp_path) == len(pairs) + len(data.samples["valid"]) + len(data.samples["test"])
+    assert rows(tmp_path) == len(pairs) + len(data.samples["valid"]), "nobody has asked for test"
     assert {(i, v) for v, i in zip(*np.nonzero(data.used_views(epochs)["train"]), strict=True)} == pairs
 
 
@@ -84,28 +84,20 @@ def test_a_trainer_that_is_made_longer_goes_on_with_the_same_cache(dog_tree: Pat
     before = rows(tmp_path / "grown")
     loop.fit_loop.max_epochs = 4
     loop.fit(model, datamodule=data)
-    assert rows(tmp_path / "grown") == len(shown(data, 4)) + len(data.samples["valid"]) + len(data.samples["test"])
+    assert rows(tmp_path / "grown") == len(shown(data, 4)) + len(data.samples["valid"])
     assert rows(tmp_path / "grown") > before
 
 
-def test_an_evaluation_computes_no_training_image(dog_tree: Path, tmp_path: Path) -> None:
+def test_an_evaluation_computes_its_own_split_alone(dog_tree: Path, tmp_path: Path) -> None:
     model, data, cache = parts(dog_tree, tmp_path)
     trainer(4, cache).test(model, datamodule=data, verbose=False)
-    assert rows(tmp_path) == len(data.samples["valid"]) + len(data.samples["test"])
+    assert rows(tmp_path) == len(data.samples["test"])
 
 
-@pytest.mark.parametrize(
-    ("epochs", "changes"), [(-1, {}), (1, {"optimizer": "lbfgs", "backbone": "mobilenet_v3_small"})]
-)
 @pytest.mark.slow
-def test_without_an_end_and_for_lbfgs_all_are_computed(
-    dog_tree: Path, tmp_path: Path, epochs: int, changes: dict[str, str]
-) -> None:
-    model, data, cache = parts(dog_tree, tmp_path, **changes)
-    loop = trainer(epochs, cache)
-    if epochs == -1:
-        loop.fit_loop.epoch_loop.max_steps = 1
-    loop.fit(model, datamodule=data)
+def test_for_lbfgs_all_are_computed(dog_tree: Path, tmp_path: Path) -> None:
+    model, data, cache = parts(dog_tree, tmp_path, optimizer="lbfgs", backbone="mobilenet_v3_small")
+    trainer(1, cache).fit(model, datamodule=data)
     assert rows(tmp_path) == sum(len(files) * len(files.views) for files in data.samples.values())
 
 

@@ -2,6 +2,7 @@
 
 import io
 import re
+import time
 
 import pytest
 
@@ -41,3 +42,27 @@ def test_lines_only_where_it_takes_long(monkeypatch):
         lines = epoch(monkeypatch, stream, plain)[0].splitlines()
         assert len(lines) == 100
         assert re.fullmatch(r"Epoch 1/2: 50 of 100 steps, [\d,.]+ steps/s, .+ left, loss 49", lines[49])
+
+
+def test_a_bar_joins_the_one_that_is_shown(monkeypatch):
+    """In whichever order they end; what stays is the one that is not transient."""
+    stream = Terminal()
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setenv("COLUMNS", "150")
+    monkeypatch.setenv("TERM", "xterm")
+    for first in (0, 1):
+        bars = [
+            progress.track(10, "Features", "views"),
+            progress.track(None, "Epoch", "steps", transient=True),
+        ]
+        for bar in bars:
+            bar.__enter__().advance(3)
+        time.sleep(0.5)  # it is drawn ten times a second
+        bars[first].__exit__(None, None, None)
+        assert "Epoch" in stream.getvalue()
+        assert "3 steps" in stream.getvalue()
+        bars[1 - first].__exit__(None, None, None)
+        shown = stream.getvalue()[-500:]
+        assert "3 of 10 views" in shown
+        assert shown.rindex("Features") > shown.rfind("Epoch"), "the epoch's is gone"
+        stream.truncate(0)

@@ -31,7 +31,14 @@ def features(predictor: Predictor, folder: Path) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("more", [("data.augment=none",), ("model.trainable=block", "model.lr=0.01")])
+@pytest.mark.parametrize(
+    "more",
+    [
+        ("data.augment=none",),
+        ("model.trainable=block", "model.lr=0.01"),
+        ("data.augment=none", "trainer.limit_train_batches=1"),
+    ],
+)
 def test_of_the_exported_network(data: Path, tmp_path: Path, more: tuple[str, ...]) -> None:
     out = runs.train_in(tmp_path / "run", *more, data=data).out
     assert "in_domain" not in out
