@@ -105,6 +105,15 @@ class Correction:
 
 
 @dataclass(frozen=True)
+class Spot:
+    """Where an image lies on the map of all images, from 0 to 1 on both sides."""
+
+    image: Label
+    x: float
+    y: float
+
+
+@dataclass(frozen=True)
 class Twins:
     """One picture with two labels."""
 
@@ -132,6 +141,7 @@ class Study:
         held: The split on which that was measured.
         tested: Accuracy of the run on its test images, and the 95 % interval; None where it has none.
         refit: Numbers of images of train, and of train and valid.
+        spots: The map of the images; None without scikit-learn.
     """
 
     run: Path
@@ -147,6 +157,7 @@ class Study:
     held: str = ""
     tested: tuple[float, float, float] | None = None
     refit: tuple[int, int] | None = None
+    spots: list[Spot] | None = None
 
     @property
     def suspects(self) -> list[Label]:

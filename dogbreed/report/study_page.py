@@ -1,4 +1,4 @@
-"""`study.html`: labels that look wrong, and what more images would bring; a single self-contained HTML file."""
+"""`study.html`: labels that look wrong, what more images would bring, and a map; a single self-contained HTML file."""
 
 from pathlib import Path
 
@@ -6,13 +6,16 @@ import numpy as np
 from markupsafe import Markup
 from matplotlib.ticker import PercentFormatter
 
+from dogbreed.core.extras import install
 from dogbreed.report.photographs import Photo
 from dogbreed.report.plots import BLUE, INK, drawing
 from dogbreed.report.rendering import Section, fragment, percent, shown, thumbnail, write_page
-from dogbreed.report.study import FEW, ClassGain, Study
+from dogbreed.report.study import FEW, ClassGain, Label, Study
 
 TEMPLATE = "study.html.j2"
 MOST_CLASSES = 20
+MAP_THUMBNAIL = 72  # pixels: 2,000 images take about 5 MB
+MOST_COLOURS = 20  # classes up to which colours are named
 
 
 def write(file: Path, study: Study) -> None:
@@ -26,6 +29,7 @@ def write(file: Path, study: Study) -> None:
         Section("twins", "The same picture with two labels", lambda: _twins(study)),
         Section("more", "Would more images help?", lambda: _more(study)),
         Section("classes", "Which classes gain most?", lambda: _classes(study)),
+        Section("map", "Which images lie together?", lambda: _map(study)),
     ]
     title = f"Study of {study.run.resolve().name}"
     write_page(file, title, lambda: fragment(TEMPLATE, "header", title, study.judgement(), study.outlook()), sections)
@@ -101,6 +105,38 @@ def _classes(study: Study) -> Markup | None:
         for one in study.classes[:MOST_CLASSES]
     ]
     return fragment(TEMPLATE, "classes", rows, len(study.classes), study.next_classes(), percent(FEW, 0))
+
+
+def _map(study: Study) -> Markup:
+    if study.spots is None:
+        return fragment(TEMPLATE, "no_map", install("map"))
+    names = sorted({label.label for label in study.labels})
+    hues = {name: round(360 * number / len(names)) for number, name in enumerate(names)}
+    # What is classified otherwise lies on top, where it is seen.
+    spots = sorted(study.spots, key=lambda spot: spot.image.label != spot.image.suggested)
+    rows = []
+    for spot in spots:
+        image = spot.image
+        wrong = image.label != image.suggested
+        rows.append(
+            (
+                f"{spot.x:.4f}",
+                f"{1 - spot.y:.4f}",
+                hues[image.label],
+                wrong,
+                _caption(image),
+                thumbnail(study.root / image.path, MAP_THUMBNAIL),
+                image.path,
+            )
+        )
+    colours = [(shown(name), hue) for name, hue in hues.items()] if len(names) <= MOST_COLOURS else []
+    return fragment(TEMPLATE, "map", rows, len(study.labels), colours)
+
+
+def _caption(image: Label) -> str:
+    if image.label == image.suggested:
+        return shown(image.label)
+    return f"{shown(image.label)}, classified as {shown(image.suggested)}"
 
 
 def _points(one: ClassGain) -> str:

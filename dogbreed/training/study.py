@@ -33,6 +33,7 @@ from dogbreed.report.study import (
     Correction,
     Label,
     Point,
+    Spot,
     Study,
     Twins,
     correction,
@@ -40,6 +41,7 @@ from dogbreed.report.study import (
     suspects_of,
 )
 from dogbreed.training.build import build_cache, build_data, build_model, device_of, prepare_process, read_config
+from dogbreed.training.image_map import image_map
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images of the other folds
@@ -120,7 +122,14 @@ def _study(run: Path, data: DogImages, heads: "_Heads", metrics: dict[str, Any])
         held=split,
         tested=(metrics["test_acc"], *interval) if interval else None,
         refit=(train, train + len(data.samples["valid"])),
+        spots=_spots(labels, image_map(inputs, heads.seed)),
     )
+
+
+def _spots(labels: Sequence[Label], drawn: tuple[Indices, NDArray[np.float64]] | None) -> list[Spot] | None:
+    if drawn is None:
+        return None
+    return [Spot(labels[row], float(x), float(y)) for row, (x, y) in zip(*drawn, strict=True)]
 
 
 def nearest(inputs: Tensor, row: int) -> list[int]:
@@ -199,7 +208,8 @@ class _Heads:
         self._config, self._model, self._pooled = config, model, pooled
         self._folds = [np.flatnonzero(fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
         self._others = [np.flatnonzero(fold_of != fold) for fold in range(len(self._folds))]
-        self._seeds = [(config.seed or 0) + number for number in range(seeds)]
+        self.seed = config.seed or 0
+        self._seeds = [self.seed + number for number in range(seeds)]
         self._best, self._last = int(metrics["best_epoch"]), int(metrics["epochs"])
         self._temperature = metrics.get("temperature", 1.0)
 
