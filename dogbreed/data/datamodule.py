@@ -18,7 +18,6 @@ from dogbreed.core.machine import cpu_count
 from dogbreed.core.text import count
 from dogbreed.data.columns import Digests, Entries, Paths, comparable
 from dogbreed.data.datasets import (
-    FeatureDataset,
     FeatureReader,
     ImageDataset,
     ImageLoader,
@@ -26,11 +25,11 @@ from dogbreed.data.datasets import (
     Skipped,
     SplitFiles,
     Transform,
-    only_batch,
     stack_images,
 )
 from dogbreed.data.download import DOG_IMAGES_URL, fetch_dog_images
 from dogbreed.data.duplicates import MOST_IMAGES, group_same, read_pictures
+from dogbreed.data.features import FeatureDataset, only_batch
 from dogbreed.data.images import WHOLE, Preprocessing, View, random_box
 from dogbreed.data.layout import SPLITS
 from dogbreed.data.listing import Listing, list_data
@@ -357,6 +356,10 @@ class DogImages(LightningDataModule):
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         return self._loader(split, EvaluationBatches(len(self.samples[split]), self.batch_size, *self._rank()))
 
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+
     def _rank(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
 
@@ -366,7 +369,9 @@ class DogImages(LightningDataModule):
         # A generator of its own: the default one is drawn from when an iterator starts, and would shift dropout.
         generator = torch.Generator().manual_seed(self.seed)
         if reader is not None:
-            features = FeatureDataset(files, reader)
+            epochs = self.trainer.max_epochs if self.trainer else None
+            used = self.used_views(None if epochs in (None, -1) else epochs)[split]
+            features = FeatureDataset(files, reader, used, self._device)
             return DataLoader(features, batch_sampler=batches, collate_fn=only_batch, generator=generator)
         return ImageLoader(
             ImageDataset(files, self.preprocessing, self.max_pixels, transforms, self.seed),
@@ -375,7 +380,7 @@ class DogImages(LightningDataModule):
             num_workers=self.num_workers,
             batch_bytes=min(self.batch_size, len(files)) * 12 * self.preprocessing.size**2,  # float32, three channels
             persistent_workers=split != "test",
-            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+            pin_memory=self._device.type == "cuda",
             generator=generator,
         )
 

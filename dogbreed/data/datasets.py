@@ -164,19 +164,6 @@ class ImageLoader(DataLoader[Any]):
             ) from error
 
 
-class FeatureDataset(Dataset[FeatureBatch]):
-    """Stored features, a whole batch at once."""
-
-    def __init__(self, files: SplitFiles, reader: FeatureReader) -> None:
-        self.labels = torch.from_numpy(files.labels)
-        self.reader = reader
-
-    def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[FeatureBatch]:
-        indices, views = np.asarray(keys, dtype=np.int64).T
-        positions = torch.from_numpy(indices.copy())
-        return [FeatureBatch(self.reader(indices, views), self.labels[positions], positions)]
-
-
 def stack_images(rows: Sequence[tuple[Tensor, int, int] | BadImage]) -> Batch | BadImage:
     """Collate rows of `ImageDataset`; the first unreadable image takes the place of the batch."""
     whole: list[tuple[Tensor, int, int]] = []
@@ -187,7 +174,3 @@ def stack_images(rows: Sequence[tuple[Tensor, int, int] | BadImage]) -> Batch | 
     images, labels, indices = zip(*whole, strict=True)
     inputs = torch.stack(images).contiguous(memory_format=torch.channels_last)
     return Batch(inputs, torch.tensor(labels), torch.tensor(indices))
-
-
-def only_batch(batches: Sequence[FeatureBatch]) -> FeatureBatch:
-    return batches[0]

@@ -17,13 +17,12 @@ from lightning.pytorch import Callback, LightningModule
 from lightning.pytorch.plugins import MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
-from torchmetrics import MeanMetric
-from torchmetrics.classification import MulticlassAccuracy
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import Preprocessing
+from dogbreed.data.transfer import LaggingValues
 from dogbreed.models import backbones, lbfgs, mixing, own_networks
 from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
@@ -151,13 +150,10 @@ class DogBreedClassifier(LightningModule):
         self.eval_criterion = nn.CrossEntropyLoss()
         self.images_seen = 0
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
-        accuracy: dict[str, Any] = {"num_classes": num_classes, "average": "micro"}
-        self._train_sums: Tensor | None = None  # of loss and hits over the images of the epoch, and their number, [3]
-        self.val_loss = MeanMetric()
-        self.val_acc = MulticlassAccuracy(**accuracy)
-        self.test_loss = MeanMetric()
-        self.test_acc = MulticlassAccuracy(**accuracy)
-        self.test_top5 = MulticlassAccuracy(**accuracy, top_k=min(5, num_classes))
+        # Of loss and hits over the images of the epoch so far, and their number, [3].
+        self._train_sums: Tensor | None = None
+        self._eval_sums: Tensor | None = None
+        self._watched = LaggingValues()
 
     @classmethod
     def load_from_checkpoint(  # type: ignore[override]
@@ -272,57 +268,57 @@ class DogBreedClassifier(LightningModule):
         inputs, targets = (batch.inputs, batch.labels) if self.mixing is None else self.mixing(*batch[:2])
         logits = self.logits(batch._replace(inputs=inputs))
         loss: Tensor = self.criterion(logits, targets)
-        # Waiting for the loss would stall a GPU at each step; there the check runs on every 16th and on epoch end.
-        if (loss.device.type == "cpu" or batch_idx % 16 == 0) and not math.isfinite(loss.item()):
-            raise self._diverged("train_loss", batch_idx)
-        self._add_up(loss.detach(), logits.detach(), batch.labels)
+        self._train_sums = _added(self._train_sums, loss.detach(), logits.detach(), batch.labels)
+        # Waiting for the loss would stall a GPU at each step; there an earlier sum is looked at, on every 16th.
+        if loss.device.type == "cpu" or batch_idx % 16 == 0:
+            sums = self._watched.read(self._train_sums)
+            if sums is not None and not math.isfinite(sums[0]):
+                raise self._diverged("train_loss", batch_idx)
         self.images_seen += len(batch.labels) * self.trainer.world_size
         return loss
 
-    def _add_up(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        """Add a step to the epoch's sums on the device; torchmetrics' MeanMetric waits for a GPU, and takes 0.5 ms."""
-        count = len(labels)
-        hits = (logits.argmax(1) == labels).sum()
-        step = torch.stack([loss.float() * count, hits.float(), torch.full_like(loss, count, dtype=torch.float32)])
-        self._train_sums = step if self._train_sums is None else self._train_sums + step
-
     def on_train_epoch_start(self) -> None:
         self._train_sums = None
+        self._watched = LaggingValues()  # no epoch ends before its sums are looked at
 
     def on_train_epoch_end(self) -> None:
-        assert self._train_sums is not None, "an epoch has at least one step"
-        loss_sum, hits, images = self.trainer.strategy.reduce(self._train_sums, reduce_op="sum")
-        loss, accuracy = loss_sum / images, hits / images
+        loss, accuracy = self._means(self._train_sums)
         if not math.isfinite(loss.item()):
             raise self._diverged("train_loss", int(self.trainer.num_training_batches) - 1)
         self.log_dict({"train_loss": loss, "train_acc": accuracy})
 
+    def _means(self, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return mean loss and accuracy over the images of all devices, on the CPU; a GPU is waited for once."""
+        assert sums is not None, "an epoch has at least one step"
+        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        loss, accuracy = (sums[:2] / sums[2]).cpu()
+        return loss, accuracy
+
+    def on_validation_epoch_start(self) -> None:
+        self._eval_sums = None
+
     def validation_step(self, batch: Any, batch_idx: int) -> None:
-        batch = self._whole(batch)
-        logits, loss = self._evaluate(batch)
-        self.val_loss.update(loss, weight=len(batch.labels))
-        self.val_acc.update(logits, batch.labels)
-        self.log("val_loss", self.val_loss, on_step=False, on_epoch=True)
-        self.log("val_acc", self.val_acc, on_step=False, on_epoch=True)
+        self._evaluate(self._whole(batch))
 
     def on_validation_epoch_end(self) -> None:
-        self._gather("valid")
-        loss = self.val_loss.compute()
+        self._gather()
+        loss, accuracy = self._means(self._eval_sums)
+        self.log_dict({"val_loss": loss, "val_acc": accuracy})
         if not math.isfinite(loss.item()):
             raise self._diverged("val_loss", int(self.trainer.num_training_batches) - 1)
 
+    def on_test_epoch_start(self) -> None:
+        self._eval_sums = None
+
     def test_step(self, batch: Any, batch_idx: int) -> None:
-        batch = self._whole(batch)
-        logits, loss = self._evaluate(batch)
-        self.test_loss.update(loss, weight=len(batch.labels))
-        self.log("test_loss", self.test_loss, on_step=False, on_epoch=True)
-        self.test_acc.update(logits, batch.labels)
-        self.test_top5.update(logits, batch.labels)
-        self.log("test_acc", self.test_acc, on_step=False, on_epoch=True)
-        self.log("test_top5", self.test_top5, on_step=False, on_epoch=True)
+        self._evaluate(self._whole(batch))
 
     def on_test_epoch_end(self) -> None:
-        self._gather("test")
+        logits, labels, _ = self._gather()
+        loss, accuracy = self._means(self._eval_sums)
+        likeliest = logits.topk(min(5, logits.shape[1])).indices
+        top5 = (likeliest == labels[:, None]).any(1).double().mean().item()
+        self.log_dict({"test_loss": loss, "test_acc": accuracy, "test_top5": top5})
 
     def predict_step(self, batch: Any, batch_idx: int) -> Tensor:
         """Return probabilities [N, classes], without a temperature, of a batch with or without labels."""
@@ -331,14 +327,15 @@ class DogBreedClassifier(LightningModule):
         logits = self(batch) if isinstance(batch, Tensor) else self.logits(self._whole(batch))
         return logits.float().softmax(1)
 
-    def _evaluate(self, batch: Batch | FeatureBatch) -> tuple[Tensor, Tensor]:
+    def _evaluate(self, batch: Batch | FeatureBatch) -> None:
+        """Keep what is predicted for a batch where it is: a GPU is not waited for before the split's end."""
         logits = self.logits(batch).float()
-        self._collected.append((logits.cpu(), batch.labels.cpu(), batch.indices.cpu()))
-        return logits, self.eval_criterion(logits, batch.labels)
+        self._collected.append((logits, batch.labels, batch.indices))
+        self._eval_sums = _added(self._eval_sums, self.eval_criterion(logits, batch.labels), logits, batch.labels)
 
-    def _gather(self, split: str) -> None:
+    def _gather(self) -> Outputs:
         """Bring the predictions of all devices together, in the order of the split."""
-        parts = [torch.cat(column) for column in zip(*self._collected, strict=True)]
+        parts = [torch.cat(column).cpu() for column in zip(*self._collected, strict=True)]
         self._collected.clear()
         if self.trainer.world_size > 1:
             everyone: list[Any] = [None] * self.trainer.world_size
@@ -347,6 +344,7 @@ class DogBreedClassifier(LightningModule):
         logits, labels, indices = parts
         order = indices.argsort()
         self.predictions = Outputs(logits[order], labels[order], indices[order])
+        return self.predictions
 
     def _diverged(self, name: str, batch_idx: int) -> NonFiniteLoss:
         step = f"step {batch_idx + 1} of epoch {self.current_epoch + 1}"
@@ -465,6 +463,21 @@ class DogBreedClassifier(LightningModule):
             metrics=metrics or {},
         )
         return save(Path(folder), exported)
+
+
+def _added(sums: Tensor | None, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
+    """Add a step to an epoch's sums on the device; torchmetrics' MeanMetric waits for a GPU, and takes 0.5 ms.
+
+    Args:
+        sums: Of the loss and the hits over the images, and their number, [3]; None before the first step.
+        loss: Mean over the step's images.
+        logits: [N, classes].
+        labels: [N].
+    """
+    count = len(labels)
+    hits = (logits.argmax(1) == labels).sum()
+    step = torch.stack([loss.float() * count, hits.float(), torch.full_like(loss, count, dtype=torch.float32)])
+    return step if sums is None else sums + step
 
 
 def seed_generators(seed: int, device: torch.device) -> None:

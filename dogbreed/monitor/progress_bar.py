@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 
 from dogbreed.core.progress import Tracker, track
+from dogbreed.data.transfer import LaggingValues
 from dogbreed.monitor.history import EpochClock, images_seen
 
 
@@ -22,6 +23,7 @@ class ProgressBar(Callback):
         self._open = ExitStack()
         self._tracker: Tracker | None = None
         self._clock, self._seen = EpochClock(), 0
+        self._losses = LaggingValues()
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
@@ -42,8 +44,9 @@ class ProgressBar(Callback):
     ) -> None:
         def status() -> str:
             rate = (images_seen(pl_module) - self._seen) / max(self._clock.seconds(trainer), 1e-9)
-            loss = float(outputs["loss"] if isinstance(outputs, dict) else outputs)  # type: ignore[arg-type]
-            return f"loss {loss:.3f}, {rate:,.0f} images/s"
+            loss: Any = outputs["loss"] if isinstance(outputs, dict) else outputs
+            known = self._losses.read(loss.detach().reshape(1))
+            return f"{f'loss {known[0]:.3f}, ' if known else ''}{rate:,.0f} images/s"
 
         if self._tracker:
             self._tracker.advance(1, status)

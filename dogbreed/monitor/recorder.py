@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from dogbreed.data.datasets import FeatureBatch
+from dogbreed.data.transfer import to_device
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor import rules, system_rules
 from dogbreed.monitor.rules import Finding
@@ -293,12 +294,12 @@ def _mean_absolute(gradients: list[Tensor]) -> Tensor:
     if gradients[0].device.type == "cpu":  # where the 1-norm takes nine times as long as this
         return torch.stack([gradient.abs().mean().float() for gradient in gradients])
     sizes = torch.tensor([gradient.numel() for gradient in gradients], dtype=torch.float32)
-    return torch.stack(torch._foreach_norm(gradients, 1)).float() / sizes.to(gradients[0].device)
+    return torch.stack(torch._foreach_norm(gradients, 1)).float() / to_device(sizes, gradients[0].device)
 
 
 def _range(gradient: Tensor) -> Tensor:
     """Return the distance of the 5th and the 95th percentile of its values, or of as many as are enough."""
     values = gradient.detach().float().reshape(-1)
     values = values[:: max(1, len(values) // MOST_VALUES)]
-    low, high = torch.quantile(values[: 2 * MOST_VALUES], torch.tensor([0.05, 0.95], device=values.device))
+    low, high = torch.quantile(values[: 2 * MOST_VALUES], to_device(torch.tensor([0.05, 0.95]), values.device))
     return high - low

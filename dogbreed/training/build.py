@@ -59,7 +59,7 @@ def prepare_process() -> None:
         r".*GPU available but not used.*",
         r".*module\(s\) in eval mode at the start of training.*",  # frozen batch norm is meant to be
         r".*LeafSpec.*is deprecated.*",
-        r".*It is recommended to use `self.log\('train_loss'.*",  # it was added up over all devices before
+        r".*It is recommended to use `self.log\('(train|val|test)_.*",  # it was added up over all devices before
     ):
         warnings.filterwarnings("ignore", message=message)
 
