@@ -45,3 +45,22 @@ def test_a_run_on_the_cpu_leaves_the_gpu_alone(h100) -> None:
 def test_gradients_are_clipped_and_looked_at_without_their_scale(h100) -> None:
     fused = {"16-mixed None": False, "16-mixed 1.0": False, "bf16-mixed 1.0": False, "bf16-mixed None": True}
     assert h100["mixed_and_clipped"] == fused
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict[str, Any]:
+    return answers("stack", "warm_steps")
+
+
+@pytest.mark.slow
+def test_a_step_on_features_waits_for_nothing(warm) -> None:
+    steps = warm["warm_steps"]
+    assert steps["waits"] == steps["pageable"] == [0] * 3 * 8
+    assert max(steps["launches"]) < 50
+
+
+@pytest.mark.slow
+def test_fifty_heads_take_a_step_with_the_launches_of_one(warm) -> None:
+    one, fifty = warm["stack"]["1"], warm["stack"]["50"]
+    assert fifty["launches"] == one["launches"] <= 20
+    assert (one["waits"], fifty["waits"]) == (0, 0)

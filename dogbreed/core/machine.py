@@ -11,6 +11,18 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def free_memory() -> int:
+    """Return how many bytes of memory are left: a container may have less than the machine."""
+    import psutil  # here, since an endpoint's container may lack it
+
+    free = psutil.virtual_memory().available
+    try:
+        limit, used = (int(Path("/sys/fs/cgroup", f"memory.{name}").read_text()) for name in ("max", "current"))
+    except (OSError, ValueError):  # no such files, or no limit
+        return free
+    return min(free, max(0, limit - used))
+
+
 def ensure_home() -> None:
     """Give a process of an account without a home a temporary one, where its libraries keep what they download."""
     try:

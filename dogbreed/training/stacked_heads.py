@@ -8,7 +8,7 @@ Heads may also have images and a seed of their own, such as those of a cross-val
 one matrix product; the features are the same for all.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,15 +17,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from dogbreed.config.settings import Config
+from dogbreed.core.machine import free_memory
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Indices
 from dogbreed.data.samplers import TrainBatches
+from dogbreed.data.transfer import to_device
 from dogbreed.models import backbones, lbfgs
 from dogbreed.models.classifier import DogBreedClassifier, seed_generators, step_seed
 from dogbreed.models.cut import to_memory_order
 from dogbreed.models.optim import make_optimizer, make_scheduler
 
 MEMORY_BYTES = 2 << 30  # what one stack's weights, gradients and two moments may take
+EVALUATED = 1 << 24  # logits of all heads that are evaluated at once
 JOINED = 512  # images of several steps that pass the stem at once: 32 would mostly wait for its weights
 
 # Settings under which a head trained in a stack would not be the same run; it needs their defaults.
@@ -225,6 +228,8 @@ class HeadTrainer:
         self.data = data
         self._labels = {split: torch.from_numpy(files.labels) for split, files in data.samples.items()}
         self._valid = self.inputs("valid")
+        self._steps: dict[int, _Steps] = {}  # of heads without images and a seed of their own, by batch size
+        self._room = _Room(model.device)
 
     def inputs(self, split: str, images: Indices | None = None, views: Indices | None = None) -> tuple[Tensor, Tensor]:
         """Return the last layer's input [N, inputs] in evaluation, which is without dropout, and the labels [N].
@@ -294,7 +299,7 @@ class HeadTrainer:
         on_epoch: Callable[[int], None] | None,
     ) -> None:
         """Train heads that have the same images and the same seed."""
-        steps = _Steps(self.stem, self.data, heads[0], batch_size)
+        steps = self._steps_of(heads[0], batch_size)
         valid, hparams = self._valid_of(heads[0]), self.stem.model.hparams
         stack = _Stack(
             self._start(heads[0], steps.rows),
@@ -305,10 +310,10 @@ class HeadTrainer:
         )
         for epoch in range(epochs):
             self.stem.model.train()
-            sums = stack.weight.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
+            sums = stack.rates.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
             for inputs, targets in steps.of_epoch(epoch):
                 sums += stack.step(inputs, targets).to(stack.wide) * len(targets)
-            _note(stack, (sums / len(steps.rows)).cpu(), valid)
+            _note(stack, sums / len(steps.rows), valid)
             if on_epoch:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
@@ -322,6 +327,14 @@ class HeadTrainer:
                 stack.drop(stop)
             if not stack.heads:
                 return
+
+    def _steps_of(self, head: Head, batch_size: int) -> "_Steps":
+        """Return the steps of a head; those that the next trials of a search take too are kept."""
+        if head.rows is not None or head.seed is not None:
+            return _Steps(self.stem, self.data, head, batch_size)
+        if batch_size not in self._steps:
+            self._steps[batch_size] = _Steps(self.stem, self.data, head, batch_size, self._room)
+        return self._steps[batch_size]
 
     def _start(self, head: Head, rows: Indices) -> nn.Linear:
         """Return where a head starts: for `lbfgs` at the solution, which its steps leave as it is."""
@@ -339,16 +352,28 @@ class HeadTrainer:
 
 def _note(stack: "_Stack", train_losses: Tensor, valid: tuple[Tensor, Tensor]) -> None:
     """Evaluate every head and keep the values of those that have become better, or end at an epoch."""
-    losses, accuracies = stack.evaluate(*valid)
-    for index, head in enumerate(stack.heads):
-        row = {
-            "train_loss": float(train_losses[index]),
-            "val_loss": float(losses[index]),
-            "val_acc": float(accuracies[index]),
-        }
+    figures = torch.stack([train_losses, *stack.evaluate(*valid)], 1).tolist()  # one wait for a GPU
+    for index, (head, numbers) in enumerate(zip(stack.heads, figures, strict=True)):
+        row = dict(zip(("train_loss", "val_loss", "val_acc"), numbers, strict=True))
         if head.epochs is not None or not head.history or row["val_loss"] < head.best["val_loss"]:
-            head.weight, head.bias = stack.weight[index].clone(), stack.bias[index].clone()
+            head.weight, head.bias = stack.values(index)
         head.history.append(row)
+
+
+class _Room:
+    """Memory for what is kept from one training to the next: a quarter of what is free on the device at first."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.free = (torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else free_memory()) // 4
+
+    def take(self, size: int) -> bool:
+        """Take so many bytes, if they are there."""
+        enough = size <= self.free
+        self.free -= size * enough
+        return enough
+
+
+Step = tuple[Tensor, Tensor]  # the last layer's input [N, inputs], and the labels [N]
 
 
 class _Steps:
@@ -359,82 +384,138 @@ class _Steps:
         data: Delivers features for train.
         head: Whose images and seed are used.
         batch_size: Images per step.
+        room: For epochs that are kept as they were first computed; None keeps none.
     """
 
-    def __init__(self, stem: Stem, data: DogImages, head: Head, batch_size: int) -> None:
+    def __init__(self, stem: Stem, data: DogImages, head: Head, batch_size: int, room: _Room | None = None) -> None:
         files = data.samples["train"]
         self.rows = np.arange(len(files)) if head.rows is None else head.rows
         own = head.seed
         self._seed: int = stem.model.hparams["seed"] if own is None else own
         self.batches = TrainBatches(files.take(self.rows), batch_size, data.seed if own is None else own)
         self._stem, self._reader, self._labels = stem, data.reader("train"), torch.from_numpy(files.labels)
+        self._room = room
+        self._kept: dict[int, list[Step]] = {}
 
-    def of_epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
+    def of_epoch(self, epoch: int) -> Iterable[Step]:
+        if epoch not in self._kept:
+            size = 4 * self._stem.head.in_features * len(self.rows)
+            if self._room is None or not self._room.take(size):
+                return self._computed(epoch)
+            self._kept[epoch] = list(self._computed(epoch))
+        return self._kept[epoch]
+
+    def _computed(self, epoch: int) -> Iterator[Step]:
         self.batches.set_epoch(epoch)
         device = self._stem.model.device
         steps = [np.asarray(positions, dtype=np.int64).T for positions in self.batches]
+        images, views = self.rows[np.concatenate([step[0] for step in steps])], np.concatenate([s[1] for s in steps])
+        sizes = [step.shape[1] for step in steps]
+        labels = iter(to_device(self._labels[torch.from_numpy(images)], device).split(sizes))
         together = max(1, JOINED // self.batches.batch_size)
         for first in range(0, len(steps), together):
-            group = [(self.rows[positions], views) for positions, views in steps[first : first + together]]
-            features = [self._reader(*step).to(device, non_blocking=device.type == "cuda") for step in group]
+            group = sizes[first : first + together]
+            rows = slice(first * self.batches.batch_size, first * self.batches.batch_size + sum(group))
+            features = to_device(self._reader(images[rows], views[rows]), device).split(group)
             seeds = [step_seed(self._seed, epoch, first + index, 0) for index in range(len(group))]
-            for (images, _), inputs in zip(group, self._stem.steps(features, seeds), strict=True):
-                yield inputs, self._labels[torch.from_numpy(images)].to(device)
+            yield from zip(self._stem.steps(features, seeds), labels, strict=False)  # the next of the epoch's
 
 
 class _Stack:
-    """Heads side by side: weights [heads, classes, inputs], one parameter group of the optimizer each."""
+    """Heads side by side, stepped by one of torch's fused optimizers.
+
+    Adam and SGD take a step along a direction that the learning rate has no part in. So each head's weights are kept
+    divided by its rate, [heads, classes, inputs], and the optimizer steps all of them at once with the rate that the
+    schedule makes of 1.
+    """
 
     def __init__(self, start: nn.Linear, heads: Sequence[Head], optimizer: str, schedule: str, steps: int) -> None:
         self.heads = list(heads)
         self.wide = torch.float32 if start.weight.device.type == "mps" else torch.float64  # MPS has no float64
-        self.weight = start.weight.detach().expand(len(heads), -1, -1).clone()
+        # A rate that changes no float32 may stand for a smaller one; lbfgs takes no steps.
+        rates = [1.0 if optimizer == "lbfgs" else max(head.lr, 1e-30) for head in heads]
+        self.rates = start.weight.new_tensor(rates)[:, None]
+        self.decays = start.weight.new_tensor([head.weight_decay for head in heads])[:, None]
+        self.smoothing = start.weight.new_tensor([head.label_smoothing for head in heads])[:, None]
+        self._notice()
+        self._decoupled = optimizer == "adamw"
         bias = start.bias.detach() if start.bias is not None else start.weight.new_zeros(start.out_features)
-        self.bias = bias.expand(len(heads), -1).clone()
-        self.smoothing = self.weight.new_tensor([head.label_smoothing for head in heads])
-        self._parameters: list[nn.Parameter] = []
-        groups = []
-        for index, head in enumerate(heads):
-            # Views of the stack: the optimizer sees separate parameters, the matrix product one.
-            own = [nn.Parameter(self.weight[index]), nn.Parameter(self.bias[index])]
-            self._parameters += own
-            groups.append({"params": own, "lr": head.lr, "weight_decay": head.weight_decay})
-        self.optimizer = make_optimizer(optimizer, groups)
+        self._weight = nn.Parameter(start.weight.detach() / self.rates[..., None])
+        self._bias = nn.Parameter(bias / self.rates)
+        group = {"params": [self._weight, self._bias], "lr": 1.0, "weight_decay": 0.0}
+        self.optimizer = make_optimizer(optimizer, [group])
         self.scheduler = make_scheduler(schedule, self.optimizer, steps)
-        self._gradient = torch.empty_like(self.weight)
+        self._gradient = torch.empty_like(self._weight)
+
+    def _notice(self) -> None:
+        """Note which of the settings no head has, so that steps need not apply them."""
+        self._decays, self._smooths = (bool(values.any()) for values in (self.decays, self.smoothing))
+        self._on_label = self.smoothing - 1
+
+    def values(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return a head's weight [classes, inputs] and bias [classes], as they are now."""
+        rate = self.rates[index]
+        return self._weight.detach()[index] * rate, self._bias.detach()[index] * rate
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        """Return the logits of every head, [N, heads, classes]."""
+        heads, classes, width = self._weight.shape
+        weight, bias = self._weight.detach().view(-1, width), self._bias.detach().view(-1)
+        return torch.addmm(bias, inputs, weight.T).view(-1, heads, classes).mul_(self.rates)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Take one step of every head; return the losses [heads] before it."""
         count = len(inputs)
-        heads, classes, width = self.weight.shape
-        logits = torch.addmm(self.bias.reshape(-1), inputs, self.weight.view(-1, width).T).view(count, heads, classes)
-        logp = logits.log_softmax(2)
-        chosen = logp.gather(2, labels[:, None, None].expand(count, heads, 1))
-        smoothing = self.smoothing[None, :, None]
-        losses = -((1 - smoothing) * chosen + smoothing * logp.mean(2, keepdim=True)).mean(0).squeeze(1)
+        heads, classes, width = self._weight.shape
+        logp = self.logits(inputs).log_softmax(2)
+        own = labels[:, None, None].expand(count, heads, 1)
+        losses = -logp.gather(2, own).mean(0).squeeze(1)
+        if self._smooths:
+            smoothing = self.smoothing.squeeze(1)
+            losses = (1 - smoothing) * losses - smoothing * logp.mean((0, 2))
         # Slope of the mean loss by the logits: (softmax - target) / N, with (1 - s) on the label and s spread evenly.
-        slope = logp.exp_().sub_(smoothing / classes)
-        slope.scatter_add_(2, labels[:, None, None].expand(count, heads, 1), (smoothing - 1).expand(count, heads, 1))
-        slope.div_(count)
-        flat = slope.view(count, -1)
+        slope = logp.exp_()
+        if self._smooths:
+            slope.sub_(self.smoothing / classes)
+        slope.scatter_add_(2, own, self._on_label.expand(count, heads, 1))
+        flat = slope.div_(count).view(count, -1)
         torch.mm(flat.T, inputs, out=self._gradient.view(-1, width))
-        bias_gradient = flat.sum(0).view(heads, classes)
-        for index in range(heads):
-            self._parameters[2 * index].grad = self._gradient[index]
-            self._parameters[2 * index + 1].grad = bias_gradient[index]
+        self._weight.grad, self._bias.grad = self._gradient, flat.sum(0).view(heads, classes)
+        self._decay()
         self.optimizer.step()
         if self.scheduler is not None:
             self.scheduler.step()
         return losses
 
+    @torch.no_grad()
+    def _decay(self) -> None:
+        """Let weights decay as the optimizer would: by themselves (adamw), or as a part of the gradient."""
+        if not self._decays:
+            return
+        rate = self.optimizer.param_groups[0]["lr"]
+        for values in (self._weight, self._bias):
+            decays, rates = (each.view(-1, *[1] * (values.ndim - 1)) for each in (self.decays, self.rates))
+            if self._decoupled:
+                values.mul_(1 - rate * rates * decays)
+            else:
+                assert values.grad is not None
+                values.grad.addcmul_(values, rates * decays)
+
     def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Return mean loss in nats and accuracy of every head [heads]."""
-        losses, correct = [], []
-        for weight, bias in zip(self.weight, self.bias, strict=True):
-            logits = torch.addmm(bias, inputs, weight.T)
-            losses.append(nn.functional.cross_entropy(logits.to(self.wide), labels))
-            correct.append((logits.argmax(1) == labels).to(self.wide).mean())
-        return torch.stack(losses), torch.stack(correct)
+        rows = max(1, EVALUATED // self._bias.numel())
+        sums = [
+            torch.stack(
+                [
+                    -logits.to(self.wide).log_softmax(2).gather(2, own).sum(0).squeeze(1),
+                    (logits.argmax(2, keepdim=True) == own).to(self.wide).sum(0).squeeze(1),
+                ]
+            )
+            for part, of in zip(inputs.split(rows), labels.split(rows), strict=True)
+            for logits, own in [(self.logits(part), of[:, None, None].expand(-1, len(self.heads), 1))]
+        ]
+        loss, accuracy = torch.stack(sums).sum(0) / len(inputs)
+        return loss, accuracy
 
     def drop(self, stop: Sequence[bool]) -> None:
         """Take heads out of the stack; what they have reached stays with them."""
@@ -442,23 +523,12 @@ class _Stack:
         for head, stopped in zip(self.heads, stop, strict=True):
             head.stopped |= stopped
         self.heads = [self.heads[index] for index in keep]
-        self.smoothing = self.smoothing[keep]
-        old = self._parameters
-        self.weight, self.bias = self.weight[keep].clone(), self.bias[keep].clone()
-        self._gradient = torch.empty_like(self.weight)
-        self._parameters = []
-        groups = []
-        for new, index in enumerate(keep):
-            group = self.optimizer.param_groups[index]
-            for before, values in ((old[2 * index], self.weight[new]), (old[2 * index + 1], self.bias[new])):
-                before.grad = None
-                before.data = values  # the optimizer's state stays with the parameter
-                self._parameters.append(before)
-            groups.append(group)
-        for index, stopped in enumerate(stop):
-            if stopped:
-                for parameter in old[2 * index : 2 * index + 2]:
-                    self.optimizer.state.pop(parameter, None)
-        self.optimizer.param_groups[:] = groups
-        if self.scheduler is not None:
-            self.scheduler.base_lrs = [self.scheduler.base_lrs[index] for index in keep]
+        self.rates, self.decays, self.smoothing = self.rates[keep], self.decays[keep], self.smoothing[keep]
+        self._notice()
+        for values in (self._weight, self._bias):
+            values.grad = None
+            for name, moment in self.optimizer.state[values].items():
+                if isinstance(moment, Tensor) and moment.shape == values.shape:
+                    self.optimizer.state[values][name] = moment[keep]
+            values.data = values.data[keep]  # the optimizer's state stays with the parameter
+        self._gradient = torch.empty_like(self._weight)

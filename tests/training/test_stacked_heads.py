@@ -190,6 +190,34 @@ def test_memory_splits_the_stack_and_changes_nothing(settings: list[str], monkey
 
 
 @pytest.mark.slow
+def test_the_next_trials_take_the_inputs_of_the_first(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    model, data, _ = on_features(settings)
+    forgetful, trainer = HeadTrainer(model, data), HeadTrainer(model, data)
+    forgetful._room.free = 0
+    passes: list[int] = []
+    steps = stacked_heads.Stem.steps
+
+    def counted(stem: stacked_heads.Stem, features: Any, seeds: Any) -> list[Tensor]:
+        passes.append(len(seeds))
+        return steps(stem, features, seeds)
+
+    monkeypatch.setattr(stacked_heads.Stem, "steps", counted)
+    rounds = [(forgetful, 24), (trainer, 24), (trainer, 24), (trainer, 5), (trainer, 24)]
+    numbers, results = [], []
+    for one, batch_size in rounds:
+        before, heads = sum(passes), [Head(lr=0.01), Head(lr=0.02, weight_decay=0.1)]
+        one.train(heads, batch_size=batch_size, epochs=2)
+        numbers.append(sum(passes) - before)
+        results.append([head.history for head in heads])
+    images = len(data.samples["train"])
+    assert numbers == [2 * -(-images // 24), 2 * -(-images // 24), 0, 2 * -(-images // 5), 0]
+    assert results[0] == results[1] == results[2] == results[4]
+    other = [Head(lr=0.01, seed=4)]
+    trainer.train(other, batch_size=24, epochs=2)
+    assert other[0].history != results[0][0], "a seed of its own has its own batches"
+
+
+@pytest.mark.slow
 def test_a_head_that_is_stopped_leaves_the_others_alone(settings: list[str]) -> None:
     model, data, _ = on_features([*settings, "model.schedule=cosine"])
     trainer = HeadTrainer(model, data)
