@@ -17,6 +17,7 @@ from typing import Any
 from benchmarks.agreement import agreement
 from benchmarks.bench import Bench
 from benchmarks.extraction import decoding, extraction, machine
+from benchmarks.fixed import fixed
 from benchmarks.profiling import profiling
 from benchmarks.serving import serving
 from benchmarks.training import loops, search, tasks, warm
@@ -32,6 +33,7 @@ PARTS = {
     "loops": loops,
     "warm": warm,
     "search": search,
+    "fixed": fixed,
     "profiling": profiling,
     "agreement": agreement,
     "serving": serving,

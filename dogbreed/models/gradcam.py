@@ -5,13 +5,13 @@ Selvaraju et al., 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gr
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dogbreed.models import backbones, own_networks, timm_networks
+from dogbreed.models import backbones, own_networks, timm_networks, winograd
 
 # What attends over patches has no feature map whose mean gradient means anything.
 _WITHOUT_MAP = ("vit", "swin")
@@ -32,7 +32,8 @@ def heat_maps(network: nn.Module, backbone: str, inputs: Tensor, classes: Tensor
     """
     if backbone.startswith(_WITHOUT_MAP) or own_networks.is_own(backbone):
         return None
-    with _mapped(network, backbone) as kept:
+    on_cpu = next(network.parameters()).device.type == "cpu"
+    with winograd.substituted(network) if on_cpu else nullcontext(), _mapped(network, backbone) as kept:
         logits = _logits(network, inputs)
         if not _has_map(kept, network):
             return None
@@ -69,11 +70,12 @@ def _mapped(network: nn.Module, backbone: str) -> Iterator[list[Tensor]]:
     kept: list[Tensor] = []
 
     def cut(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+        torch.set_grad_enabled(True)  # from here on
         leaf = output.detach().requires_grad_()
         kept.append(leaf)
         return leaf.clone()  # what follows may change it in place, which a leaf does not allow
 
-    with _evaluating(network), torch.inference_mode(False), torch.enable_grad():
+    with _evaluating(network), torch.inference_mode(False), torch.no_grad():
         if backbone.startswith(_WITHOUT_MAP) or own_networks.is_own(backbone):
             yield kept
             return

@@ -10,6 +10,8 @@ Bias, ReLU and 2x2 pooling that follow are done tile by tile, while the numbers 
 """
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -152,6 +154,24 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
     traced.graph.lint()
     traced.recompile()
     return image_by_image(traced, (nn.Linear, PackedLinear)).eval()
+
+
+@contextmanager
+def substituted(network: nn.Module) -> Iterator[None]:
+    """Have a network that `pays` compute so, in float32 and without gradients, while nobody else uses it."""
+    places = [
+        (parent, name, module)
+        for parent in (network.modules() if pays(network) else ())
+        for name, module in parent.named_children()
+        if isinstance(module, nn.Conv2d) and _fits(module) and module.weight.dtype == torch.float32
+    ]
+    try:
+        for parent, name, module in places:
+            setattr(parent, name, WinogradConv2d(module, torch.float32))
+        yield
+    finally:
+        for parent, name, module in places:
+            setattr(parent, name, module)
 
 
 def _replace_convolution(

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from dogbreed.models.folding import ImageByImage
-from dogbreed.models.winograd import PackedLinear, WinogradConv2d, accelerate, pays
+from dogbreed.models.winograd import PackedLinear, WinogradConv2d, accelerate, pays, substituted
 
 
 def off(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -100,3 +100,22 @@ def test_a_processor_that_cannot_pack_linear_layers_computes_them_plainly(monkey
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert off(half(images), network(images)) < 0.1
+
+
+def test_a_network_computes_so_for_a_while() -> None:
+    network = torchvision.models.vgg11(weights=None, num_classes=3).eval()
+    layers, images = list(network.features), torch.randn(2, 3, 40, 40)
+    expected = network.features(images).detach()
+    with substituted(network):
+        kinds = [type(layer) for layer in network.features]
+        with torch.no_grad():
+            assert off(network.features(images), expected) < 1e-5
+    assert kinds.count(WinogradConv2d) == 7, "all but the first, which has three channels"
+    assert list(network.features) == layers
+    assert network.state_dict().keys() == torchvision.models.vgg11(weights=None).state_dict().keys()
+
+
+def test_a_network_that_would_not_gain_stays_as_it_is() -> None:
+    network = torchvision.models.resnet18(weights=None)
+    with substituted(network):
+        assert not any(isinstance(module, WinogradConv2d) for module in network.modules())
