@@ -75,7 +75,7 @@ def _verify(folder: Path, names: Sequence[str]) -> int:
             bad += 1
             print(f"{path.name}  {_UNREADABLE}")
             continue
-        store = Store(path, description["shape"], PRECISIONS[description["precision"]])
+        store = Store(path, description["shape"], PRECISIONS[description["precision"]], trusting=False)
         damaged = store.refresh()
         bad += damaged
         state = f"{damaged} damaged; the next run computes them again" if damaged else "all good"

@@ -6,13 +6,17 @@ image's bytes and one view. So a changed image, weight or transform simply is no
 On disk a store is a folder of blocks, each a safetensors file that is written beside and renamed: keys [N, 16],
 checksums [N] and features [N, ...], memory-mapped when read. A killed build has lost the block it was working on, a
 damaged row is missing, and several processes may write at once.
+
+Checksums are compared once per block and start of the machine: `checked.json` says of which blocks that was done.
 """
 
 import hashlib
+import json
 import secrets
 import time
 import zlib
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +28,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.files import atomic_write
+from dogbreed.core.files import atomic_write, write_json
 from dogbreed.data.datasets import Indices
 from dogbreed.data.images import View
 
+CHECKED = "checked.json"
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # Linux has it
 KEY = "S16"  # of a row, as numpy compares and sorts it
 Keys = NDArray[np.bytes_]
 
@@ -39,12 +45,15 @@ class Store:
         folder: Folder of this store, made when the first block is written.
         shape: Shape of one image's features.
         dtype: What they are kept in.
+        trusting: Whether blocks that were checked since the machine was started are not checked again. They would be
+            read whole, gigabytes at each start.
     """
 
-    def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def __init__(self, folder: Path, shape: Sequence[int], dtype: torch.dtype, *, trusting: bool = True) -> None:
         self.folder = folder
         self.shape = tuple(shape)
         self.dtype = dtype
+        self.trusting = trusting
         self._blocks: dict[str, Tensor] = {}
         self._index: dict[str, Keys] = {}  # of the good rows of each block; b"" where a row is damaged
         self._damaged: set[bytes] = set()
@@ -63,27 +72,48 @@ class Store:
         Returns:
             The number of rows that are damaged and have no good copy, plus that of blocks that cannot be read at all.
         """
-        unreadable, before = 0, len(self._blocks)
-        for file in sorted(self.folder.glob("*.safetensors")):
-            if file.name not in self._blocks:
-                unreadable += not self._read_block(file)
+        new = [file for file in sorted(self.folder.glob("*.safetensors")) if file.name not in self._blocks]
+        checked, before = self._checked() if new else {}, len(self._blocks)
+        known = dict(checked)
+        unreadable = sum(not self._read_block(file, checked) for file in new)
+        if checked != known:
+            self._note(checked)
         if len(self._blocks) > before:
-            self._sort()
+            self._sort(before)
         return unreadable + sum(key not in self for key in self._damaged)
 
-    def _sort(self) -> None:
-        keys = np.concatenate(list(self._index.values()))
-        numbers = [len(rows) for rows in self._index.values()]
-        places = np.stack([np.arange(len(numbers)).repeat(numbers), np.concatenate([*map(np.arange, numbers)])], 1)
+    def _sort(self, before: int) -> None:
+        """Add the rows of all blocks but the first `before`, which are sorted already."""
+        new = list(self._index.values())[before:]
+        keys, numbers = np.concatenate(new), [len(rows) for rows in new]
+        blocks = np.arange(before, len(self._index)).repeat(numbers)
+        places = np.stack([blocks, np.concatenate([*map(np.arange, numbers)])], 1)
         good = keys != b""
-        self._keys, first = np.unique(keys[good], return_index=True)
-        self._places = places[good][first]
+        keys, first = np.unique(keys[good], return_index=True)
+        fresh = ~self.holds(keys)
+        at = np.searchsorted(self._keys, keys[fresh])
+        self._keys = np.insert(self._keys, at, keys[fresh])
+        self._places = np.insert(self._places, at, places[good][first][fresh], axis=0)
 
     def __len__(self) -> int:
         return len(self._keys)
 
-    def _read_block(self, file: Path) -> bool:
+    def _checked(self) -> dict[str, str]:
+        """Return the stamp of each block that was found to be good."""
         try:
+            return dict(json.loads((self.folder / CHECKED).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+    def _note(self, checked: dict[str, str]) -> None:
+        """Keep the stamps of the blocks that are there; those that another process notes meanwhile may get lost."""
+        with suppress(DogbreedError, OSError):  # a cache that may only be read serves as well
+            write_json(self.folder / CHECKED, {name: stamp for name, stamp in checked.items() if name in self._blocks})
+
+    def _read_block(self, file: Path, checked: dict[str, str]) -> bool:
+        """Take in a block, and note in `checked` that it is good."""
+        try:
+            stamp = _stamp(file)
             with safe_open(file, framework="pt") as content:
                 index = content.get_tensor("keys").numpy()
                 checksums = content.get_tensor("checksums").numpy()
@@ -94,7 +124,14 @@ class Store:
         if sealed != _seal(index, checksums) or features.shape[1:] != self.shape or features.dtype != self.dtype:
             return False
         self._blocks[file.name] = features
-        good = _checksums(features) == checksums
+        if self.trusting and stamp and checked.get(file.name) == stamp:
+            good = np.ones(len(features), dtype=np.bool_)
+        else:
+            good = _checksums(features) == checksums
+            if good.all():
+                checked[file.name] = stamp
+            else:
+                checked.pop(file.name, None)
         keys = np.ascontiguousarray(index).view(KEY).reshape(-1).copy()
         self._damaged.update(keys[~good].tolist())
         keys[~good] = b""
@@ -192,6 +229,15 @@ class Table:
 def row_key(digest: str, view: View) -> bytes:
     """Return the key of an image's bytes, seen in one view."""
     return hashlib.blake2b(f"{digest} {view.key}".encode(), digest_size=16).digest()
+
+
+def _stamp(file: Path) -> str:
+    """Return what becomes another one when a file is written, or the machine is started; "" where that is not known."""
+    status = file.stat()
+    try:
+        return f"{status.st_size} {status.st_mtime_ns} {BOOT.read_text().strip()}"
+    except OSError:
+        return ""
 
 
 def _checksums(features: Tensor) -> np.ndarray[Any, np.dtype[np.int64]]:

@@ -818,6 +818,23 @@ def test_verifying(cache, capsys):
     assert "71 rows, 1 damaged; the next run computes them again" in capsys.readouterr().out
 
 
+@pytest.mark.slow
+def test_a_block_is_checked_once_while_the_machine_runs(dog_tree, cache, tmp_path, monkeypatch):
+    """What changes it without a trace is seen by `verify`, and after the next start."""
+    assert attached(dog_tree, cache)[0].state == "hit"
+    file = block(cache)
+    before = file.stat()
+    flip_byte(file, offset_of(file, "features"))
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    shutil.copytree(cache, tmp_path / "copy")
+    assert attached(dog_tree, cache)[0].state == "hit", "it is not read"
+    assert main(["--dir", str(cache), "verify"]) == 1
+    assert attached(dog_tree, cache)[0].state == "built"
+    (tmp_path / "boot").write_text("another start")
+    monkeypatch.setattr("dogbreed.cache.store.BOOT", tmp_path / "boot")
+    assert attached(dog_tree, tmp_path / "copy")[0].state == "built"
+
+
 @pytest.mark.parametrize("content", [b"", b"[]", b'{"precision": "float64"}'])
 @pytest.mark.slow
 def test_a_store_whose_description_is_damaged(dog_tree, cache, capsys, content):
