@@ -150,8 +150,8 @@ class Search:
         """Propose the trials of a round; none where other processes work at all that are left.
 
         What is proposed depends on the seed and on what has finished, not on interruptions; where processes share a
-        study, it also depends on which of them is first. The first is the configuration as it is, so that the winner is
-        never worse by the objective.
+        study, it also depends on which of them is first. The first is the configuration as it is, so that the best
+        trial is never worse by the objective.
         """
         optuna, finished = self.optuna, self.finished()
         running = self._running() if self.workers else []
