@@ -153,7 +153,7 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
     except ModuleNotFoundError as error:
         raise DogbreedError(f"ONNX needs {error.name}, which is not installed: {install('onnx')}.") from error
     with atomic_write(file) as beside:
-        with _quiet(), _explained("ONNX"):
+        with quiet(), _explained("ONNX"):
             # An example of two: from one, the exporter would take the size of the batch for fixed.
             torch.onnx.export(
                 model, (_example(photographs),), str(beside), dynamo=True, external_data=False, opset_version=OPSET,
@@ -174,10 +174,10 @@ def to_onnx(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], 
 def to_torch_export(model: Answering, photographs: Tensor, manifest: Mapping[str, Any], file: Path) -> float:
     """Write a file for `torch.export.load`; arguments, result and errors as of `to_onnx`."""
     with atomic_write(file) as beside:
-        with _quiet(), _explained("torch.export"):
+        with quiet(), _explained("torch.export"):
             shapes = {"images": {0: torch.export.Dim("N")}}
             program = torch.export.export(model, (_example(photographs),), dynamic_shapes=shapes)
-        with _quiet():
+        with quiet():
             with beside.open("wb") as target:
                 torch.export.save(program, target, extra_files={MANIFEST: json.dumps(manifest)})
             with beside.open("rb") as source:
@@ -220,7 +220,7 @@ def _explained(what: str) -> Iterator[None]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Silence the exporters, which report their own progress and their own deprecations."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
