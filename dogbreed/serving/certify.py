@@ -33,7 +33,7 @@ from dogbreed.inference.photographs import find_photographs
 from dogbreed.inference.predictor import Output, Prediction, Predictor
 from dogbreed.inference.schema import certainty_fields
 from dogbreed.metrics import conformal
-from dogbreed.models.manifest import find_model
+from dogbreed.models.manifest import find_model, read_manifest
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
 
@@ -161,9 +161,15 @@ def _content(
             "pillow": PIL.__version__,
             "numpy": numpy.__version__,
         },
+        **({"not_certified": {"int8": int8}} if (int8 := _int8(folder)) else {}),
         "made": datetime.now(UTC).isoformat(timespec="seconds"),
         "answers": _answers(predictor, files, reference, similarities),
     }
+
+
+def _int8(folder: Path) -> Any:
+    """Return what is known of the model's file for `runtime=int8`, whose logits are others; None without one."""
+    return read_manifest(folder).get("runtimes", {}).get("int8")
 
 
 def _fault_of_sets(predictor: Predictor, files: Sequence[str], answers: Mapping[str, Sequence[Answer]]) -> str | None:
@@ -255,4 +261,9 @@ def summary(certificate: Mapping[str, Any]) -> str:
     if certificate["passed"]:
         largest, tolerance = certificate["largest_difference"], certificate["tolerance"]
         lines.append(f"Certified: no logit differs by more than {largest:.1e} (allowed is {tolerance:g}).")
+    if int8 := certificate.get("not_certified", {}).get("int8"):
+        lines.append(
+            f"Not certified: --runtime int8, right on {int8['valid_acc']:.1%} of {int8['images']} images of valid, "
+            f"float32 on {int8['valid_acc_float32']:.1%}."
+        )
     return "\n".join(lines)
