@@ -5,6 +5,7 @@ rows; workers decode the next images meanwhile, which are computed when a batch 
 """
 
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 
@@ -20,6 +21,8 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Indices
 from dogbreed.data.samplers import turns
 from dogbreed.models.cut import fingerprint
+
+HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # of a module
 
 
 class OnDemand:
@@ -186,13 +189,22 @@ class Rows:
 
 @contextmanager
 def _as_before(prefix: nn.Module, device: torch.device) -> Iterator[None]:
-    """Hold a network in evaluation on a device; afterwards its mode and its device are those that it had."""
-    modes = [(module, module.training) for module in prefix.modules()]
+    """Hold a network in evaluation on a device, unseen by hooks; afterwards all of that is as it was.
+
+    A debugger's hooks see the run as they see it with features that are there: without the frozen part.
+    """
+    modules = list(prefix.modules())
+    modes = [(module, module.training) for module in modules]
+    hooks = [(module, name, getattr(module, name)) for module in modules for name in HOOKS]
     devices = {value.device for value in prefix.parameters()}
+    for module, name, _ in hooks:
+        setattr(module, name, OrderedDict())
     prefix.eval().to(device)
     try:
         yield
     finally:
+        for module, name, own in hooks:
+            setattr(module, name, own)
         for module, mode in modes:
             module.training = mode
         if devices:

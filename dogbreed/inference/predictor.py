@@ -254,6 +254,18 @@ class Predictor:
             for answer, output in zip(predictions, outputs, strict=True)
         ]
 
+    def margin(self, output: Output) -> float | None:
+        """Return how far an output is from the nearest threshold of `set` and `in_domain`; None where there is none.
+
+        In probability or similarity.
+        """
+        least = self.model.conformal.get("least_probability", {}).get(conformal.SERVED)
+        probabilities = (output.logits.double() / self.model.temperature).softmax(0)
+        distances = [] if least is None else (probabilities - least).abs().tolist()
+        if self.model.neighbours is not None and output.similarity is not None:
+            distances.append(abs(output.similarity - self.model.neighbours.threshold))
+        return min(distances, default=None)
+
     def predictions(self, logits: Tensor, top_k: int = TOP_K) -> list[Prediction]:
         """Return what logits [N, classes] say, row by row: an answer but for `in_domain`."""
         names, sets = self.class_names, self.model.conformal

@@ -40,7 +40,8 @@ def add_int8(folder: Path, files: Sequence[tuple[Path, int]], max_loss: float) -
 
     Args:
         folder: The exported model; `model.onnx` is written first where it is missing.
-        files: Images of the validation split with their labels, for the ranges and for the accuracy.
+        files: Images of the validation split with their labels: some for the ranges, the others for the accuracy; all
+            for both where they are few.
         max_loss: By how many percentage points the accuracy may fall.
 
     Raises:
@@ -55,7 +56,10 @@ def add_int8(folder: Path, files: Sequence[tuple[Path, int]], max_loss: float) -
     with suppress(FileNotFoundError):
         file.unlink()
     with atomic_write(file) as beside:
-        _quantise(exact, images[:: -(-len(images) // CALIBRATION_IMAGES)], beside)
+        chosen = np.arange(0, len(images), -(-len(images) // CALIBRATION_IMAGES))
+        _quantise(exact, images[chosen], beside)
+        if 2 * len(chosen) <= len(images):  # what fits the images that the ranges are from need not fit others
+            images, labels = np.delete(images, chosen, 0), np.delete(labels, chosen)
         sessions = [session(str(exact)), session(str(beside))]
         expected, answers = (np.concatenate([*_answers(one, images)]).argmax(1) for one in sessions)
         right = [int((each == labels).sum()) for each in (expected, answers)]

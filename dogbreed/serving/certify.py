@@ -30,9 +30,8 @@ from dogbreed.inference import archive
 from dogbreed.inference.archive import Archive
 from dogbreed.inference.onnx_runtime import choose
 from dogbreed.inference.photographs import find_photographs
-from dogbreed.inference.predictor import Output, Prediction, Predictor
+from dogbreed.inference.predictor import Output, Predictor
 from dogbreed.inference.schema import certainty_fields
-from dogbreed.metrics import conformal
 from dogbreed.models.manifest import find_model, read_manifest
 from dogbreed.serving import parity
 from dogbreed.serving.certificate import CERTIFICATE, TOLERANCE, Answer, compare, write
@@ -230,22 +229,13 @@ def _answers(
             entry["refused"] = answer.reason
         else:
             output = Output(torch.tensor(answer.logits), similarity)
-            (prediction,) = predictor.answers([output], len(answer.logits))
+            (prediction,) = predictor.answers([output], 1)
             entry |= {"label": prediction.label, "index": prediction.index, "probability": prediction.probability}
-            entry |= certainty_fields(prediction) | _margin(predictor, prediction, similarity)
+            entry |= certainty_fields(prediction)
+            if (margin := predictor.margin(output)) is not None:
+                entry["margin"] = margin
         entries.append(entry)
     return entries
-
-
-def _margin(predictor: Predictor, prediction: Prediction, similarity: float | None) -> dict[str, float]:
-    """Return how far the answer is from the nearest threshold that decides about it, in probability or similarity."""
-    distances, index = [], predictor.model.neighbours
-    least = predictor.model.conformal.get("least_probability", {}).get(conformal.SERVED)
-    if least is not None:
-        distances += [abs(score.probability - least) for score in prediction.top]
-    if index is not None and similarity is not None:
-        distances.append(abs(similarity - index.threshold))
-    return {"margin": min(distances)} if distances else {}
 
 
 def summary(certificate: Mapping[str, Any]) -> str:

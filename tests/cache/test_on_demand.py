@@ -1,6 +1,7 @@
 """A run trains as soon as its first batch has features; the others are computed when they are asked for, once."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -44,15 +45,23 @@ class Notes(Callback):
             self.then(trainer, pl_module)
 
 
-def fit(root: Path, folder: Path, mode: str = "require", *, then=lambda trainer, model: None, epochs: int = 2) -> Notes:
+def fit(
+    root: Path,
+    folder: Path,
+    mode: str = "require",
+    *,
+    then=lambda trainer, model: None,
+    epochs: int = 2,
+    more: Sequence[Callback] = (),
+) -> Notes:
     model = DogBreedClassifier(
         4, backbone="squeezenet1_1", weights="none", preprocessing=SMALL.to_dict(), lr=0.01, trainable="head"
     )
     data = DogImages.for_model(model, root, num_workers=0, batch_size=BATCH, quiet=True)
     notes = Notes(FeatureCache(mode, folder=folder, quiet=True), then)
     trainer = Trainer(
-        max_epochs=epochs, accelerator="cpu", callbacks=[notes.cache, notes], logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
+        max_epochs=epochs, accelerator="cpu", callbacks=[notes.cache, notes, *more], logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=1,
     )  # fmt: skip
     trainer.fit(model, datamodule=data)
     return notes
@@ -103,6 +112,28 @@ def test_each_step_waits_for_its_own_views_and_nothing_is_computed_twice(twins: 
     assert cold.losses == pytest.approx(off.losses, rel=0, abs=1e-5)
     assert warm.losses == pytest.approx(off.losses, rel=0, abs=1e-5)
     assert max(off.losses) - min(off.losses) > 1e-3
+
+
+class Watch(Callback):
+    """Counts how often a hook sees the first layer of the frozen part, and the last layer."""
+
+    def on_fit_start(self, trainer, pl_module):
+        self.seen = {"frozen": 0, "head": 0}
+        network = pl_module.network
+        for name, layer in (("frozen", network.features[0]), ("head", network.classifier[1])):
+            layer.register_forward_hook(lambda *_, name=name: self.seen.update({name: self.seen[name] + 1}))
+
+
+@pytest.mark.slow
+def test_hooks_see_the_run_alone(dog_tree: Path, tmp_path: Path) -> None:
+    """Those of a debugger would take the frozen part, which runs between two steps, for a step of its own."""
+    seen = []
+    for _ in ("cold", "warm"):
+        watch = Watch()
+        fit(dog_tree, tmp_path / "cache", more=[watch])
+        seen.append(watch.seen)
+    assert seen[0] == seen[1]
+    assert seen[0]["head"] > seen[0]["frozen"] == 0
 
 
 def test_turns_are_those_of_the_batches() -> None:

@@ -13,6 +13,7 @@ from torch import nn
 from dogbreed import Predictor
 from dogbreed.data.images import Preprocessing, load
 from dogbreed.export import main as export
+from dogbreed.inference import quantize
 from dogbreed.models import backbones, model_folder
 from dogbreed.predict import main as predict
 
@@ -75,6 +76,20 @@ def test_kept(model, data, capsys):
     assert json.loads(capsys.readouterr().out)["runtime"] == "int8"
     assert predict([str(model), str(images[0]), "--json"]) == 0
     assert "runtime" not in json.loads(capsys.readouterr().out)
+
+
+def test_images_that_gave_ranges_are_not_measured_on(model, data, monkeypatch, capsys):
+    monkeypatch.setattr(quantize, "CALIBRATION_IMAGES", 3)
+    assert export([str(model), str(data), "--runtime", "int8", "--max-loss", "100"]) == 0
+    images = sorted((data / "valid").rglob("*.jpg"))
+    step = -(-len(images) // 3)
+    others = [path for number, path in enumerate(images) if number % step]
+    listed = json.loads((model / "model.json").read_text())["runtimes"]["int8"]
+    assert listed["images"] == len(others)
+    labels = [answer.label for answer in Predictor(model, device="cpu", runtime="int8").predict(others)]
+    right = np.mean([label == path.parent.name for label, path in zip(labels, others, strict=True)])
+    assert listed["valid_acc"] == pytest.approx(right)
+    assert f"its accuracy on {len(others)} images of valid is {right:.1%}" in capsys.readouterr().out
 
 
 def test_not_kept_where_the_accuracy_falls(network, data, tmp_path, capsys):
