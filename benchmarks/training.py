@@ -28,7 +28,7 @@ from torch import nn
 
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
 from benchmarks.extraction import MATRIX, opened, published_transform
-from dogbreed.cache.extract import extract, missing_views
+from dogbreed.cache.extract import Extraction, missing_views
 from dogbreed.cache.store import KEY, Store, row_key
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import SplitFiles
@@ -228,7 +228,10 @@ def _build(bench: Bench, parts: CutNetwork, precision: str, count: int) -> Calla
         with tempfile.TemporaryDirectory() as fresh:
             store = Store(Path(fresh), parts.shape, MATRIX[precision])
             wanted = missing_views(store, {"train": samples}, {"train": np.ones((2, count), dtype=np.bool_)})
-            extract(store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True)
+            with Extraction(
+                store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True
+            ) as extraction:
+                extraction.advance()
 
     return build
 

@@ -18,7 +18,7 @@ from torch import nn
 
 from dogbreed import Predictor
 from dogbreed.cache.callback import FeatureCache
-from dogbreed.cache.extract import extract, missing_views
+from dogbreed.cache.extract import Extraction, missing_views
 from dogbreed.cache.store import Store
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
@@ -256,7 +256,10 @@ def test_a_build_that_goes_on_comes_to_the_same_rows(tmp_path: Path) -> None:
         for share in cuts:
             missing = missing_views(store, data.samples, data.used_views(None))
             share_of = missing[: round(share * len(missing))]
-            extract(store, parts.prefix, share_of, data, device=DEVICE, precision="float32", quiet=True)
+            with Extraction(
+                store, parts.prefix, share_of, data, device=DEVICE, precision="float32", quiet=True
+            ) as extraction:
+                extraction.advance()
         rows.append({key: store._blocks[block][row].clone() for key, (block, row) in store._rows.items()})
     assert rows[0].keys() == rows[1].keys()
     assert all(torch.equal(rows[0][key], rows[1][key]) for key in rows[0])

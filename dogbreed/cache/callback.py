@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Timer
 from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 
-from dogbreed.cache.extract import PRECISIONS, Missing, extract, missing_views, row_keys, store_key, used_keys
+from dogbreed.cache.extract import PRECISIONS, Extraction, Missing, missing_views, row_keys, store_key, used_keys
 from dogbreed.cache.folders import META, cache_folder, evict, existing, locked
 from dogbreed.cache.on_demand import OnDemand
 from dogbreed.cache.remote import RemoteStore, remote_of
@@ -312,8 +312,9 @@ class FeatureCache(Callback):
             with group.step():
                 if share := missing[group.rank :: group.world]:
                     started = time.monotonic()
-                    decoding = extract(store, parts.prefix, share, data, **how)
-                    self._note(missing.views, time.monotonic() - started, decoding)
+                    with Extraction(store, parts.prefix, share, data, **how) as extraction:
+                        extraction.advance()
+                    self._note(missing.views, time.monotonic() - started, extraction.decoding)
         except KeyboardInterrupt:
             raise _interrupted(store, missing) from None
 

@@ -200,17 +200,11 @@ def plan(prefix: fx.GraphModule, device: torch.device) -> Plan:
     return Plan(16, winograd.NAME) if winograd.pays(prefix) else Plan(4, "direct")
 
 
-def extract(
-    store: Store,
-    prefix: fx.GraphModule,
-    missing: Missing,
-    data: DogImages,
-    *,
-    device: torch.device,
-    precision: str,
-    quiet: bool = False,
-) -> float:
-    """Compute what is missing and add it to the store, block by block.
+class Extraction(AbstractContextManager["Extraction"]):
+    """The computation of what is missing, which goes on as far as it is asked to, and is added to the store by blocks.
+
+    Between two calls of `advance` everything is as it was, but that the images to come are decoded, by workers. At the
+    end, also after Ctrl-C, what is computed by then is kept.
 
     Args:
         store: Where the features go.
@@ -220,26 +214,7 @@ def extract(
         device: Where the prefix runs.
         precision: As it is in effect (`arithmetic.effective`).
         quiet: No progress.
-
-    Returns:
-        Seconds of one processor for decoding the images.
-
-    Raises:
-        DogbreedError: The disk is full, or a feature is too large for float16.
-        OutOfMemoryError: The device's memory does not hold a pass of one image.
-    """
-    with Extraction(store, prefix, missing, data, device=device, precision=precision, quiet=quiet) as extraction:
-        extraction.advance()
-    return extraction.decoding
-
-
-class Extraction(AbstractContextManager["Extraction"]):
-    """The computation of what is missing, which goes on as far as it is asked to.
-
-    Arguments are those of `extract`, and what progress is shown as.
-
-    Between two calls of `advance` everything is as it was, but that the images to come are decoded, by workers. At the
-    end, also after Ctrl-C, what is computed by then is kept.
+        what: The progress is shown as this.
 
     Attributes:
         block: Rows that are computed, and not in the store yet.
@@ -269,7 +244,12 @@ class Extraction(AbstractContextManager["Extraction"]):
         self._progress = self._open.enter_context(track(missing.views, what, "views", quiet=quiet))
 
     def advance(self, keys: Iterable[bytes] | None = None) -> None:
-        """Compute until these rows are there, or all; fewer where they are not among the missing."""
+        """Compute until these rows are there, or all; fewer where they are not among the missing.
+
+        Raises:
+            DogbreedError: The disk is full, or a feature is too large for float16.
+            OutOfMemoryError: The device's memory does not hold a pass of one image.
+        """
         awaited = None if keys is None else set(keys)
         with (
             float32_as(self._precision, self._device),

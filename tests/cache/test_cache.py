@@ -547,7 +547,9 @@ def test_two_runs_in_two_threads(dog_tree, tmp_path, built):
         store = Store(tmp_path / "features" / name, models[number].parts.shape, torch.float32)
         missing = extract.missing_views(store, data.samples, data.used_views(None))
         mine = missing if number < 2 else missing[number % 2 :: 2]
-        extract.extract(store, models[number].parts.prefix, mine, data, device=CPU, precision="float32", quiet=True)
+        prefix = models[number].parts.prefix
+        with extract.Extraction(store, prefix, mine, data, device=CPU, precision="float32", quiet=True) as extraction:
+            extraction.advance()
         assert set(mine[0].keys) <= {key for key in mine[0].keys if key in store}
 
     with ThreadPoolExecutor(4) as pool:
