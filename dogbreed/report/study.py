@@ -214,8 +214,9 @@ class Study:
     def judgement(self) -> str:
         """Return how many labels heads that have not seen the images agree with, in a sentence or two."""
         now = self.curve[-1]
+        error = f" ± {100 * now.error:.1f} % (standard error)" if now.error else " %"  # all alike would seem certain
         said = (
-            f"{100 * now.accuracy:.1f} ± {100 * now.error:.1f} % (standard error) of "
+            f"{100 * now.accuracy:.1f}{error} of "
             f"{count(len(self.labels), 'image')} are classified as labelled by heads that have not seen them: "
             f"{len(now.folds[0])} folds, {count(len(now.folds), 'seed')}"
         )

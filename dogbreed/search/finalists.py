@@ -111,6 +111,7 @@ class Verdict:
         objective: Of the search.
         accuracy: In shares.
         loss: In nats.
+        yours_lead: Whether your settings have the best mean of the objective on valid, before every trial.
     """
 
     finalists: Sequence[Finalist]
@@ -119,6 +120,7 @@ class Verdict:
     objective: str
     accuracy: Difference
     loss: Difference
+    yours_lead: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return the content of `winner.json`."""
@@ -129,6 +131,7 @@ class Verdict:
             "images": len(self.finalists[0].correct[self.split]),
             "accuracy_difference": vars(self.accuracy),
             "loss_difference": vars(self.loss),
+            "your_settings_lead_on_valid": self.yours_lead,
             "verdict": self.sentence(),
             "finalists": [finalist.figures() for finalist in self.finalists],
         }
@@ -150,7 +153,8 @@ class Verdict:
         images = f"{len(one.correct[split]):,} {'test' if split == 'test' else 'training'} images"
         how = f"{count(len(self.seeds), 'seed')} each" if split == "test" else "each by a head trained without it"
         ordered = (by_loss, by_accuracy) if self.objective == "val_loss" else (by_accuracy, by_loss)
-        return f"The winner, {one.name}, against your settings on {images}, {how}. {' '.join(ordered)}"
+        said = f"The winner, {one.name}, against your settings on {images}, {how}. {' '.join(ordered)}"
+        return f"{said} On valid your settings are better than every trial: keep them." if self.yours_lead else said
 
     def lines(self) -> list[str]:
         """Return the finalists as a table, and the verdict."""
@@ -204,6 +208,7 @@ def confirm(search: Search, trainer: HeadTrainer) -> Verdict | None:
         search.settings.objective,
         Difference.of_accuracy(one.correct[split] - yours.correct[split], number),
         Difference.of_loss(one.losses[split] - yours.losses[split]),
+        order(yours) < order(one),
     )
 
 

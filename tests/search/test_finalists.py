@@ -7,10 +7,12 @@ from statistics import mean
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support import runs
 
 from dogbreed.metrics.paired import sign_flips
+from dogbreed.search.finalists import Difference, Finalist, Verdict
 from dogbreed.search.run import tune
 from dogbreed.training.run import train
 
@@ -44,6 +46,10 @@ def test_the_winner_and_your_settings_are_compared_as_whole_runs_would_be(settin
     assert yours["name"] == "your settings"
     assert [other["objective"] for other in others] == sorted(other["objective"] for other in others)
     assert made["winner"] == others[0]["name"]
+    lead = yours["objective"] < others[0]["objective"]
+    assert (
+        made["your_settings_lead_on_valid"] == made["verdict"].endswith("better than every trial: keep them.") == lead
+    )
     best = yaml.safe_load((tmp_path / "search" / "best.yaml").read_text())
     assert best["model"]["lr"] == others[0]["params"]["model.lr"]
 
@@ -73,6 +79,19 @@ def test_without_test_images_each_training_image_is_classified_by_a_head_that_ha
     *others, yours = made["finalists"]
     assert "test_acc" not in yours
     assert [other["objective"] for other in others] == sorted((other["objective"] for other in others), reverse=True)
+
+
+@pytest.mark.parametrize("lead", [True, False])
+def test_it_is_said_where_your_settings_are_the_best(lead: bool) -> None:
+    finalists = [Finalist("trial 1", {}), Finalist("your settings", {})]
+    for finalist in finalists:
+        finalist.correct["test"], finalist.losses["test"] = torch.tensor([1, 0]), torch.tensor([0.1, 0.2])
+        finalist.accuracies["test"] = [0.5]
+    same = Difference(0.0, -0.1, 0.1, 1.0)
+    said = Verdict(finalists, [1], "test", "val_loss", same, same, lead).sentence()
+    assert said.endswith(
+        "p = 1). On valid your settings are better than every trial: keep them." if lead else "p = 1)."
+    )
 
 
 def test_no_seeds_no_comparison(settings: list[str], tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from support import runs
 from dogbreed import DogBreedClassifier, DogImages
 from dogbreed.data.datasets import SplitFiles
 from dogbreed.models import backbones
-from dogbreed.report.study import ClassGain, Correction, Point, Study, correction, gains
+from dogbreed.report.study import ClassGain, Correction, Label, Point, Study, correction, gains
 from dogbreed.study import main as study_main
 from dogbreed.training.study import draw_images, twins
 
@@ -134,6 +134,16 @@ def test_refit_is_expected_to_bring_what_the_law_says(tmp_path: Path) -> None:
     study = Study(tmp_path, tmp_path, [], curve, refit=(100, 125))
     assert study.refit_gain == pytest.approx(2 / 100 - 2 / 125, rel=0.02)
     assert "It expects +0.4 points of refit=true (125 images in place of 100)." in study.outlook()
+
+
+def test_no_error_is_claimed_where_every_image_is_right(tmp_path: Path) -> None:
+    labels = [Label("one", "a", "train", "a", 0.9, 0.9)] * 40
+    sure, unsure = (
+        Study(tmp_path, tmp_path, labels, [Point(32, [[1.0] * 5], [accuracy], accuracy, error)]).judgement()
+        for accuracy, error in ((1.0, 0.0), (0.9, 0.048))
+    )
+    assert sure.startswith("100.0 % of 40 images are classified as labelled by heads that have not seen them: 5 folds")
+    assert unsure.startswith("90.0 ± 4.8 % (standard error) of 40 images")
 
 
 def test_gains_are_those_of_an_analysis_of_variance() -> None:
