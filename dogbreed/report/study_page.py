@@ -69,7 +69,8 @@ def _more(study: Study) -> Markup:
         for point in curve:
             folds = [accuracy for seed in point.folds for accuracy in seed]
             made.axes.scatter([point.images] * len(folds), folds, s=8, color=INK, alpha=0.3, linewidths=0)
-        made.axes.fill_between(images, means - margins, means + margins, color=BLUE, alpha=0.2, linewidth=0)
+        low, high = np.clip([means - margins, means + margins], 0, 1)
+        made.axes.fill_between(images, low, high, color=BLUE, alpha=0.2, linewidth=0)
         made.axes.plot(images, means, color=BLUE, marker="o", linewidth=1.8, label="measured, with 95 % band")
         if study.law:
             more = np.geomspace(images[0], 2 * images[-1], 100)
@@ -83,7 +84,7 @@ def _more(study: Study) -> Markup:
     rows = [
         (
             f"{point.images:,}",
-            f"{percent(point.accuracy, 1)} ± {percent(point.error, 1)}",
+            percent(point.accuracy, 1) + (f" ± {percent(point.error, 1)}" if point.error else ""),
             ", ".join(percent(accuracy, 1) for accuracy in point.seeds),
         )
         for point in curve
