@@ -16,21 +16,27 @@ from dogbreed.data import images
 from dogbreed.models import backbones
 from dogbreed.models.cut import CutNetwork, cut
 
-MATRIX = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+def precisions(bench: Bench) -> dict[str, torch.dtype]:
+    """Return what the device has units for: without them, bfloat16 takes hundreds of times as long."""
+    all_of_them = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+    return all_of_them if has_bfloat16(bench.device) else {"float32": torch.float32}
 
 
 def machine(bench: Bench) -> None:
     """Measure the rates of matrix products and of memory, to hold the others against."""
-    for precision, dtype in MATRIX.items():
-        # Without units for bfloat16 a product of this size would take a minute.
-        slow = precision == "bfloat16" and not has_bfloat16(bench.device)
-        size = 8192 if bench.device.type == "cuda" else 256 if slow else 2048
-        matrix = torch.randn(size, size, device=bench.device, dtype=dtype)
-        seconds = bench.seconds(partial(torch.mm, matrix, matrix), 9)
-        bench.note(f"matmul_gflops_{precision}", 2 * size**3 / seconds / 1e9)
+    for precision, dtype in precisions(bench).items():
+        bench.note(f"matmul_gflops_{precision}", matmul_gflops(bench, dtype))
     one, other, result = torch.rand(3, 64 << 20, device=bench.device)
     seconds = bench.seconds(partial(torch.add, one, other, out=result), 9)
     bench.note("memory_gigabytes_per_second", 3 * one.nbytes / seconds / 1e9)
+
+
+def matmul_gflops(bench: Bench, dtype: torch.dtype) -> float:
+    """Return the rate of large matrix products."""
+    size = 8192 if bench.device.type == "cuda" else 2048
+    matrix = torch.randn(size, size, device=bench.device, dtype=dtype)
+    return 2 * size**3 / bench.seconds(partial(torch.mm, matrix, matrix), 9) / 1e9
 
 
 def decoding(bench: Bench) -> None:
@@ -57,22 +63,18 @@ def extraction(bench: Bench) -> None:
     inputs = torch.rand(count, 3, 224, 224, device=bench.device)
     backbones.set_mode(bench.network, training=False)
     parts = cut(bench.network, 224)
-    bfloat16 = 4 if not has_bfloat16(bench.device) else count
 
     @torch.no_grad()
     def plainly() -> None:
         plain(inputs)
 
-    taken = bench.side_by_side(
-        {
-            "plain": plainly,
-            "float32": _extract(bench, parts, inputs, "float32"),
-            "bfloat16": _extract(bench, parts, inputs[:bfloat16], "bfloat16"),
-        }
-    )
-    bench.note("plain_images_per_second", count / taken["plain"])
-    bench.note("extraction_float32_per_second", count / taken["float32"])
-    bench.note("extraction_bfloat16_per_second", bfloat16 / taken["bfloat16"])
+    ours = {name: _extract(bench, parts, inputs, name) for name in precisions(bench)}
+    taken = bench.side_by_side({"plain": plainly, **ours})
+    plainly_taken = taken.pop("plain")
+    bench.note("plain_images_per_second", count / plainly_taken)
+    for name, seconds in taken.items():
+        bench.note(f"extraction_{name}_per_second", count / seconds)
+        bench.note(f"extraction_{name}_ratio", plainly_taken / seconds)
 
 
 def _extract(bench: Bench, parts: CutNetwork, inputs: torch.Tensor, precision: str) -> Callable[[], Any]:

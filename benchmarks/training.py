@@ -27,7 +27,7 @@ from lightning.pytorch.callbacks import LambdaCallback
 from torch import nn
 
 from benchmarks.bench import BATCH, CLASSES, EPOCHS, TEST, TRAIN, VALID, Bench, has_bfloat16
-from benchmarks.extraction import MATRIX, opened, published_transform
+from benchmarks.extraction import matmul_gflops, opened, precisions, published_transform
 from dogbreed.cache.extract import Extraction, missing_views
 from dogbreed.cache.store import KEY, Store, row_key
 from dogbreed.data.datamodule import DogImages
@@ -39,6 +39,10 @@ from dogbreed.models.cut import CutNetwork, cut
 from dogbreed.training.stacked_heads import Head, HeadTrainer
 
 BATCH_SIZES = (32, 64, 128, 256, 512)
+NEEDED = (  # for the tasks
+    *("published_seconds_per_image", "published_evaluation_seconds_per_image", "tuned_seconds_per_image"),
+    *("warm_epoch_seconds", "first_trial_seconds", "one_more_trial_seconds"),
+)
 ROUND = 10  # trials that the search proposes at a time
 
 
@@ -48,19 +52,18 @@ def loops(bench: Bench) -> None:
     more = 4 * count  # so that the start of the processes that decode weighs as little as among thousands
     backbones.set_mode(bench.network, training=False)
     parts = cut(bench.network, 224)
-    few = 1 if not has_bfloat16(bench.device) else more
+    ours = {f"cold_{name}": _build(bench, parts, name, dtype, more) for name, dtype in precisions(bench).items()}
     taken = bench.side_by_side(
         {
             "published": _published_step(bench, count),
             "published_evaluation": _published_evaluation(bench, count),
-            "cold_float32": _build(bench, parts, "float32", more),
-            "cold_bfloat16": _build(bench, parts, "bfloat16", few),
+            **ours,
         }
     )
     bench.note("published_seconds_per_image", taken["published"] / count)
     bench.note("published_evaluation_seconds_per_image", taken["published_evaluation"] / count)
-    bench.note("cold_float32_seconds_per_view", taken["cold_float32"] / more / 2)
-    bench.note("cold_bfloat16_seconds_per_view", taken["cold_bfloat16"] / few / 2)
+    for name in ours:
+        bench.note(f"{name}_seconds_per_view", taken[name] / more / 2)
     bench.note("tuned_seconds_per_image", _tuned_loop(bench, count))
 
 
@@ -116,8 +119,9 @@ def search(bench: Bench) -> None:
     bench.note("one_more_trial_seconds", statistics.mean(more))
     # Forth and back through one head, over the images of five epochs, and its valid losses.
     flops = 2 * 4096 * CLASSES * EPOCHS * (2 * TRAIN + VALID)
-    bench.note("head_gflops_512", flops / more[-1] / 1e9)
-    bench.note("head_gflops", flops / statistics.mean(more) / 1e9)
+    matmul = matmul_gflops(bench, torch.float32)
+    bench.note("head_share_512", flops / more[-1] / 1e9 / matmul)
+    bench.note("head_share", flops / statistics.mean(more) / 1e9 / matmul)
     # Of values as many as the head has, a step moves nine times: the product forth reads weights, the one back writes
     # gradients, Adam reads both and two moments and writes all but the gradients. The valid losses read weights once.
     moved = 4 * 4096 * CLASSES * EPOCHS * (9 * math.ceil(TRAIN / BATCH_SIZES[0]) + 1)
@@ -125,13 +129,16 @@ def search(bench: Bench) -> None:
 
 
 def tasks(measured: dict[str, float]) -> dict[str, dict[str, float]]:
-    """Seconds of each task by each way, from the measurements: {task: {way: seconds}}."""
+    """Seconds of each task by each way: {task: {way: seconds}}; none where a part of the benchmark did not run."""
+    if not set(NEEDED) <= set(measured):
+        return {}
     train, evaluate = measured["published_seconds_per_image"], measured["published_evaluation_seconds_per_image"]
     epoch, test = TRAIN * train + VALID * evaluate, TEST * evaluate
     tuned = measured["tuned_seconds_per_image"]
     tuned_epoch, tuned_test = (TRAIN + VALID) * tuned, TEST * tuned
     warm_epoch = measured["warm_epoch_seconds"]
-    per_view = {name: measured[f"cold_{name}_seconds_per_view"] for name in MATRIX}
+    ways = ("cold_float32", "cold_bfloat16")
+    per_view = {way: measured[f"{way}_seconds_per_view"] for way in ways if f"{way}_seconds_per_view" in measured}
 
     def searched(trials: int) -> float:
         """Return the seconds of rounds of ten, each with all batch sizes in it at the worst, and the final training."""
@@ -147,7 +154,7 @@ def tasks(measured: dict[str, float]) -> dict[str, dict[str, float]]:
         return {
             "published": runs * (epochs * epoch + test),
             "tuned": runs * (epochs * tuned_epoch + tuned_test),
-            **{f"cold_{name}": views * seconds + ours for name, seconds in per_view.items()},
+            **{way: views * seconds + ours for way, seconds in per_view.items()},
             "warm": ours,
         }
 
@@ -219,14 +226,14 @@ def _tuned_loop(bench: Bench, count: int) -> float:
     return statistics.median(np.diff(ends).tolist()) / count
 
 
-def _build(bench: Bench, parts: CutNetwork, precision: str, count: int) -> Callable[[], None]:
+def _build(bench: Bench, parts: CutNetwork, precision: str, dtype: torch.dtype, count: int) -> Callable[[], None]:
     """Files to a store with two views of each."""
     samples = _samples(bench.files[:count], views=[WHOLE, View(flip=True)])
     data = DogImages(bench.folder)
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as fresh:
-            store = Store(Path(fresh), parts.shape, MATRIX[precision])
+            store = Store(Path(fresh), parts.shape, dtype)
             wanted = missing_views(store, {"train": samples}, {"train": np.ones((2, count), dtype=np.bool_)})
             with Extraction(
                 store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True
