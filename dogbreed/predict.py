@@ -14,6 +14,7 @@ _EPILOG = """\
 examples:
   python -m dogbreed.predict outputs/2026-05-01/10-30-00/model rex.jpg
   python -m dogbreed.predict model/ holiday/ --json --top-k 3 > answers.jsonl
+  python -m dogbreed.predict model/ rex.jpg --similar 5
   python -m dogbreed.predict model/ test/ --submission submission.csv
   curl -s https://example.org/dog.jpg | python -m dogbreed.predict model/ -
 
@@ -46,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="write id (the file's stem) and a probability per class, for Kaggle",
     )
     add("--top-k", type=int, default=5, metavar="K", help="classes in each answer (default 5)")
+    add("--similar", type=int, default=0, metavar="K", help="name the K most similar training images (default 0)")
     add("--batch-size", type=int, default=32, metavar="N", help="images in one pass (default 32)")
     add("--device", help="cpu, cuda, cuda:1, mps (default: a GPU where there is one)")
     add(

@@ -13,7 +13,7 @@ if __name__ == "__main__":
 
 from dogbreed.core.cli import guard, parser
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import TOP_K, Response, certainty_fields
+from dogbreed.inference.schema import TOP_K, Options, Response, certainty_fields, similar_field
 from dogbreed.serving.client import PredictionError
 from launch.aws.errors import explained
 from launch.serving.invoke import IMAGES, connect
@@ -41,6 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("paths", metavar="PATH", nargs="+", type=os.path.expanduser, help="images, or folders of them")
     add("--json", action="store_true", help="one JSON object per line in place of the table")
     add("--top-k", type=int, default=TOP_K, metavar="K", help=f"classes per answer (default {TOP_K})")
+    add("--similar", type=int, default=0, metavar="K", help="name the K most similar training images (default 0)")
     add("--region", help="of the endpoint (default: the environment's)")
     add("--profile", help="named profile of the AWS configuration (default: the environment's)")
     add("--endpoint-url", metavar="URL", help="where boto3 finds the endpoint, instead of AWS")
@@ -53,6 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> int:
     if args.top_k < 1:
         raise DogbreedError(f"--top-k {args.top_k} is out of range; it is a whole number from 1.")
+    Options().merge({"similar": args.similar})
     for path in args.paths:
         if not os.path.exists(path):
             raise DogbreedError(f"{path} does not exist; give images, or folders of them.")
@@ -63,7 +65,7 @@ def _run(args: argparse.Namespace) -> int:
     for path in paths:
         try:
             with explained(f"invoking {endpoint.name}"):
-                reply = endpoint.predict(Path(path), top_k=args.top_k)
+                reply = endpoint.predict(Path(path), top_k=args.top_k, similar=args.similar)
         except PredictionError as error:
             if error.status is None:  # it is the endpoint's fault, and will be for the others
                 raise
@@ -86,13 +88,22 @@ def _images(path: str) -> list[str]:
 
 def _json(path: str, reply: Response) -> str:
     top = [asdict(score) for score in reply.predictions]
-    return json.dumps({"path": path, **top[0], "top": top, **certainty_fields(reply)})
+    return json.dumps(
+        {
+            "path": path,
+            **top[0],
+            "top": top,
+            **certainty_fields(reply),
+            **similar_field(reply, len(reply.similar or ())),
+        }
+    )
 
 
 def _row(path: str, reply: Response) -> str:
     best, *others = reply.predictions
     rest = ", ".join(f"{score.label} {score.probability:.1%}" for score in others)
-    return f"{path}: {best.label} {best.probability:.1%}" + (f" (or {rest})" if rest else "")
+    similar = "".join(f"\n  {one.cosine:.2f}  {one.label}  {one.path}" for one in reply.similar or ())
+    return f"{path}: {best.label} {best.probability:.1%}" + (f" (or {rest})" if rest else "") + similar
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class Search:
 class Export:
     neighbours: bool = True
     published_head: bool = False
+    similar: bool = False
 
 
 @dataclass(frozen=True)

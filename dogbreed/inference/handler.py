@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from dogbreed.core.errors import DogbreedError
 from dogbreed.inference import schema
 from dogbreed.inference.predictor import Predictor
-from dogbreed.inference.schema import Request, RequestError, Response
+from dogbreed.inference.schema import MOST_SIMILAR, Request, RequestError, Response
 
 
 class Outcome(NamedTuple):
@@ -49,9 +49,9 @@ def predict_fn(data: Request | RequestError, model: Predictor) -> Outcome | Requ
     """Return the responses for all images of a request."""
     if isinstance(data, RequestError):
         return data
-    # With all classes: how many of them are written may yet be said in the Accept header, which comes last.
-    everything = replace(data, options=replace(data.options, top_k=len(model.class_names)))
-    return Outcome(data, model.respond(everything))
+    # With all classes and similar images: how many are written may yet be said in the Accept header, which comes last.
+    everything = replace(data.options, top_k=len(model.class_names), similar=MOST_SIMILAR)
+    return Outcome(data, model.respond(replace(data, options=everything)))
 
 
 def output_fn(prediction: Outcome | RequestError, accept: str | None, context: Any = None) -> tuple[str, str]:

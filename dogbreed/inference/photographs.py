@@ -36,6 +36,7 @@ def answer(
     batch_size: int,
     device: str | None,
     runtime: str = "auto",
+    similar: int = 0,
 ) -> int:
     """Print the classes of photographs or write them to files; return 1 where some could not be used, else 0."""
     names = find_photographs(paths)
@@ -43,12 +44,12 @@ def answer(
         _check_submission(submission, names)
     predictor = Predictor(find_model(model), device=find_device(device), runtime=runtime)
     sources: Iterator[Source] = (sys.stdin.buffer.read() if name == STDIN else name for name in names)
-    says_in_domain = predictor.model.neighbours is not None
-    files: list[_Csv | _Submission] = [_Csv(csv, top_k, says_in_domain)] if csv else []
+    more = (["in_domain"] if predictor.model.neighbours else []) + (["similar"] if similar else [])
+    files: list[_Csv | _Submission] = [_Csv(csv, top_k, more)] if csv else []
     if submission:
         files.append(_Submission(submission, predictor.class_names))
     scores = max(top_k, len(predictor.class_names)) if submission and top_k > 0 else top_k
-    answers = predictor.try_predict(sources, top_k=scores, batch_size=batch_size)
+    answers = predictor.try_predict(sources, top_k=scores, batch_size=batch_size, similar=similar)
     lines: list[_JsonLines | _Table] = [_JsonLines(top_k, predictor.runtime)] if as_json else []
     if not as_json and not files:
         lines.append(_Table(names, predictor.class_names))
@@ -105,18 +106,19 @@ def find_photographs(paths: Sequence[str]) -> list[str]:
 class _Csv:
     """A table of the answers, one row per photograph."""
 
-    def __init__(self, file: Path, top_k: int, says_in_domain: bool) -> None:
+    def __init__(self, file: Path, top_k: int, more: Sequence[str]) -> None:
         self.file, self.top_k = file, top_k
-        self.header = ("path", "label", "probability", "top", "error", *(["in_domain"] if says_in_domain else []))
+        self.header = ("path", "label", "probability", "top", "error", *more)
         self.rows: list[tuple[str, ...]] = []
 
     def write(self, name: str, answer: Prediction | BadImage) -> None:
         if isinstance(answer, BadImage):
-            row = (name, "", "", "", answer.reason, "")
+            row = (name, "", "", "", answer.reason, "", "")
         else:
             top = " ".join(f"{score.label}={score.probability:.4f}" for score in answer.top[: self.top_k])
             in_domain = str(answer.in_domain).lower()
-            row = (name, answer.label, f"{answer.probability:.6f}", top, "", in_domain)
+            similar = " ".join(f"{one.path}={one.cosine:.4f}" for one in answer.similar or ())
+            row = (name, answer.label, f"{answer.probability:.6f}", top, "", in_domain, similar)
         self.rows.append(row[: len(self.header)])
 
     def close(self) -> str:
@@ -193,6 +195,10 @@ class _Table:
             row.append(", ".join(f"{guess.label} {guess.probability:.1%}" for guess in answer.top[1:]), style=MUTED)
             row.append(_in_words(answer))
         self._print(row)
+        for one in () if isinstance(answer, BadImage) else answer.similar or ():
+            self._print(
+                Text(f"  {one.cosine:.2f}  {one.label:<{self.label_width}}  {_printable(one.path)}", style=MUTED)
+            )
 
     def _print(self, row: Text) -> None:
         row.rstrip()

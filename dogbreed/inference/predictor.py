@@ -18,7 +18,17 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import MAX_PIXELS, BadImage, load
 from dogbreed.inference import onnx_runtime
 from dogbreed.inference.onnx_runtime import OnnxNetwork
-from dogbreed.inference.schema import TOP_K, ClassScore, Request, Response, certainty_fields
+from dogbreed.inference.schema import (
+    TOP_K,
+    ClassScore,
+    Options,
+    Request,
+    Response,
+    Similar,
+    certainty_fields,
+    no_names,
+    similar_field,
+)
 from dogbreed.metrics import conformal
 from dogbreed.models import backbones, folding, gradcam, model_folder, winograd
 from dogbreed.models.arithmetic import float32_as
@@ -40,10 +50,12 @@ class Output(NamedTuple):
     Attributes:
         logits: [classes], in float32 on the CPU, before the temperature.
         similarity: To the nearest training images; None where the model has no index of them.
+        features: [D], that the last layer took, where there is an index.
     """
 
     logits: Tensor
     similarity: float | None
+    features: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -58,6 +70,8 @@ class Prediction:
         set: The classes of the 90 % set, best first; None where the model has no thresholds.
         abstain: Whether the set says too little; None without a set.
         in_domain: Whether it is like the training images; None where the model has no index of them.
+        similar: The most similar training images, the nearest first: each a `path` from the folder of the data, a
+            `label` and a `cosine`; None where nobody has asked.
     """
 
     label: str
@@ -67,12 +81,13 @@ class Prediction:
     set: tuple[str, ...] | None = None
     abstain: bool | None = None
     in_domain: bool | None = None
+    similar: tuple[Similar, ...] | None = None
 
     def to_dict(self, top_k: int | None = None) -> dict[str, object]:
         """Return plain values for JSON, with the first `top_k` classes."""
         top = [score.to_dict() for score in self.top[:top_k]]
         first = {"label": self.label, "index": self.index, "probability": self.probability, "top": top}
-        return first | certainty_fields(self)
+        return first | certainty_fields(self) | similar_field(self, len(self.similar or ()))
 
 
 class Predictor:
@@ -124,11 +139,15 @@ class Predictor:
         return folding.fold(network) if self.device.type == "cpu" else network
 
     @overload
-    def predict(self, sources: Source, *, top_k: int = ..., batch_size: int = ...) -> Prediction: ...  # type: ignore[overload-overlap]
+    def predict(  # type: ignore[overload-overlap]
+        self, sources: Source, *, top_k: int = ..., batch_size: int = ..., similar: int = ...
+    ) -> Prediction: ...
     @overload
-    def predict(self, sources: Iterable[Source], *, top_k: int = ..., batch_size: int = ...) -> list[Prediction]: ...
     def predict(
-        self, sources: Source | Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32
+        self, sources: Iterable[Source], *, top_k: int = ..., batch_size: int = ..., similar: int = ...
+    ) -> list[Prediction]: ...
+    def predict(
+        self, sources: Source | Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32, similar: int = 0
     ) -> Prediction | list[Prediction]:
         """Answer for one photograph, or for several in their order.
 
@@ -137,6 +156,7 @@ class Predictor:
                 an array of uint8 [height, width, 3], [height, width, 4] with opacity, or [height, width] of grey.
             top_k: Classes in `Prediction.top`; no more than there are classes.
             batch_size: Images in one pass.
+            similar: Number of the most similar training images in `Prediction.similar`.
 
         Returns:
             A prediction for one photograph, a list for an iterable.
@@ -145,32 +165,44 @@ class Predictor:
             BadImage: One of them cannot be used; `try_predict` answers the others.
         """
         if isinstance(sources, SINGLE):
-            return self.predict([sources], top_k=top_k, batch_size=batch_size)[0]
+            return self.predict([sources], top_k=top_k, batch_size=batch_size, similar=similar)[0]
         predictions = []
-        for prediction in self.try_predict(sources, top_k=top_k, batch_size=batch_size):
+        for prediction in self.try_predict(sources, top_k=top_k, batch_size=batch_size, similar=similar):
             if isinstance(prediction, BadImage):
                 raise prediction
             predictions.append(prediction)
         return predictions
 
     def try_predict(
-        self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32
+        self, sources: Iterable[Source], *, top_k: int = TOP_K, batch_size: int = 32, similar: int = 0
     ) -> Iterator[Prediction | BadImage]:
         """Answer one by one, as they are ready, with the error in place of the prediction for a bad image.
 
         Raises:
-            DogbreedError: `top_k` or `batch_size` is out of range; at once, and not with the first prediction.
+            DogbreedError: `top_k`, `batch_size` or `similar` is out of range, or the model does not know what its
+                training images are called; at once, and not with the first prediction.
         """
         for name, value in (("top_k", top_k), ("batch_size", batch_size)):
             if value < 1:
                 raise DogbreedError(f"{name}={value} is out of range; it must be a whole number from 1.")
-        return self._try_predict(iter(sources), top_k, batch_size)
+        options = Options(top_k).merge({"similar": similar})
+        if similar and not self.names_images:
+            raise no_names()
+        return self._try_predict(iter(sources), options, batch_size)
 
-    def _try_predict(self, remaining: Iterator[Source], top_k: int, batch_size: int) -> Iterator[Prediction | BadImage]:
+    @property
+    def names_images(self) -> bool:
+        """Whether the model knows what its training images are called, so that it can name similar ones."""
+        return self.model.neighbours is not None and self.model.neighbours.names_images
+
+    def _try_predict(
+        self, remaining: Iterator[Source], options: Options, batch_size: int
+    ) -> Iterator[Prediction | BadImage]:
         while batch := list(islice(remaining, batch_size)):
             inputs = [self.try_read(source) for source in batch]
             readable = [value for value in inputs if isinstance(value, Tensor)]
-            predictions = iter(self.answers(self.outputs(torch.stack(readable)), top_k) if readable else [])
+            outputs = self.outputs(torch.stack(readable)) if readable else []
+            predictions = iter(self.answers(outputs, options.top_k, options.similar) if outputs else [])
             for value in inputs:
                 yield value if isinstance(value, BadImage) else next(predictions)
 
@@ -230,7 +262,7 @@ class Predictor:
         if features is None or self.model.neighbours is None:
             return [Output(row, None) for row in logits]
         similarities = self.model.neighbours.similarity(features)
-        return [Output(row, similarity) for row, similarity in zip(logits, similarities, strict=True)]
+        return [Output(*row) for row in zip(logits, similarities, features, strict=True)]
 
     def _watch_head(self) -> HeadInput:
         original, name = self.model.network, backbones.head_name(self.model.network)
@@ -240,8 +272,8 @@ class Predictor:
             head = self._network.get_submodule(name)
         return HeadInput(original.get_submodule(name), head)
 
-    def answers(self, outputs: Sequence[Output], top_k: int = TOP_K) -> list[Prediction]:
-        """Return the answer for each output, with the `top_k` most probable classes.
+    def answers(self, outputs: Sequence[Output], top_k: int = TOP_K, similar: int = 0) -> list[Prediction]:
+        """Return the answer for each output, with the `top_k` most probable classes and so many similar images.
 
         All ways to ask a model end here, so that they answer alike.
         """
@@ -249,9 +281,18 @@ class Predictor:
         index = self.model.neighbours
         if index is None:
             return predictions
-        return [
+        answers = [
             replace(answer, in_domain=output.similarity is not None and output.similarity >= index.threshold)
             for answer, output in zip(predictions, outputs, strict=True)
+        ]
+        features = [output.features for output in outputs if output.features is not None]
+        if not similar or not self.names_images or len(features) < len(outputs):
+            return answers
+        return [
+            replace(
+                answer, similar=tuple(Similar(path, self.class_names[label], cosine) for path, label, cosine in row)
+            )
+            for answer, row in zip(answers, index.matches(torch.stack(features), similar), strict=True)
         ]
 
     def margin(self, output: Output) -> float | None:
@@ -289,21 +330,21 @@ class Predictor:
         readable = [value for value in inputs if isinstance(value, Tensor)]
         batches = torch.stack(readable).split(IMAGES_PER_PASS) if readable else ()
         outputs = [output for batch in batches for output in self.outputs(batch)]
-        return self.responses(inputs, outputs, request.options.top_k)
+        return self.responses(inputs, outputs, request.options)
 
     def responses(
-        self, inputs: list[Tensor | BadImage], outputs: list[Output], top_k: int = TOP_K
+        self, inputs: list[Tensor | BadImage], outputs: list[Output], options: Options
     ) -> list[Response | BadImage]:
         """Return what a request gets.
 
         Args:
             inputs: From `try_read`.
             outputs: One per input that could be read.
-            top_k: Classes in each response.
+            options: How many classes and similar images each response has.
         """
-        answers = self.answers(outputs, top_k) if outputs else []
+        answers = self.answers(outputs, options.top_k, options.similar) if outputs else []
         ready = (
-            Response(answer.top, output.logits.tolist(), answer.set, answer.abstain, answer.in_domain)
+            Response(answer.top, output.logits.tolist(), answer.set, answer.abstain, answer.in_domain, answer.similar)
             for answer, output in zip(answers, outputs, strict=True)
         )
         return [value if isinstance(value, BadImage) else next(ready) for value in inputs]

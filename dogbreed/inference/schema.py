@@ -9,13 +9,14 @@ A request is the bytes of one image, JSON with base64 of one or several, or a fo
 The base64 may stand in a data URL. A response is JSON or CSV, best class first, with calibrated probabilities:
 
     {"predictions": [{"label": "Beagle", "index": 12, "probability": 0.93}, ...], "set": ["Beagle"], "abstain": false,
-     "in_domain": true}
+     "in_domain": true, "similar": [{"path": "train/012.Beagle/1.jpg", "label": "Beagle", "cosine": 0.87}, ...]}
     {"results": [{"predictions": [...]}, {"error": "..."}, ...]}        for several images
     Beagle,12,0.93                                                      one line per class in text/csv
 
-Options are `top_k` (5) and `logits` (0; 1 adds every class's number before temperature and softmax). They may stand in
-the JSON or the form, or as parameters of Content-Type or Accept (`Accept: application/json; top_k=3; logits=1`), which
-reach a model behind InvokeEndpoint as well. No URL in a request is ever fetched.
+Options are `top_k` (5), `logits` (0; 1 adds every class's number before temperature and softmax) and `similar` (0; how
+many of the most similar training images to name, where the model knows their names). They may stand in the JSON or the
+form, or as parameters of Content-Type or Accept (`Accept: application/json; top_k=3; logits=1`), which reach a model
+behind InvokeEndpoint as well. No URL in a request is ever fetched.
 """
 
 import binascii
@@ -40,7 +41,8 @@ TOP_K = 5
 MAX_IMAGES = 64  # in one request
 MAX_PARTS = 80  # of a form
 MAX_HEAD = 8192  # bytes of a part's own headers
-OPTIONS = ("top_k", "logits")
+MOST_SIMILAR = 50  # training images in one answer
+OPTIONS = ("top_k", "logits", "similar")
 KEYS = ("image", "images", *OPTIONS)
 _PARAMETER = re.compile(r'(?:"[^"]*"|[^;])+')  # a semicolon within quotes ends no parameter
 
@@ -77,16 +79,33 @@ class ClassScore:
 
 
 @dataclass(frozen=True)
+class Similar:
+    """A training image that is like the photograph.
+
+    Attributes:
+        path: From the folder of the data that the model was trained on.
+        label: Its class.
+        cosine: Of the features of both, from -1 to 1.
+    """
+
+    path: str
+    label: str
+    cosine: float
+
+
+@dataclass(frozen=True)
 class Options:
     """What a request may choose.
 
     Attributes:
         top_k: Classes in the response; all of them if there are fewer.
         logits: Whether to add the logits of all classes.
+        similar: Number of the most similar training images to name.
     """
 
     top_k: int = TOP_K
     logits: bool = False
+    similar: int = 0
 
     def merge(self, values: Mapping[str, Any]) -> "Options":
         """Return these options with those among `values` in their place; other names are ignored.
@@ -105,6 +124,12 @@ class Options:
             if logits is None:
                 raise RequestError(400, f"logits is {_quote(values['logits'])}; it must be 0 or 1.")
             options = replace(options, logits=logits)
+        if "similar" in values:
+            similar = _whole_number(values["similar"])
+            if similar is None or not 0 <= similar <= MOST_SIMILAR:
+                said = _quote(values["similar"])
+                raise RequestError(400, f"similar is {said}; it must be a whole number from 0 to {MOST_SIMILAR}.")
+            options = replace(options, similar=similar)
         return options
 
 
@@ -133,6 +158,8 @@ class Response:
         set: The classes of the 90 % set, best first; None where the model has no thresholds.
         abstain: Whether the set says too little; None without a set.
         in_domain: Whether the image is like the training images; None where the model has no index of them.
+        similar: The most similar training images, the nearest first; None where the model does not know their names, or
+            nobody has asked.
     """
 
     predictions: Sequence[ClassScore]
@@ -140,6 +167,7 @@ class Response:
     set: Sequence[str] | None = None
     abstain: bool | None = None
     in_domain: bool | None = None
+    similar: Sequence[Similar] | None = None
 
     @property
     def label(self) -> str:
@@ -233,6 +261,33 @@ def certainty_fields(answer: Certainty) -> dict[str, Any]:
     """Return what stands behind the other fields of an answer, as far as the model has thresholds."""
     sets = {} if answer.set is None else {"set": list(answer.set), "abstain": answer.abstain}
     return sets if answer.in_domain is None else {**sets, "in_domain": answer.in_domain}
+
+
+class NamesSimilar(Protocol):
+    """An answer that may name similar training images."""
+
+    @property
+    def similar(self) -> Sequence[Similar] | None: ...
+
+
+def similar_field(answer: NamesSimilar, most: int) -> dict[str, Any]:
+    """Return the similar images of an answer, at most so many; nothing for 0.
+
+    Raises:
+        RequestError: 400, the model does not know what its training images are called.
+    """
+    if not most:
+        return {}
+    if answer.similar is None:
+        raise no_names()
+    return {"similar": [asdict(one) for one in answer.similar[:most]]}
+
+
+def no_names() -> RequestError:
+    """Return the error of a model that cannot name similar images."""
+    return RequestError(
+        400, "The model does not know what its training images are called; one trained with export.similar=true does."
+    )
 
 
 def parse_media_type(header: str) -> tuple[str, dict[str, str]]:
@@ -334,7 +389,12 @@ def _result(response: Response | DogbreedError, options: Options) -> dict[str, A
         return {"error": str(response)}
     predictions = [score.to_dict() for score in response.predictions[: options.top_k]]
     logits = {"logits": list(response.logits)} if options.logits else {}
-    return {"predictions": predictions, **logits, **certainty_fields(response)}
+    return {
+        "predictions": predictions,
+        **logits,
+        **certainty_fields(response),
+        **similar_field(response, options.similar),
+    }
 
 
 def _whole_number(value: object) -> int | None:

@@ -3,17 +3,20 @@
 What the last layer takes is compared, projected to the dimensions in which the training images differ most. What the
 projection loses of an image counts against it, since the cosine is taken with the length before it.
 
+With `export.similar` the names and classes of those images lie beside them, so that the nearest can be named.
+
 For dogs, the head that the weights were published with can tell instead: it knows ImageNet's 118 breeds.
 """
 
 import hashlib
+import lzma
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from safetensors.torch import load, save
@@ -30,10 +33,20 @@ BASIS_VALUES = 400_000  # 0.8 MB: of more than 4,166 features there are fewer di
 MOST = 50_000  # images in an index; of more, some
 BASIS_IMAGES = 4096  # from which the projection is computed
 REFUSED_PERCENT = 1  # of the images like those of valid, at most
+MOST_BYTES = 200  # per image of an index with names, or 2 MB where there are fewer than 10,000
+LONGEST_NAME = 4096  # bytes
 
 
 # ImageNet's classes of dogs: the breeds, and dingo, dhole and African hunting dog.
 DOGS = (*range(151, 269), *range(273, 276))
+
+
+class Match(NamedTuple):
+    """A training image that is like another image."""
+
+    path: str  # from the folder of the data
+    label: int  # an index into the class names
+    cosine: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +68,15 @@ class InDomain(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Return what `model.json` says of it besides its threshold."""
+
+    @property
+    def names_images(self) -> bool:
+        """Whether it knows what the training images are called."""
+        return False
+
+    def matches(self, features: Tensor, most: int) -> list[list[Match]]:
+        """Return the training images that are most like each row of features [N, D], the nearest first."""
+        raise NotImplementedError
 
     def calibrated(self, valid: Tensor) -> Self | None:
         """Return it with the threshold that refuses 1 % of images like these; None if they are too few to tell.
@@ -112,23 +134,63 @@ class Neighbours(InDomain):
         points: [images, dimensions], int8: features of length 1, projected, in steps of `steps`.
         steps: [dimensions].
         basis: [features, dimensions], float16.
+        labels: [images], int32: their classes; None where it does not know what they are called.
+        names: [bytes], uint8: their paths from the folder of the data, between zeros, as LZMA.
     """
 
     points: Tensor
     steps: Tensor
     basis: Tensor
+    labels: Tensor | None = None
+    names: Tensor | None = None
 
     @cached_property
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Return the basis [features, dimensions] and the points [dimensions, images] in float32."""
         return self.basis.float(), (self.points.float() * self.steps).T.contiguous()
 
+    @cached_property
+    def _paths(self) -> list[str]:
+        assert self.names is not None
+        content = lzma.LZMADecompressor().decompress(self.names.numpy().tobytes(), LONGEST_NAME * len(self.points))
+        return content.decode("utf-8", "surrogateescape").split("\0")
+
+    @property
+    def names_images(self) -> bool:
+        return self.names is not None
+
+    def with_names(self, paths: Sequence[str], labels: Tensor) -> Self | None:
+        """Return it with the paths and the classes of its images; None where they take more room than they may."""
+        text = "\0".join(paths).encode("utf-8", "surrogateescape")
+        names = torch.frombuffer(bytearray(lzma.compress(text)), dtype=torch.uint8)
+        named = replace(self, labels=labels.to(torch.int32), names=names)
+        size = sum(value.nbytes for value in vars(named).values() if isinstance(value, Tensor))
+        return named if size <= MOST_BYTES * max(len(self.points), 10_000) else None
+
     def similarity(self, features: Tensor) -> list[float]:
         """Return the mean cosine of each row of features [N, D] to the nearest points."""
-        basis, points = self._weights
-        cosines = normalize(features.float().cpu(), dim=1) @ basis @ points
+        cosines = self._cosines(features)
         nearest: list[float] = cosines.topk(min(NEAREST, len(self.points)), dim=1).values.mean(1).tolist()
         return nearest
+
+    def matches(self, features: Tensor, most: int) -> list[list[Match]]:
+        labels, paths = self.labels, self._paths
+        assert labels is not None
+        # Four places are as many as 8 bits have; of equal cosines the first image comes first, whatever the batch was.
+        places = (10_000 * self._cosines(features)).round().long()
+        order = (places * MOST - torch.arange(len(paths))).topk(min(most, len(paths)), dim=1).indices
+        return [
+            [
+                Match(paths[index], int(labels[index]), min(place / 10_000, 1.0))
+                for index, place in zip(indices, places[row, indices].tolist(), strict=True)
+            ]
+            for row, indices in enumerate(order.tolist())
+        ]
+
+    def _cosines(self, features: Tensor) -> Tensor:
+        """Return the cosine of each row of features [N, D] to each point, [N, images]."""
+        basis, points = self._weights
+        return normalize(features.float().cpu(), dim=1) @ basis @ points
 
     def describe(self) -> dict[str, Any]:
         return {"nearest": NEAREST}

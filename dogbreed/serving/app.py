@@ -107,6 +107,7 @@ class _Routes:
         facts |= {name: served.metrics.get(name) for name in ("test_acc", "test_acc_ci95")}
         facts["runtime"] = self.service.predictor.runtime
         facts["noun"] = noun_of(served.class_names)
+        facts["similar"] = self.service.predictor.names_images
         return JSONResponse(facts | {"max_body_bytes": self.service.limits.body_bytes})
 
     async def page(self, request: Request) -> Response:

@@ -12,7 +12,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.inference.schema import JSON, TOP_K, ClassScore, Response
+from dogbreed.inference.schema import JSON, TOP_K, ClassScore, Response, Similar
 
 MAX_BYTES = 6_291_456  # of a request to InvokeEndpoint, as botocore's model of the service has it
 BYTES = "application/octet-stream"
@@ -52,7 +52,12 @@ class Endpoint:
             )
 
     def predict(
-        self, photograph: bytes | str | os.PathLike[str], *, top_k: int = TOP_K, logits: bool = False
+        self,
+        photograph: bytes | str | os.PathLike[str],
+        *,
+        top_k: int = TOP_K,
+        logits: bool = False,
+        similar: int = 0,
     ) -> Response:
         """Return what the model says of a photograph.
 
@@ -60,6 +65,7 @@ class Endpoint:
             photograph: The file's bytes, or its path.
             top_k: Classes in the response.
             logits: Whether to return the logits of all classes too.
+            similar: Number of the most similar training images to name.
 
         Raises:
             PredictionError: It cannot be used, or the model cannot be reached or failed.
@@ -70,12 +76,14 @@ class Endpoint:
                 f"The photograph has {len(data):,} bytes, and an endpoint takes {self.max_bytes:,}.", 413
             )
         accept = f"{JSON}; top_k={top_k}" + ("; logits=1" if logits else "")
+        accept += f"; similar={similar}" if similar else ""
         body = self._over_http(data, accept) if is_address(self.name) else self._through_aws(data, accept)
         try:
             content = json.loads(body)
             scores = [ClassScore(**score) for score in content["predictions"]]
-            sure = (content.get(name) for name in ("set", "abstain", "in_domain"))
-            return Response(scores, content.get("logits", []), *sure)
+            sure = {name: content.get(name) for name in ("set", "abstain", "in_domain")}
+            like = [Similar(**one) for one in content["similar"]] if similar else None
+            return Response(scores, content.get("logits", []), **sure, similar=like)
         except (ValueError, LookupError, TypeError) as error:
             raise PredictionError(f"{self.name} gave no prediction: {_short(body)}", 200) from error
 

@@ -100,7 +100,7 @@ class Service:
         async with self._body(request) as body:
             content, inputs = await self._decode(body, request.headers.get("content-type"), options)
             outputs = await _results(*(self.batcher.submit(value) for value in inputs if isinstance(value, Tensor)))
-            responses = self.predictor.responses(inputs, outputs, content.options.top_k)
+            responses = self.predictor.responses(inputs, outputs, content.options)
         return schema.write(content, responses, kind), kind
 
     async def explain(self, request: Request) -> dict[str, Any]:
@@ -109,7 +109,7 @@ class Service:
         Returns:
             `predictions` as in the schema; `heat_map` in each, rows of numbers from 0 to 1, where the network has a
             map; `resize` and `seen`, how the image became the input and the central share of its shorter side; `set`,
-            `abstain` and `in_domain` where the model has thresholds.
+            `abstain` and `in_domain` where the model has thresholds; `similar` where it was asked for.
 
         Raises:
             RequestError: With the status and the sentence of the response.
@@ -125,14 +125,15 @@ class Service:
             top_k = min(content.options.top_k, MAX_MAPS)
             task = partial(self.predictor.explain, inputs[0][None], top_k)
             ((output, maps),) = await _results(self.batcher.run(task))
-        (prediction,) = self.predictor.answers([output], top_k)
+        most = content.options.similar
+        (prediction,) = self.predictor.answers([output], top_k, most)
         scores = [score.to_dict() for score in prediction.top]
         if maps is not None:
             scores = [score | {"heat_map": _round(heat)} for score, heat in zip(scores, maps, strict=True)]
         preprocessing = model.preprocessing
         seen = 1.0 if preprocessing.resize == "squash" else preprocessing.size / preprocessing.resize_size
         answer = {"predictions": scores, "resize": preprocessing.resize, "seen": seen}
-        return answer | schema.certainty_fields(prediction)
+        return answer | schema.certainty_fields(prediction) | schema.similar_field(prediction, most)
 
     @asynccontextmanager
     async def _body(self, request: Request) -> AsyncIterator[bytes]:

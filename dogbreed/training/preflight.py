@@ -26,7 +26,7 @@ from dogbreed.data.datamodule import DogImages
 from dogbreed.models import backbones, own_networks
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.training.build import build_trainer, build_transforms, preprocessing_of, refused
-from dogbreed.training.in_domain import check_published_head
+from dogbreed.training.in_domain import check_export
 from dogbreed.training.loggers import build_loggers
 
 _LACKS = {
@@ -80,7 +80,7 @@ def check_settings(config: Config) -> None:
         build_loggers(loggers, Path(folder))
     if config.abstain_above < 1:
         raise DogbreedError(f"abstain_above={config.abstain_above} is out of range; it is a number of classes from 1.")
-    check_published_head(config)
+    check_export(config)
     model, data = config.model, config.data
     if data.size is not None and data.size > LARGEST:
         raise DogbreedError(f"data.size={data.size} is out of range; it is {LARGEST} pixels at most.")

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from dogbreed.models.neighbours import MOST, HeadInput, build
+from dogbreed.models.neighbours import MOST, MOST_BYTES, HeadInput, build
 
 
 def rows(count: int, seed: int, features: int = 300) -> torch.Tensor:
@@ -47,6 +47,45 @@ def test_ten_thousand_images_take_two_megabytes(features: int, dimensions: int) 
     assert index.points.shape == (120, dimensions)
     assert index.basis.nbytes + 10_000 * index.points.nbytes / 120 + index.steps.nbytes <= 2_000_000
     assert MOST * index.points.nbytes / 120 <= 5_000_000
+
+
+@pytest.mark.parametrize("features", [300, 80])
+def test_the_nearest_by_name_are_those_of_scikit_learn(features: int) -> None:
+    from sklearn.neighbors import NearestNeighbors
+
+    train, valid = rows(400, 0, features), rows(50, 1, features)
+    names = [f"train/{row % 7:03d}.Ünï_{row % 7}/{row}.jpg" for row in range(399)] + ["train/\udcff.jpg"]
+    index = build(train.split(64)).with_names(names, torch.arange(400) % 7)
+    assert index is not None
+    distances, nearest = NearestNeighbors(n_neighbors=8, metric="cosine").fit(train).kneighbors(valid)
+    # Of 80 features the projection keeps all, so that 8 bits remain as the only loss.
+    tolerance = 0.03 if features > 96 else 0.01
+    for row, far, order in zip(index.matches(valid, 8), distances, nearest, strict=True):
+        true = {names[position]: 1 - distance for position, distance in zip(order, far, strict=True)}
+        assert [one.cosine for one in row] == pytest.approx(1 - far, abs=tolerance)
+        assert row[0].path in true
+        assert all(one.path in true or one.cosine < 1 - far[-1] + tolerance for one in row)
+        assert all(names.index(one.path) % 7 == one.label for one in row)
+
+
+def test_of_equal_images_the_first_comes_first() -> None:
+    row = rows(1, 0)
+    index = build([row.expand(9, -1)]).with_names([f"{number}.jpg" for number in range(9)], torch.zeros(9))
+    assert index is not None
+    assert [one.path for one in index.matches(row, 9)[0]] == [f"{number}.jpg" for number in range(9)]
+
+
+def test_names_within_the_bound_of_the_index_and_none_beyond() -> None:
+    features = torch.rand(120, 4096, generator=torch.Generator().manual_seed(0))
+    index = build([features, *[features[:1].expand(9_880, -1)]])
+    drawn = np.random.default_rng(0)
+    uuids = [f"train/{row % 120:03d}.A_breed/{drawn.bytes(16).hex()}.jpg" for row in range(10_000)]
+    named = index.with_names(uuids, torch.zeros(10_000))
+    assert named is not None
+    stored = (named.points, named.steps, named.basis, named.labels, named.names)
+    assert sum(value.nbytes for value in stored if value is not None) <= 10_000 * MOST_BYTES == 2_000_000
+    hashes = [drawn.bytes(32).hex() for _ in range(10_000)]
+    assert index.with_names(hashes, torch.zeros(10_000)) is None
 
 
 def test_few_images_and_equal_ones() -> None:

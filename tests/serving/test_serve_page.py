@@ -62,6 +62,20 @@ def test_what_is_unlike_in_words(browser, photo, tmp_path):
         assert browser.driver.find_element("id", "set").text == words
 
 
+def test_similar_training_images(server, browser, photo, tmp_path):
+    drawn = torch.rand(9, 512, generator=torch.Generator().manual_seed(0))
+    index = build([drawn]).with_names([f"train/<b>{row}</b>.jpg" for row in range(9)], torch.arange(9) % len(NAMES))
+    with serving(export_tiny(tmp_path / "model", neighbours=index)) as running:
+        browser.open(running.address, theme="dark", width=PHONE, height=800)
+        assert not browser.driver.find_element("id", "similar").is_displayed()
+        browser.driver.find_element("id", "file").send_keys(str(photo))
+        answer(browser)
+        shown = [item.text.splitlines() for item in browser.driver.find_elements("css selector", "#alike li")]
+        expected = Predictor(tmp_path / "model").predict(photo, similar=5).similar
+        assert shown == [[f"{one.label.replace('_', ' ')} {one.cosine:.2f}", one.path] for one in expected]
+        assert browser.too_wide() == browser.poor_contrast() == browser.errors == browser.outside == []
+
+
 def test_the_classes_of_a_set_by_name(browser, photo, tmp_path):
     second, third = (score.probability for score in Predictor(export_tiny(tmp_path / "plain")).predict(photo).top[1:3])
     with serving(export_tiny(tmp_path / "model", least=(second + third) / 2)) as running:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from sklearn.neighbors import NearestNeighbors
 from support import runs
 
 from dogbreed import Predictor
@@ -72,6 +73,27 @@ def test_where_there_is_none(data: Path, tmp_path: Path) -> None:
         assert "neighbours" not in json.loads((folder / "model" / "model.json").read_text())
     few = runs.train_in(tmp_path / "few", "trainer.max_epochs=1").out
     assert "(in_domain): that takes 99 validation images, and there are 9." in few
+
+
+def test_similar_images_by_name(data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    runs.train_in(tmp_path / "run", "export.similar=true", "data.augment=flip", data=data)
+    model = tmp_path / "run" / "model"
+    predictor, train, valid = Predictor(model, device="cpu"), list_images(data / "train"), list_images(data / "valid")
+    expected = NearestNeighbors(n_neighbors=24, metric="cosine").fit(features(predictor, data / "train"))
+    distances, rows = expected.kneighbors(features(predictor, data / "valid"))
+    for answer, far, row in zip(predictor.predict(valid, similar=24), distances, rows, strict=True):
+        assert answer.similar is not None
+        cosine = {train[index].relative_to(data).as_posix(): 1 - d for index, d in zip(row, far, strict=True)}
+        assert [one.cosine for one in answer.similar] == pytest.approx(
+            [cosine[one.path] for one in answer.similar], abs=0.02
+        )
+        assert all(one.path.split("/")[1].endswith(one.label) for one in answer.similar)
+        assert {one.path for one in answer.similar} == set(cosine)
+    runs.train_in(tmp_path / "without", data=data)
+    assert load_file(tmp_path / "without" / "model" / NEIGHBOURS).keys() == {"points", "steps", "basis"}
+    settings = [*runs.TINY, f"data.root={data}", f"output_dir={tmp_path / 'no'}", "export.similar=true"]
+    assert main([*settings, "export.neighbours=false"]) == 2
+    assert "export.similar=true names images of the index; set export.neighbours=true" in capsys.readouterr().err
 
 
 def test_after_a_refit_it_is_the_same(data: Path, tmp_path: Path) -> None:

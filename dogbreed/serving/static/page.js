@@ -68,15 +68,15 @@ async function ask(file, button) {
   for (const other of $("files").children) other.setAttribute("aria-current", other === button);
   const mine = asking = new AbortController();
   answer = null;
-  for (const id of ["set", "error", "choices", "switch", "note"]) $(id).hidden = true;
+  for (const id of ["set", "error", "choices", "switch", "note", "similar"]) $(id).hidden = true;
   clear();
   show(file);
   say("Looking", true);
-  const most = (await known).max_body_bytes;
+  const { max_body_bytes: most, similar } = await known;
   if (mine !== asking) return;
   if (file.size > most) return fail(`The file has ${megabytes(file.size)}; up to ${megabytes(most)} are taken.`);
   try {
-    const response = await fetch("/explain?top_k=5", {
+    const response = await fetch(`/explain?top_k=5${similar ? "&similar=5" : ""}`, {
       method: "POST",
       body: file,
       headers: { "content-type": TYPES.includes(file.type) ? file.type : "application/octet-stream" },
@@ -151,6 +151,8 @@ function present(content) {
     : content.abstain ? `Not sure: ${set.length} ${plural()} are possible.` : `One of: ${set.map(shown).join(", ")}`;
   $("rows").replaceChildren(...content.predictions.map(row));
   $("choices").hidden = false;
+  $("alike").replaceChildren(...(content.similar ?? []).map(alike));
+  $("similar").hidden = !content.similar;
   const pictured = !$("frame").hidden;
   const mapped = pictured && Boolean(best.heat_map);
   $("legend").textContent = mapped ? `Choose a ${noun} to see what argued for it` : `The likeliest ${plural()}`;
@@ -176,6 +178,14 @@ function row(guess, place) {
   bar.append(fill);
   label.append(radio, part("name", shown(guess.label)), part("share", percent(guess.probability)), bar);
   return label;
+}
+
+function alike(one) {
+  const item = document.createElement("li");
+  const name = Object.assign(document.createElement("strong"), { textContent: shown(one.label) });
+  const path = Object.assign(document.createElement("span"), { className: "muted", textContent: one.path });
+  item.append(name, ` ${one.cosine.toFixed(2)} `, path);
+  return item;
 }
 
 // Where it looked
