@@ -12,6 +12,7 @@ import os
 import signal
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -22,6 +23,7 @@ from dogbreed.core.extras import install
 from dogbreed.core.machine import ensure_home
 from dogbreed.core.version import __version__
 
+CLEARING_UP = 5.0  # seconds in which another Ctrl-C is not heard
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _FORBIDDEN = (errno.EACCES, errno.EROFS)
 # Packages of extras, by the name that is imported.
@@ -54,12 +56,12 @@ def guard(task: Callable[[], int | None]) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a name that the stream cannot encode is shown with escapes
             stream.reconfigure(errors="backslashreplace")
-    with _sigterm_as_ctrl_c() as stopped_by:
+    with _stopped_once() as stopped_by:
         try:
             code = task() or 0
             sys.stdout.flush()  # a closed pipe shows here, not in the interpreter's last breath
         except (KeyboardInterrupt, Interrupted) as interrupted:
-            # A second Ctrl-C would print a traceback of whatever else is cleared up at exit; this comes first there.
+            # Another Ctrl-C would print a traceback of whatever else is cleared up at exit; this comes first there.
             atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
             return _say(str(interrupted) or "stopped", 128 + stopped_by[-1])
         except Exception as error:
@@ -68,26 +70,33 @@ def guard(task: Callable[[], int | None]) -> int:
 
 
 @contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[list[int]]:
-    """Stop at SIGTERM as at Ctrl-C, with the same care; the last entry of what is yielded is the signal's number.
+def _stopped_once() -> Iterator[list[int]]:
+    """Stop at SIGTERM as at Ctrl-C; the last entry of what is yielded is the signal's number.
 
-    A server and a rehearsal have handlers of their own meanwhile; forked workers get torch's.
+    Who presses Ctrl-C again at once does not disturb the clearing up. A server and a rehearsal have handlers of their
+    own meanwhile; forked workers get torch's.
     """
     numbers = [int(signal.SIGINT)]
+    last = -CLEARING_UP
 
     def stop(number: int, frame: object) -> None:
-        if number not in numbers:  # a second one may not disturb the clearing up
+        nonlocal last
+        if time.monotonic() - last > CLEARING_UP:
+            last = time.monotonic()
             numbers.append(number)
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield numbers
         return
-    signal.signal(signal.SIGTERM, stop)
+    # A shell leaves Ctrl-C ignored for what it starts in the background.
+    ours = [signal.SIGTERM, *([signal.SIGINT] if signal.getsignal(signal.SIGINT) != signal.SIG_IGN else [])]
+    before = {number: signal.signal(number, stop) for number in ours}
     try:
         yield numbers
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def path(text: str) -> Path:
