@@ -394,6 +394,6 @@ def _interrupted(store: Store, missing: Missing) -> Interrupted:
     keys = [key for image in missing for key in image.keys]
     ready = int(store.holds(np.array(keys, KEY)).sum())
     return Interrupted(
-        f"Stopped while features were computed: {ready:,} of the {len(keys):,} that were missing are kept in {store.folder}, and the same "
-        "command goes on from there."
+        f"Stopped while features were computed: {ready:,} of the {len(keys):,} that were missing are kept in "
+        f"{store.folder}, and the same command goes on from there."
     )

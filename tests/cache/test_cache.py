@@ -623,8 +623,8 @@ def test_ctrl_c_keeps_what_is_computed(tmp_path, monkeypatch):
         ran = runs.run(*arguments)
     assert ran.code == 130
     said = re.search(
-        rf"Stopped while features were computed: (\d+) of the 36 that were missing are kept in {tmp_path}/cache/features/\w+, and the same "
-        r"command goes on from there\.\n$",
+        r"Stopped while features were computed: (\d+) of the 36 that were missing are kept in "
+        rf"{tmp_path}/cache/features/\w+, and the same command goes on from there\.\n$",
         ran.err,
     )
     assert said, ran.err
