@@ -197,7 +197,7 @@ def plan(prefix: fx.GraphModule, device: torch.device) -> Plan:
     """Choose how to run a prefix: on a CPU, 3x3 convolutions of stride 1 go through `winograd`."""
     if device.type != "cpu":
         return Plan(64, "direct")
-    return Plan(16, winograd.NAME) if winograd.pays(prefix) else Plan(4, "direct")
+    return Plan(16, winograd.name()) if winograd.pays(prefix) else Plan(4, "direct")
 
 
 class Extraction(AbstractContextManager["Extraction"]):

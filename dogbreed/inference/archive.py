@@ -140,7 +140,8 @@ def _from_folder(folder: Path, source: str) -> Archive:
         if not file.is_file():
             raise DogbreedError(f"{source} has no {name}; copy the whole folder.")
     files[f"{CODE}/{HANDLERS}"] = PACKAGE / "inference" / "handler.py"
-    files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in PACKAGE.rglob("*.py")}
+    code = [file for kind in ("*.py", "*.c") for file in PACKAGE.rglob(kind)]
+    files |= {f"{CODE}/{PACKAGE.name}/{file.relative_to(PACKAGE).as_posix()}": file for file in code}
     extra = [f"timm=={version('timm')}"] if str(manifest.get("backbone")).startswith("timm/") else []
     return Archive(files, {f"{CODE}/requirements.txt": "".join(f"{line}\n" for line in (*REQUIREMENTS, *extra))})
 

@@ -5,6 +5,8 @@ by image, the numbers stay in the caches, and threads that each have an image do
 """
 
 import copy
+from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -73,39 +75,73 @@ def counterpart(network: nn.Module, name: str) -> nn.Module | None:
 
 class ImageByImage(nn.Module):
     """Convolutions image by image, whose numbers stay in the caches; linear layers for all at once, since what they
-    cost is the reading of their weights.
+    cost is the reading of their weights. Between the two, a few images may share that of large kernels.
 
     Args:
-        body: From images to what the first linear layer takes.
-        head: The rest.
+        body: From images to what the first layer with large weights takes.
+        head: From the first linear layer.
+        between: From body to head, for a few images at once.
+        group: How many they are.
     """
 
-    def __init__(self, body: nn.Module, head: nn.Module) -> None:
+    def __init__(self, body: nn.Module, head: nn.Module, between: nn.Module | None = None, group: int = 1) -> None:
         super().__init__()
-        self.body, self.head = body, head
+        self.body, self.head, self.between, self.group = body, head, between, group
 
     def forward(self, images: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, classes]."""
-        outputs: Tensor = self.head(torch.cat(in_threads(self.body, images.split(1))))
+        numbers = torch.cat(in_threads(self.body, images.split(1)))
+        if self.between is not None:
+            numbers = torch.cat(in_threads(self.between, numbers.split(self.group)))
+        outputs: Tensor = self.head(numbers)
         return outputs
 
 
-def image_by_image(traced: fx.GraphModule, linear_layers: tuple[type[nn.Module], ...] = (nn.Linear,)) -> nn.Module:
-    """Return the network cut before its first linear layer, where one tensor passes there."""
-    nodes = list(traced.graph.nodes)
-    linear = [
-        index
-        for index, node in enumerate(nodes)
-        if node.op == "call_module" and isinstance(traced.get_submodule(str(node.target)), linear_layers)
-    ]
-    if not linear:
-        return ImageByImage(traced, nn.Identity())
-    behind = set(nodes[linear[0] :])
-    parts = split_module(traced, traced, lambda node: int(node in behind))
-    calls = [node for node in parts.graph.nodes if node.op == "call_module"]
-    if len(calls) != 2 or calls[1].args != (calls[0],):
+def image_by_image(
+    traced: fx.GraphModule,
+    linear_layers: tuple[type[nn.Module], ...] = (nn.Linear,),
+    is_large: Callable[[nn.Module], bool] | None = None,
+    group: int = 1,
+) -> nn.Module:
+    """Return the network cut before its first linear layer, where one tensor passes there.
+
+    Args:
+        traced: The network.
+        linear_layers: What a linear layer is.
+        is_large: Whether a layer's weights are large, so that a group of images shares a reading of them.
+        group: How many images do.
+    """
+    linear = _first(traced, lambda module: isinstance(module, linear_layers))
+    large = None if is_large is None else _first(traced, is_large)
+    starts = [start for start in (large, linear) if start is not None]
+    parts = _in_sequence(traced, sorted(starts))
+    if parts is None and large is not None:
+        return image_by_image(traced, linear_layers)
+    if parts is None:
         return traced
-    return ImageByImage(parts.get_submodule(str(calls[0].target)), parts.get_submodule(str(calls[1].target)))
+    head = parts.pop() if linear is not None else nn.Identity()
+    return ImageByImage(parts[0], head, parts[1] if large is not None else None, group)
+
+
+def _first(traced: fx.GraphModule, holds: Callable[[nn.Module], bool]) -> int | None:
+    """Return the place in the graph of the first module of which that holds."""
+    for index, node in enumerate(traced.graph.nodes):
+        if node.op == "call_module" and holds(traced.get_submodule(str(node.target))):
+            return index
+    return None
+
+
+def _in_sequence(traced: fx.GraphModule, starts: list[int]) -> list[nn.Module] | None:
+    """Return the parts that begin at these places of the graph; None where more than a tensor passes between two."""
+    if not starts:
+        return [traced]
+    part = {node: sum(index >= start for start in starts) for index, node in enumerate(traced.graph.nodes)}
+    whole = split_module(traced, traced, part.__getitem__)
+    calls = [node for node in whole.graph.nodes if node.op == "call_module"]
+    chained = all(node.args == (before,) for before, node in pairwise(calls))
+    if len(calls) != len(starts) + 1 or not chained:
+        return None
+    return [whole.get_submodule(str(node.target)) for node in calls]
 
 
 def only_follower(node: fx.Node, modules: dict[str, Any]) -> nn.Module | None:

@@ -16,29 +16,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
-from torch.nn.functional import pad
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from dogbreed.core.threads import in_threads
+from dogbreed.models import winograd_tiles as tiles
 from dogbreed.models.folding import image_by_image, only_follower, take_over
+from dogbreed.models.winograd_tiles import REACH, TILE, Rows
 
-NAME = "F(4x4, 3x3) at 3/4, 3/2"  # names these kernels; whatever changes their numbers changes it
-TILE, REACH = 4, 6  # pixels of a tile's side: of outputs, of the inputs they need
-POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
-CHUNK_BYTES = 4_000_000  # of transformed tiles at a time, to stay in the caches; twice as much or half cost a tenth
+PART_BYTES = 3_200_000  # of points at a time, to stay in the caches
+SHARE = 1.6  # of the bytes of a layer's kernels that the points of a part have at least
+GROUP = 4  # images that share a reading of large kernels: at 14x14 pixels they take 0.6 of the time
+LARGE = 2**17  # input channels times output channels from which kernels are large: 19 MB at their points
 LEAST_CHANNELS = 16
 LEAST_SHARE = 0.95  # of the convolution weights: all VGGs. A ResNet gains nothing, most of its weights meet 7x7 pixels
 
 
-def _powers(count: int) -> Tensor:
-    """Return powers 0 to count - 1 of the points, one row per point; the last row is the point at infinity."""
-    rows = [[point**power for power in range(count)] for point in POINTS]
-    return torch.tensor([*rows, [0.0] * (count - 1) + [1.0]], dtype=torch.float64)
-
-
-# Of both dimensions at once: kernel [36, 9], input [36, 36] and output [16, 36]. The input's is the transposed inverse.
-_KERNEL = torch.kron(_powers(3), _powers(3))
-_INPUT = torch.kron(torch.linalg.inv(_powers(REACH)).T.contiguous(), torch.linalg.inv(_powers(REACH)).T.contiguous())
-_OUTPUT = torch.kron(_powers(TILE).T.contiguous(), _powers(TILE).T.contiguous())
+def name() -> str:
+    """Name these kernels; whatever changes their numbers changes it."""
+    return f"F(4x4, 3x3) at 3/4, 3/2, groups of {GROUP}, {tiles.way()}"
 
 
 class WinogradConv2d(nn.Module):
@@ -61,49 +56,54 @@ class WinogradConv2d(nn.Module):
         self.relu, self.pool = relu, pool
         out_channels, in_channels = convolution.weight.shape[:2]
         flat = convolution.weight.detach().float().permute(2, 3, 1, 0).reshape(9, -1)
-        kernel = torch.mm(_KERNEL.float(), flat).view(REACH**2, in_channels, out_channels)
+        kernel = torch.mm(tiles.KERNEL.float(), flat).view(REACH**2, in_channels, out_channels)
         bias = torch.zeros(out_channels) if convolution.bias is None else convolution.bias.detach()
-        for name, value in (("kernel", kernel), ("bias", bias), ("to_points", _INPUT), ("from_points", _OUTPUT)):
+        for name, value in (
+            ("kernel", kernel),
+            ("bias", bias),
+            ("to_points", tiles.INPUT),
+            ("from_points", tiles.OUTPUT),
+        ):
             self.register_buffer(name, value.to(dtype), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map [N, C, H, W] to [N, K, H, W], or half of both sides with a pool; channels last in memory."""
-        count, channels, height, width = images.shape
-        kernels = self.kernel.shape[2]
+        count, _, height, width = images.shape
         down, across = -(-height // TILE), -(-width // TILE)
-        rows = images.to(self.kernel.dtype).permute(0, 2, 3, 1)
-        rows = pad(rows, (0, 0, 1, TILE * across + 1 - width, 1, TILE * down + 1 - height))
+        images = images.to(self.kernel.dtype).permute(0, 2, 3, 1)
         side = TILE // 2 if self.pool else TILE  # of a tile in the output
-        outputs = rows.new_empty(count, side * down, side * across, kernels)
-        tile_row_bytes = REACH**2 * count * across * max(channels, kernels) * rows.element_size()
-        step = max(1, CHUNK_BYTES // tile_row_bytes)
-        for first in range(0, down, step):
-            self._tile_rows(rows, outputs, first, min(step, down - first), across)
+        outputs = images.new_empty(count, side * down, side * across, self.kernel.shape[2])
+        parts = [
+            (images[image], outputs[image], Rows(rows.start, len(rows), across))
+            for image, rows in self._parts(count, down, across)
+        ]
+        if len(parts) < torch.get_num_threads():  # then torch shares out each product
+            for part in parts:
+                self._convolve(part)
+        else:
+            in_threads(self._convolve, parts)
         sides = (height // 2, width // 2) if self.pool else (height, width)
         return outputs[:, : sides[0], : sides[1]].permute(0, 3, 1, 2)
 
-    def _tile_rows(self, rows: Tensor, outputs: Tensor, first: int, high: int, across: int) -> None:
-        """Write the outputs of `high` rows of tiles from the first."""
-        (count, _, _, channels), kernels, side = rows.shape, self.kernel.shape[2], outputs.shape[2] // across
-        image, row, column, _ = rows.stride()
-        tiles = rows.as_strided(
-            (REACH, REACH, count, high, across, channels),
-            (row, column, image, TILE * row, TILE * column, 1),
-            rows.storage_offset() + first * TILE * row,
-        )
-        at_points = torch.mm(self.to_points, tiles.reshape(REACH**2, -1))
-        products = torch.bmm(at_points.view(REACH**2, -1, channels), self.kernel)
-        part = torch.mm(self.from_points, products.view(REACH**2, -1))
-        part = self._finish(part.view(TILE, TILE, count, high, across, kernels))
-        target = outputs[:, side * first : side * (first + high)].unflatten(2, (across, side))
-        target.unflatten(1, (high, side)).copy_(part.permute(2, 3, 0, 4, 1, 5))
+    def _parts(self, count: int, down: int, across: int) -> list[tuple[slice, range]]:
+        """Return images and rows of tiles to do at once: few, to stay in the caches, but enough to pay for reading the
+        kernels."""
+        _, channels, kernels = self.kernel.shape
+        size = PART_BYTES // (REACH**2 * (channels + kernels) * self.kernel.element_size())
+        size = max(size, int(SHARE * channels * kernels / (channels + kernels)))
+        images = max(1, min(count, size // (down * across)))
+        high = -(-down // -(-down // max(1, size // across)))
+        return [
+            (slice(image, image + images), range(first, min(first + high, down)))
+            for image in range(0, count, images)
+            for first in range(0, down, high)
+        ]
 
-    def _finish(self, part: Tensor) -> Tensor:
-        if self.pool:
-            part = torch.maximum(part[0::2], part[1::2])
-            part = torch.maximum(part[:, 0::2], part[:, 1::2])
-        part = part.add_(self.bias)
-        return part.relu_() if self.relu else part
+    def _convolve(self, part: tuple[Tensor, Tensor, Rows]) -> None:
+        images, outputs, rows = part
+        points = tiles.to_points(images, rows, self.to_points)
+        products = torch.bmm(points, self.kernel)
+        tiles.from_points(products, outputs, rows, self.from_points, tiles.Finish(self.bias, self.relu, self.pool))
 
 
 class PackedLinear(nn.Module):
@@ -153,7 +153,7 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
                 traced.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     traced.graph.lint()
     traced.recompile()
-    return image_by_image(traced, (nn.Linear, PackedLinear)).eval()
+    return image_by_image(traced, (nn.Linear, PackedLinear), _is_large, GROUP).eval()
 
 
 @contextmanager
@@ -218,6 +218,10 @@ def _fits(module: nn.Conv2d) -> bool:
         and module.padding_mode == "zeros"
         and min(module.in_channels, module.out_channels) >= LEAST_CHANNELS
     )
+
+
+def _is_large(module: nn.Module) -> bool:
+    return isinstance(module, WinogradConv2d) and module.kernel[0].numel() >= LARGE
 
 
 def _halves(pool: nn.MaxPool2d) -> bool:

@@ -5,6 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
+from dogbreed.models import winograd, winograd_tiles
 from dogbreed.models.folding import ImageByImage
 from dogbreed.models.winograd import PackedLinear, WinogradConv2d, accelerate, pays, substituted
 
@@ -14,11 +15,21 @@ def off(result: torch.Tensor, expected: torch.Tensor) -> float:
     return float((result.double() - expected.double()).norm() / expected.double().norm())
 
 
+@pytest.fixture(params=["C", "torch"])
+def way(request, monkeypatch):
+    """Both ways in which tiles are brought to their points."""
+    if request.param == "torch":
+        monkeypatch.setattr(winograd_tiles, "_library", lambda: None)
+    elif winograd_tiles.way() != "C":
+        pytest.skip("no C compiler, or a processor without AVX2")
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("size", [(2, 3), (4, 4), (5, 9), (14, 14), (31, 18)])
 @pytest.mark.parametrize(("relu", "pool"), [(False, False), (True, False), (True, True)])
 @pytest.mark.parametrize("count", [1, 3])
 def test_against_torch(size, relu, pool, count, monkeypatch):
-    monkeypatch.setattr("dogbreed.models.winograd.CHUNK_BYTES", 100_000)  # several chunks
+    monkeypatch.setattr(winograd, "PART_BYTES", 100_000)  # several parts
     generator = torch.Generator().manual_seed(0)
     direct = nn.Conv2d(16, 24, 3, padding=1)
     images = torch.randn(count, 16, *size, generator=generator)
@@ -55,7 +66,8 @@ def test_whole_networks(name, size):
     assert sum(isinstance(module, WinogradConv2d) for module in fast.modules()) >= 6
     assert any(isinstance(module, PackedLinear | nn.Linear) for module in half.modules())
     assert isinstance(fast, ImageByImage)
-    images = torch.randn(3, 3, size, size)
+    assert (fast.between is not None) is name.startswith("vgg"), "groups of images share large kernels"
+    images = torch.randn(winograd.GROUP + 1, 3, size, size)
     with torch.inference_mode():
         expected = network(images)
         assert off(fast(images), expected) < 1e-5
@@ -100,6 +112,20 @@ def test_a_processor_that_cannot_pack_linear_layers_computes_them_plainly(monkey
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert off(half(images), network(images)) < 0.1
+
+
+def test_features_of_the_two_ways_have_keys_of_their_own(monkeypatch) -> None:
+    names = []
+    for library in (None, object()):
+        monkeypatch.setattr(winograd_tiles, "_library", lambda library=library: library)
+        names.append(winograd.name())
+    assert names[0] != names[1]
+
+
+def test_what_the_c_file_does_not_take_is_computed_in_torch() -> None:
+    direct, images = nn.Conv2d(20, 20, 3, padding=1), torch.randn(2, 20, 9, 9)  # not in eights
+    with torch.inference_mode():
+        assert off(WinogradConv2d(direct, torch.float32)(images), direct(images)) < 3e-6
 
 
 def test_a_network_computes_so_for_a_while() -> None:
