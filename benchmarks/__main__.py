@@ -22,6 +22,7 @@ from benchmarks.extraction import decoding, extraction, machine
 from benchmarks.fixed import first_loss, fixed
 from benchmarks.profiling import profiling
 from benchmarks.serving import serving
+from benchmarks.stub import stub
 from benchmarks.training import loops, search, tasks, warm
 from dogbreed.core.files import atomic_write
 from dogbreed.report import environment
@@ -40,6 +41,7 @@ PARTS = {
     "profiling": profiling,
     "agreement": agreement,
     "serving": serving,
+    "stub": stub,
 }
 GROUPS = {"training": ("loops", "warm", "search")}
 FOUR, FIFTY = "4 trials and the final training", "50 trials and the final training"

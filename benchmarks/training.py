@@ -52,7 +52,8 @@ def loops(bench: Bench) -> None:
     more = 4 * count  # so that the start of the processes that decode weighs as little as among thousands
     backbones.set_mode(bench.network, training=False)
     parts = cut(bench.network, 224)
-    ours = {f"cold_{name}": _build(bench, parts, name, dtype, more) for name, dtype in precisions(bench).items()}
+    files = bench.files[:more]
+    ours = {f"cold_{name}": build_store(bench, parts, name, dtype, files) for name, dtype in precisions(bench).items()}
     taken = bench.side_by_side(
         {
             "published": _published_step(bench, count),
@@ -226,15 +227,17 @@ def _tuned_loop(bench: Bench, count: int) -> float:
     return statistics.median(np.diff(ends).tolist()) / count
 
 
-def _build(bench: Bench, parts: CutNetwork, precision: str, dtype: torch.dtype, count: int) -> Callable[[], None]:
+def build_store(
+    bench: Bench, parts: CutNetwork, precision: str, dtype: torch.dtype, files: list[Path]
+) -> Callable[[], None]:
     """Files to a store with two views of each."""
-    samples = _samples(bench.files[:count], views=[WHOLE, View(flip=True)])
+    samples = _samples(files, views=[WHOLE, View(flip=True)])
     data = DogImages(bench.folder)
 
     def build() -> None:
         with tempfile.TemporaryDirectory() as fresh:
             store = Store(Path(fresh), parts.shape, dtype)
-            wanted = missing_views(store, {"train": samples}, {"train": np.ones((2, count), dtype=np.bool_)})
+            wanted = missing_views(store, {"train": samples}, {"train": np.ones((2, len(files)), dtype=np.bool_)})
             with Extraction(
                 store, parts.prefix, wanted, data, device=bench.device, precision=precision, quiet=True
             ) as extraction:

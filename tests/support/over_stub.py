@@ -9,16 +9,14 @@ import counters  # beside the built stub
 import torch
 from lightning.pytorch import Callback, Trainer
 from support import runs
-from torch import nn
 
+from benchmarks.over_stub import PAGEABLE, WAITS, Steps, stack
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.extract import PRECISIONS
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.training import stacked_heads
 from dogbreed.training.run import train
-from dogbreed.training.stacked_heads import Head
 
 FOLDER = Path(tempfile.mkdtemp())
 
@@ -80,22 +78,6 @@ def mixed_and_clipped(data_root: str) -> dict[str, Any]:
     return fused
 
 
-WAITS = ("STREAM_SYNC", "EVENT_SYNC", "DEVICE_SYNC", "SYNC_MEMCPY")
-PAGEABLE = ("H2D_PAGEABLE", "D2H_PAGEABLE")
-
-
-class _Steps(Callback):
-    """What each training step of a run did, from the end of the step before to its own."""
-
-    def __init__(self) -> None:
-        self.steps: list[dict[str, int]] = []
-
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if batch_idx:  # between two epochs lies an evaluation
-            self.steps.append(counters.counters())
-        counters.reset()
-
-
 def warm_steps(data_root: str) -> dict[str, Any]:
     """Waits, pageable copies and launches, by step, of a run on features that are there."""
     settings = (
@@ -103,31 +85,16 @@ def warm_steps(data_root: str) -> dict[str, Any]:
         "data.batch_size=2",
     )
     for mode in ("built", "hit"):  # in the first, steps compute features
-        counted = _Steps()
+        counted = Steps()
         overrides = runs.overrides(FOLDER / "warm", *settings, "overwrite=true", data=Path(data_root))
         assert train(overrides=overrides, callbacks=[counted]).metrics["cache"] == mode
-    return {
-        "waits": [sum(step[name] for name in WAITS) for step in counted.steps],
-        "pageable": [sum(step[name] for name in PAGEABLE) for step in counted.steps],
-        "launches": [step["LAUNCH"] + step["GEMM"] for step in counted.steps],
-    }
+    launches = counted.each("LAUNCH", "GEMM")
+    return {"waits": counted.each(*WAITS), "pageable": counted.each(*PAGEABLE), "launches": launches}
 
 
-def stack(data_root: str) -> dict[str, Any]:
-    """What a step of many heads launches, by their number, and whether it waits for the device."""
-    counted = {}
-    for number in (1, 50):
-        heads = [Head(lr=0.001 * (index + 1)) for index in range(number)]
-        heads_on_device = stacked_heads._Stack(nn.Linear(64, 7).cuda(), heads, "adam", "cosine", 100)
-        inputs, labels = torch.zeros(32, 64, device="cuda"), torch.zeros(32, dtype=torch.long, device="cuda")
-        heads_on_device.step(inputs, labels)
-        counters.reset()
-        for _ in range(10):
-            heads_on_device.step(inputs, labels)
-        done = counters.counters()
-        launches = (done["LAUNCH"] + done["GEMM"]) / 10
-        counted[str(number)] = {"launches": launches, "waits": sum(done[name] for name in (*WAITS, *PAGEABLE))}
-    return counted
+def stacks(_: str) -> dict[str, Any]:
+    """Launches of a step of many heads, and its waits, by the number of heads."""
+    return {str(heads): stack(heads, 64, 7, 32) for heads in (1, 50)}
 
 
 def main(data_root: str, *names: str) -> None:
