@@ -12,6 +12,7 @@ Bias, ReLU and 2x2 pooling that follow are done tile by tile, while the numbers 
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,13 +28,15 @@ PART_BYTES = 3_200_000  # of points at a time, to stay in the caches
 SHARE = 1.6  # of the bytes of a layer's kernels that the points of a part have at least
 GROUP = 4  # images that share a reading of large kernels: at 14x14 pixels they take 0.6 of the time
 LARGE = 2**17  # input channels times output channels from which kernels are large: 19 MB at their points
+ROWS = 256  # of the weights of a large linear layer at a time
+LARGE_LINEAR = 2**23  # numbers
 LEAST_CHANNELS = 16
 LEAST_SHARE = 0.95  # of the convolution weights: all VGGs. A ResNet gains nothing, most of its weights meet 7x7 pixels
 
 
 def name() -> str:
     """Name these kernels; whatever changes their numbers changes it."""
-    return f"F(4x4, 3x3) at 3/4, 3/2, groups of {GROUP}, {tiles.way()}"
+    return f"F(4x4, 3x3) at 3/4, 3/2, groups of {GROUP}, rows of {ROWS}, {tiles.way()}"
 
 
 class WinogradConv2d(nn.Module):
@@ -123,6 +126,23 @@ class PackedLinear(nn.Module):
         return outputs
 
 
+class LinearByRows(nn.Module):
+    """A large linear layer, some rows of its weights at a time: from four images on it takes half the time."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.linear = linear
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """Map [N, in] to [N, out]."""
+        if len(inputs) < 4:
+            alone: Tensor = self.linear(inputs)
+            return alone
+        weights = self.linear.weight.split(ROWS)
+        outputs = torch.cat(in_threads(partial(nn.functional.linear, inputs), weights), 1)
+        return outputs if self.linear.bias is None else outputs.add_(self.linear.bias)
+
+
 def pays(network: nn.Module) -> bool:
     """Return whether most of the network's convolution weights belong to 3x3 kernels of stride 1."""
     convolutions = [module for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -149,11 +169,13 @@ def accelerate(network: nn.Module, dtype: torch.dtype = torch.float32) -> nn.Mod
                 _replace_convolution(traced, node, module, modules, dtype)
             elif isinstance(module, nn.Linear) and dtype == torch.bfloat16:
                 traced.set_submodule(node.target, _linear(module))
+            elif isinstance(module, nn.Linear) and module.weight.numel() >= LARGE_LINEAR:
+                traced.set_submodule(node.target, LinearByRows(module))
             elif module is not None and dtype == torch.bfloat16 and list(module.parameters(recurse=False)):
                 traced.set_submodule(node.target, copy.deepcopy(module).to(dtype))
     traced.graph.lint()
     traced.recompile()
-    return image_by_image(traced, (nn.Linear, PackedLinear), _is_large, GROUP).eval()
+    return image_by_image(traced, (nn.Linear, PackedLinear, LinearByRows), _is_large, GROUP).eval()
 
 
 @contextmanager
@@ -230,9 +252,9 @@ def _halves(pool: nn.MaxPool2d) -> bool:
     return pairs == [(2, 2), (2, 2), (0, 0), (1, 1)] and not pool.ceil_mode and not pool.return_indices
 
 
-def _linear(linear: nn.Linear) -> nn.Module:
+def _linear(layer: nn.Linear) -> nn.Module:
     """Return the layer in bfloat16, packed for oneDNN where this torch and this processor can do so."""
     try:
-        return PackedLinear(linear)
+        return PackedLinear(layer)
     except (AttributeError, RuntimeError):  # no such operator; no avx512bw, avx512vl and avx512dq
-        return copy.deepcopy(linear).to(torch.bfloat16)
+        return copy.deepcopy(layer).to(torch.bfloat16)

@@ -7,7 +7,7 @@ from torch import nn
 
 from dogbreed.models import winograd, winograd_tiles
 from dogbreed.models.folding import ImageByImage
-from dogbreed.models.winograd import PackedLinear, WinogradConv2d, accelerate, pays, substituted
+from dogbreed.models.winograd import LinearByRows, PackedLinear, WinogradConv2d, accelerate, pays, substituted
 
 
 def off(result: torch.Tensor, expected: torch.Tensor) -> float:
@@ -112,6 +112,15 @@ def test_a_processor_that_cannot_pack_linear_layers_computes_them_plainly(monkey
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         assert off(half(images), network(images)) < 0.1
+
+
+@pytest.mark.parametrize("count", [1, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_linear_layer_by_rows(count, bias, monkeypatch) -> None:
+    monkeypatch.setattr(winograd, "ROWS", 16)
+    direct, inputs = nn.Linear(30, 50, bias=bias), torch.randn(count, 30)
+    with torch.inference_mode():
+        assert off(LinearByRows(direct)(inputs), direct(inputs)) < 1e-6
 
 
 def test_features_of_the_two_ways_have_keys_of_their_own(monkeypatch) -> None:
