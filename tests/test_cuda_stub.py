@@ -49,7 +49,7 @@ def test_gradients_are_clipped_and_looked_at_without_their_scale(h100) -> None:
 
 @pytest.fixture(scope="module")
 def warm() -> dict[str, Any]:
-    return answers("stacks", "warm_steps")
+    return answers("stacks", "warm_steps", "extraction")
 
 
 @pytest.mark.slow
@@ -64,3 +64,14 @@ def test_fifty_heads_take_a_step_with_the_launches_of_one(warm) -> None:
     (one, waits), (fifty, waits_of_fifty) = warm["stacks"]["1"], warm["stacks"]["50"]
     assert fifty == one <= 20
     assert waits == waits_of_fifty == 0
+
+
+@pytest.mark.slow
+def test_the_thread_that_feeds_extraction_waits_for_nothing(warm) -> None:
+    assert len(warm["extraction"]) == 3
+    for build in warm["extraction"].values():
+        assert build["rows"] == build["views"] > 0
+        assert build["left"] == 0
+    again = warm["extraction"]["again"]
+    assert [again[name] for name in ("STREAM_SYNC", "EVENT_SYNC", "DEVICE_SYNC", "SYNC_MEMCPY")] == [0] * 4
+    assert again["H2D_PAGEABLE"] == again["D2H_PAGEABLE"] == 0

@@ -3,7 +3,9 @@
 import hashlib
 import json
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -16,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, fx, nn
 from torch.utils.data import Dataset
 
+from dogbreed.cache import feed
 from dogbreed.cache.store import KEY, Keys, Store, row_key
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.progress import track
@@ -235,11 +238,15 @@ class Extraction(AbstractContextManager["Extraction"]):
         quiet: bool = False,
         what: str = "Computing features",
     ) -> None:
-        self.block, self.rows, self.left, self.decoding = Block(store), 0, missing.views, 0.0
+        self.block, self.rows = Block(store, beside=device.type == "cuda"), 0
+        self.left, self.decoding = missing.views, 0.0
         self._device, self._precision, self._how = device, precision, plan(prefix, device)
         self._network = _made_for(self._how, prefix, precision)
-        self._passes = _passes(missing, data, self._how.images)
-        self._images = self._how.images
+        on_gpu = device.type == "cuda"
+        self._passes = (
+            feed.passes(missing, data, self._how.images, device) if on_gpu else _passes(missing, data, self._how.images)
+        )
+        self._images, self._ahead = self._how.images, feed.AHEAD if on_gpu else 0
         self._open = ExitStack()
         self._progress = self._open.enter_context(track(missing.views, what, "views", quiet=quiet))
 
@@ -257,23 +264,31 @@ class Extraction(AbstractContextManager["Extraction"]):
             _running(self._network, self._how, self._device, self._precision) as network,
         ):
             compute = _Pass(network, self._device, self._images, self.block.store.dtype)
+            under_way: deque[tuple[list[bytes], _Features, float]] = deque()
             while awaited is None or awaited:
                 computed, inputs, seconds = next(self._passes, (None, None, 0.0))
                 if computed is None or inputs is None:
                     break
-                self.block.add(computed, compute(inputs))
+                under_way.append((computed, compute(inputs), seconds))
                 self._images = compute.images
-                self.rows += len(computed)
-                self.left -= len(computed)
-                self.decoding += seconds
-                self._progress.advance(len(computed))
                 if awaited is not None:
                     awaited.difference_update(computed)
+                if len(under_way) > self._ahead:
+                    self._take(*under_way.popleft())
+            for one in under_way:
+                self._take(*one)
+
+    def _take(self, keys: list[bytes], features: "_Features", seconds: float) -> None:
+        self.block.add(keys, features.get())
+        self.rows += len(keys)
+        self.left -= len(keys)
+        self.decoding += seconds
+        self._progress.advance(len(keys))
 
     def __exit__(self, *error: object) -> None:
         with self._open:
             self._passes.close()
-            self.block.write()
+            self.block.close()
 
 
 class Block:
@@ -281,31 +296,53 @@ class Block:
 
     Args:
         store: Where they go, as soon as they are many, or the oldest has waited long.
+        beside: Whether a thread writes them while others are computed.
     """
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, store: Store, beside: bool = False) -> None:
+        self.store, self.beside = store, beside
         self.rows: dict[bytes, Tensor] = {}
         self.written = time.monotonic()
+        self._writer = ThreadPoolExecutor(1)
+        self._leaving: dict[bytes, Tensor] = {}  # those of `rows` that are being written
+        self._write: Future[None] | None = None
 
     def add(self, keys: list[bytes], features: Tensor) -> None:
         """Take the first features [N, ...], one for each key."""
         self.rows.update(zip(keys, features[: len(keys)], strict=True))
-        full = len(self.rows) * self.store.row_bytes >= BLOCK_BYTES
+        full = (len(self.rows) - len(self._leaving)) * self.store.row_bytes >= BLOCK_BYTES
         if full or time.monotonic() - self.written > BLOCK_SECONDS:
-            self.write()
+            self._begin()
+            if not self.beside:
+                self._finish()
 
-    def write(self) -> None:
-        """Write what waits."""
+    def close(self) -> None:
+        """Write what waits, all of it."""
+        with self._writer:
+            self._begin()
+            self._finish()
+
+    def _begin(self) -> None:
+        self._finish()
+        if self.rows:
+            rows = self._leaving = dict(self.rows)
+            self._write = self._writer.submit(lambda: self.store.add(list(rows), torch.stack([*rows.values()])))
+        self.written = time.monotonic()
+
+    def _finish(self) -> None:
+        """Wait for what is being written; from then on it is in the store."""
+        if self._write is None:
+            return
+        write, self._write = self._write, None
+        leaving, self._leaving = self._leaving, {}
         try:
-            if self.rows:
-                self.store.add(list(self.rows), torch.stack([*self.rows.values()]))
-                self.store.refresh()
+            write.result()
         except DogbreedError:  # they would not go there the next time either
             self.rows.clear()
             raise
-        self.rows.clear()
-        self.written = time.monotonic()
+        self.store.refresh()
+        for key in leaving:
+            del self.rows[key]
 
 
 class _Pass:
@@ -320,13 +357,14 @@ class _Pass:
 
     def __init__(self, network: nn.Module, device: torch.device, images: int, dtype: torch.dtype) -> None:
         self.network, self.device, self.images, self.dtype = network, device, images, dtype
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # of the way back
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        images = inputs.to(self.device, non_blocking=self.device.type == "cuda")
-        images = images.contiguous(memory_format=torch.channels_last)
+    def __call__(self, inputs: Tensor) -> "_Features":
+        images = inputs.to(self.device).contiguous(memory_format=torch.channels_last)
         while True:
             try:
-                return torch.cat([self._kept(self.network(part)) for part in images.split(self.images)])
+                parts = [self.network(part) for part in images.split(self.images)]
+                return _Features(torch.cat(parts) if len(parts) > 1 else parts[0], self.dtype, self.stream)
             except torch.OutOfMemoryError:
                 if self.images == 1:
                     raise
@@ -334,9 +372,17 @@ class _Pass:
             self.images //= 2
             torch.cuda.empty_cache()
 
-    def _kept(self, features: Tensor) -> Tensor:
-        kept = features.to(self.dtype).cpu()
-        if self.dtype == torch.float16 and kept.isinf().any() and not features.isinf().any():
+
+class _Features(feed.Returning):
+    """Features in the dtype that they are kept in."""
+
+    def __init__(self, features: Tensor, dtype: torch.dtype, stream: Any) -> None:
+        super().__init__(features.to(dtype), stream)
+        self._exact = features if dtype == torch.float16 else None
+
+    def get(self) -> Tensor:
+        kept = super().get()
+        if self._exact is not None and kept.isinf().any() and not self._exact.isinf().any():
             raise DogbreedError("a feature is too large for float16; take cache.precision=float32 or bfloat16")
         return kept
 

@@ -258,24 +258,31 @@ def to_input(image: Tensor, preprocessing: Preprocessing, view: View = WHOLE) ->
     Returns:
         Normalised float32 of shape [3, size, size], contiguous.
     """
+    levels = to_levels(image, preprocessing, view.box)
+    return normalised((levels.flip(-1) if view.flip else levels).contiguous(), preprocessing)
+
+
+def to_levels(image: Tensor, preprocessing: Preprocessing, box: Box | None = None) -> Tensor:
+    """Return what `to_input` then mirrors and normalises: uint8 [3, size, size]."""
     height, width = image.shape[-2:]
-    if view.box is not None:
-        left, right = _span(view.box[0], view.box[2], width)
-        top, bottom = _span(view.box[1], view.box[3], height)
+    if box is not None:
+        left, right = _span(box[0], box[2], width)
+        top, bottom = _span(box[1], box[3], height)
         image = _part(image, top, bottom, left, right)
     size = preprocessing.size
     if preprocessing.resize == "squash":
-        image = _resized(image, size, size, preprocessing.interpolation)
-    else:
-        image = _not_too_long(image)
-        height, width = image.shape[-2:]
-        shorter, side = min(height, width), preprocessing.resize_size
-        image = _resized(image, side * height // shorter, side * width // shorter, preprocessing.interpolation)
-        image = F.center_crop(image, [size, size])
-    if view.flip:
-        image = image.flip(-1)
-    scale, shift = _affine(preprocessing)
-    return image.contiguous().mul(scale).add_(shift)
+        return _resized(image, size, size, preprocessing.interpolation)
+    image = _not_too_long(image)
+    height, width = image.shape[-2:]
+    shorter, side = min(height, width), preprocessing.resize_size
+    image = _resized(image, side * height // shorter, side * width // shorter, preprocessing.interpolation)
+    return F.center_crop(image, [size, size])
+
+
+def normalised(levels: Tensor, preprocessing: Preprocessing) -> Tensor:
+    """Return uint8 levels [..., 3, height, width] as inputs, on any device to the same bits: one product, one sum."""
+    scale, shift = _affine(preprocessing, levels.device)
+    return levels.mul(scale).add_(shift)
 
 
 def load(
@@ -295,10 +302,21 @@ def load(
     Raises:
         BadImage: As `decode`.
     """
-    share = max(min(view.box[2:]), 1e-6) if view.box else 1.0
-    target = math.ceil(preprocessing.side / share)
-    image = decode(source, target=target, truncated=truncated, max_pixels=max_pixels)
+    image = decode(source, target=_target(preprocessing, view.box), truncated=truncated, max_pixels=max_pixels)
     return to_input(image if change is None else change(image), preprocessing, view)
+
+
+def load_levels(
+    source: bytes | str | os.PathLike[str], preprocessing: Preprocessing, box: Box | None, *, max_pixels: int
+) -> Tensor:
+    """Return of a file what `load` then mirrors and normalises: uint8 [3, size, size]."""
+    image = decode(source, target=_target(preprocessing, box), max_pixels=max_pixels)
+    return to_levels(image, preprocessing, box)
+
+
+def _target(preprocessing: Preprocessing, box: Box | None) -> int:
+    """Return how many pixels the shorter side of a file needs for one of its parts."""
+    return math.ceil(preprocessing.side / (max(min(box[2:]), 1e-6) if box else 1.0))
 
 
 def _read(
@@ -503,10 +521,10 @@ def _not_too_long(image: Tensor, most: int = 16) -> Tensor:
 
 
 @lru_cache(maxsize=16)
-def _affine(preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+def _affine(preprocessing: Preprocessing, device: torch.device) -> tuple[Tensor, Tensor]:
     """Return a, b of shape [3, 1, 1] with a * level + b = (level / 255 - mean) / std."""
     mean, std = (torch.tensor(v, dtype=torch.float64).view(3, 1, 1) for v in (preprocessing.mean, preprocessing.std))
-    return (1 / (255 * std)).float(), (-mean / std).float()
+    return (1 / (255 * std)).float().to(device), (-mean / std).float().to(device)
 
 
 def _numbers(name: str, value: Any, count: int) -> tuple[float, ...]:

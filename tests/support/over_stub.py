@@ -12,10 +12,12 @@ from support import runs
 
 from benchmarks.over_stub import PAGEABLE, WAITS, Steps, stack
 from dogbreed.cache.callback import FeatureCache
-from dogbreed.cache.extract import PRECISIONS
+from dogbreed.cache.extract import PRECISIONS, Extraction, missing_views
+from dogbreed.cache.store import Store
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
+from dogbreed.models.cut import cut
 from dogbreed.training.run import train
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -90,6 +92,24 @@ def warm_steps(data_root: str) -> dict[str, Any]:
         assert train(overrides=overrides, callbacks=[counted]).metrics["cache"] == mode
     launches = counted.each("LAUNCH", "GEMM")
     return {"waits": counted.each(*WAITS), "pageable": counted.each(*PAGEABLE), "launches": launches}
+
+
+def extraction(data_root: str) -> dict[str, Any]:
+    """Rows that a build leaves, and its counters. The first begins with the device's allocations."""
+    model, data = parts(data_root)
+    network = cut(model.cuda().eval().network, 64)
+    device, counted = torch.device("cuda", 0), {}
+    for name, dtype in (("first", torch.float32), ("again", torch.float32), ("float16", torch.float16)):
+        store = Store(FOLDER / name, network.shape, dtype)
+        missing = missing_views(store, data.samples, data.used_views(None))
+        counters.reset()
+        with Extraction(store, network.prefix, missing, data, device=device, precision="float32", quiet=True) as build:
+            build.advance()
+        done = counters.counters()
+        store.refresh()
+        rows = sum(key in store for image in missing for key in image.keys)
+        counted[name] = {"rows": rows, "views": missing.views, "left": build.left, **done}
+    return counted
 
 
 def stacks(_: str) -> dict[str, Any]:
