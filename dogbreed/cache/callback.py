@@ -108,6 +108,7 @@ class FeatureCache(Callback):
         state: `off`, `built` or `hit`, as in `metrics.json`.
         reason: Why it is off.
         built: What was computed.
+        store: Folder of the features in use; None where there are none.
 
     Raises:
         DogbreedError: In `require` mode, where the cache cannot be used.
@@ -133,6 +134,7 @@ class FeatureCache(Callback):
         self.state = "off"
         self.reason = "cache.mode=off" if mode == "off" else ""
         self.built = Built()
+        self.store: Path | None = None
         self._epochs = -1.0  # for so many the views are there, or computed when they are asked for
         self._on_demand: OnDemand | None = None
         self._announced: Missing | None = None
@@ -296,6 +298,7 @@ class FeatureCache(Callback):
 
     def _serve(self, store: Store, parts: CutNetwork, model: DogBreedClassifier, data: DogImages) -> None:
         """Let data deliver features and the model take them."""
+        self.store = store.folder
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
         if self._on_demand:

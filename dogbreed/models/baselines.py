@@ -69,7 +69,7 @@ def lda(train: Split, classes: int, shrinkages: Iterable[float]) -> Iterable[Cla
     identity = torch.eye(len(covariance), dtype=torch.float64) * covariance.trace() / len(covariance)
     for shrinkage in shrinkages:
         shrunk = (1 - shrinkage) * covariance + shrinkage * identity
-        weight = torch.linalg.solve(shrunk, means.T)
+        weight = torch.cholesky_solve(means.T, torch.linalg.cholesky(shrunk))
         bias = (counts / len(features)).log() - (means.T * weight).sum(0) / 2
         yield _linear(weight, bias)
 

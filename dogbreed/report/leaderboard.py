@@ -22,7 +22,8 @@ class Row:
         megabytes: Size of the network's values, in 10^6 bytes.
         multiply_adds: Of one image through the whole network.
         milliseconds: From an image's pixels to its logits.
-        images_per_second: Whose features were computed in this run; None where all were there.
+        images_per_second: Whose features were computed; None where they were there, and nobody knows how fast.
+        rate_remembered: Whether that is of an earlier time, since all features were there.
         weights: As `model.weights` takes them.
         size: Side of the input in pixels.
         lr: Learning rate of the head.
@@ -35,6 +36,7 @@ class Row:
     multiply_adds: int
     milliseconds: float
     images_per_second: float | None = None
+    rate_remembered: bool = False
     weights: str | None = None
     size: int | None = None
     lr: float | None = None
@@ -63,7 +65,7 @@ class Row:
             self.interval,
             f"{own[f'{self.split}_loss']:.3f}",
             *map(_percent, others),
-            "-" if rate is None else f"{rate:.0f}",
+            "-" if rate is None else f"{rate:.0f}{'*' * self.rate_remembered}",
             f"{self.megabytes:.1f}",
             f"{self.multiply_adds / 1e9:.2f}",
             f"{self.milliseconds:.1f}",
@@ -121,7 +123,9 @@ class Leaderboard:
         """Return the rows as aligned lines."""
         cells: Sequence[Sequence[str]] = [HEAD, *(row.cells() for row in self.all)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        return ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+        lines = ["  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]) for row in cells]
+        remembered = any(row.rate_remembered for row in self.rows)
+        return lines + ["* remembered: measured on this machine when the features were computed"] * remembered
 
     def winner(self) -> str:
         """Return which backbone is the best on valid, in a sentence."""

@@ -4,9 +4,12 @@ Every backbone gets heads of several learning rates, side by side, and classifie
 also put together. What is chosen is chosen on valid.
 """
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from dogbreed.cache.callback import Built
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import discarded_if_empty, write_json
@@ -26,7 +30,7 @@ from dogbreed.models import backbones, lbfgs, timm_networks, winograd
 from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.baselines import baselines
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.report import leaderboard_page
+from dogbreed.report import environment, leaderboard_page
 from dogbreed.report.leaderboard import Leaderboard, Row
 from dogbreed.search.space import check_epochs
 from dogbreed.training.build import (
@@ -44,6 +48,7 @@ from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why
 
 RATES = (1 / 3, 1.0, 3.0)  # times model.lr
 TIMED = 10  # images that pass one by one
+RATE = "rate.json"  # in a feature store: how fast it was computed, and on which machine
 
 Logits = dict[str, Tensor]  # [N, classes] by split
 
@@ -141,7 +146,8 @@ def _entry(config: Config, data: DogImages, device: torch.device) -> _Entry:
     model, cache, settings = build_model(config, data, None), build_cache(config, quiet=False), config.model
     cache.mode = "require"
     cache.attach(model, data, device)
-    rows, seconds, _ = cache.built
+    assert cache.store is not None
+    rate = _rate(cache.built, cache.store)
     trainer = HeadTrainer(model, data)
     heads = [Head(settings.lr * rate, settings.weight_decay, settings.label_smoothing) for rate in RATES]
     trainer.train(heads, batch_size=config.data.batch_size, epochs=config.trainer["max_epochs"])
@@ -157,13 +163,35 @@ def _entry(config: Config, data: DogImages, device: torch.device) -> _Entry:
         megabytes=sum(value.nbytes for value in model.network.state_dict().values()) / 1e6,
         multiply_adds=multiply_adds(model.network, size),
         milliseconds=_milliseconds(model.network, torch.stack([load(path, data.preprocessing) for path in images])),
-        images_per_second=rows / seconds if rows else None,
+        images_per_second=rate,
+        rate_remembered=rate is not None and not cache.built.rows,
         weights=settings.weights,
         size=size,
         lr=head.lr,
         baselines=_baselines(model, trainer, features, data),
     )
     return _Entry(row, logits, data)
+
+
+def _rate(built: Built, store: Path) -> float | None:
+    """Return images per second of the features, as they were computed now, or before on the same machine.
+
+    Of several times that which computed most is remembered, beside the features of the same network and versions.
+    """
+    here, file = {**environment.machine(), "threads": torch.get_num_threads()}, store / RATE
+    try:
+        kept = json.loads(file.read_bytes())
+        remembered = int(kept["rows"]), float(kept["images_per_second"])
+        before = remembered if kept["machine"] == here else None
+    except (OSError, ValueError, LookupError, TypeError):  # there is none, or it is damaged
+        before = None
+    if not built.rows:
+        return before and before[1]
+    rate = built.rows / built.seconds
+    if before is None or built.rows >= before[0]:
+        with suppress(DogbreedError):  # a cache that may only be read serves as well
+            write_json(file, {"rows": built.rows, "images_per_second": rate, "machine": here})
+    return rate
 
 
 def _baselines(
@@ -174,6 +202,7 @@ def _baselines(
     lbfgs.solve(solved, features["train"], features["valid"], nn.CrossEntropyLoss(), model.eval_criterion, None)
     on_cpu = {split: (own.cpu(), labels.cpu()) for split, (own, labels) in features.items()}
     classifiers = baselines(on_cpu["train"], on_cpu["valid"], len(data.classes)) | {"lbfgs": solved.cpu()}
+    on_cpu.pop("train")
     figures = {}
     with torch.no_grad():
         for name, classify in classifiers.items():

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +19,7 @@ from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.data.images import load
 from dogbreed.models import backbones
-from dogbreed.search.leaderboard import multiply_adds
+from dogbreed.search.leaderboard import RATE, multiply_adds
 from dogbreed.training.build import build_data, build_model
 from dogbreed.training.run import train
 from dogbreed.tune import main
@@ -141,7 +142,19 @@ def test_what_cannot_take_part_is_named_and_the_second_time_features_are_there(
     assert "Computing features" not in said
     assert re.search(r"^backbone +valid +test +95 % CI +loss +kNN", said, re.MULTILINE)
     again = json.loads((tmp_path / "leaderboard.json").read_text())
-    assert [row["images_per_second"] for row in again["rows"]] == [None, None]
+    rates = [row["images_per_second"] for row in board["rows"]]
+    assert [row["images_per_second"] for row in again["rows"]] == rates
+    assert ([row["rate_remembered"] for row in board["rows"]], [row["rate_remembered"] for row in again["rows"]]) == (
+        [False, False], [True, True]
+    )  # fmt: skip
+    assert "* remembered: measured on this machine when the features were computed" in said
+    assert re.search(rf"^{board['rows'][0]['name']} .* {rates[0]:.0f}\* ", said, re.MULTILINE)
+    for file in Path(os.environ["XDG_CACHE_HOME"]).rglob(RATE):
+        kept = json.loads(file.read_text())
+        file.write_text(json.dumps(kept | {"machine": {"processor": "another"}}))
+    assert main([*settings, f"output_dir={tmp_path / 'elsewhere'}", "progress=none"]) == 0
+    elsewhere = json.loads((tmp_path / "elsewhere" / "leaderboard.json").read_text())
+    assert [row["images_per_second"] for row in elsewhere["rows"]] == [None, None]
     for before, after in zip(board["rows"], again["rows"], strict=True):
         assert (before["figures"], before["baselines"]) == (after["figures"], after["baselines"])
 
