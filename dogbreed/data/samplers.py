@@ -37,12 +37,17 @@ class EpochOrder(Sampler[tuple[int, int]]):
         return math.ceil(self.count / self.world)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        order = keyed(self.seed, "order", self.epoch).permutation(self.count)
-        views = views_of_epoch(self.seed, self.epoch, self.views, self.count)
+        order, views = order_of_epoch(self.seed, self.epoch, self.views, self.count)
         if self.anew:
             views = views + self.views * self.epoch
-        mine = np.resize(order, len(self) * self.world)[self.rank :: self.world]
-        yield from zip(mine.tolist(), views[mine].tolist(), strict=True)
+        mine = (np.resize(drawn, len(self) * self.world)[self.rank :: self.world].tolist() for drawn in (order, views))
+        yield from zip(*mine, strict=True)
+
+
+def order_of_epoch(seed: int, epoch: int, views: int, count: int) -> tuple[Indices, Indices]:
+    """Return the positions of `count` images in the order of an epoch, and the view of each that it shows."""
+    order = keyed(seed, "order", epoch).permutation(count)
+    return order, views_of_epoch(seed, epoch, views, count)[order]
 
 
 def views_of_epoch(seed: int, epoch: int, views: int, count: int) -> Indices:

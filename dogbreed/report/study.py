@@ -226,6 +226,12 @@ class Study:
         if self.tested:
             accuracy, low, high = (100 * value for value in self.tested)
             said += f" The run's own test accuracy is {accuracy:.1f} % (95 % CI {low:.1f}-{high:.1f})."
+            apart, chance = abs(100 * now.accuracy - accuracy), math.hypot(196 * now.error, (high - low) / 2)
+            if apart > chance:
+                said += (
+                    f" They are {apart:.1f} points apart, of which chance explains {chance:.1f}: the images of test "
+                )
+                said += "are unlike the others, or duplicates of some."
         return said
 
     def outlook(self) -> str:

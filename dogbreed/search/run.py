@@ -17,6 +17,7 @@ from typing import Any
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import Interrupted
 from dogbreed.core.files import discarded_if_empty, write_json
+from dogbreed.core.text import count
 from dogbreed.models.classifier import NonFiniteLoss
 from dogbreed.search.finalists import confirm
 from dogbreed.search.space import BATCH_SIZE, STACKED, Space, head_of, shown, with_values
@@ -34,6 +35,7 @@ from dogbreed.training.build import (
 from dogbreed.training.run import train
 from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
 
+FEW_VALID = 30  # images, of which one is more than 3 points of accuracy
 TrainRound = Callable[[Sequence[Any]], None]
 
 
@@ -107,7 +109,16 @@ def _confirm(search: Search, stacked: HeadTrainer | None) -> list[str]:
     if verdict is None:
         return []
     write_json(search.folder / "winner.json", verdict.to_json())
-    return ["", *verdict.lines()]
+    return ["", *verdict.lines(), *caution(len(stacked.data.samples["valid"]))]
+
+
+def caution(valid: int) -> list[str]:
+    """Return what to say of a search by so few validation images that luck decides it."""
+    if valid >= FEW_VALID:
+        return []
+    return [
+        f"It chose by {count(valid, 'validation image')}, {100 / valid:.0f} points of val_acc each: mostly by luck."
+    ]
 
 
 # Side by side

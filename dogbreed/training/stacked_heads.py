@@ -5,9 +5,11 @@ product forth and one back. Each has its own learning rate, weight decay and lab
 have ended alone: the batches, views and masks are those that `DogBreedClassifier` would have had with the same seed.
 
 Heads may also have images and a seed of their own, such as those of a cross-validation. Those that agree in both are
-one matrix product; the features are the same for all.
+one matrix product. Those that agree in the seed and the number of steps are a batch of products, with one draw of their
+dropout masks.
 """
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,12 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from dogbreed.config.settings import Config
 from dogbreed.core.machine import free_memory
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Indices
-from dogbreed.data.samplers import TrainBatches
+from dogbreed.data.samplers import order_of_epoch
 from dogbreed.data.transfer import to_device
 from dogbreed.models import backbones, lbfgs
 from dogbreed.models.classifier import DogBreedClassifier, seed_generators, step_seed
@@ -81,6 +84,11 @@ class Head:
     weight: Tensor | None = None
     bias: Tensor | None = None
     stopped: bool = False
+
+    @property
+    def inputs(self) -> tuple[bytes | None, int | None]:
+        """Return what tells its steps from another head's."""
+        return None if self.rows is None else self.rows.tobytes(), self.seed
 
     @property
     def best(self) -> dict[str, float]:
@@ -188,7 +196,7 @@ class _Joined(fx.Interpreter):
         super().__init__(graph)
         self.sizes = sizes
         self.seeds = seeds
-        self._states: list[Tensor] = []
+        self._states: dict[tuple[int, int], Tensor] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         module = self.fetch_attr(target)
@@ -196,15 +204,17 @@ class _Joined(fx.Interpreter):
             return super().call_module(target, args, kwargs)
         (inputs,) = args
         random = torch.cuda if inputs.is_cuda else torch
-        outputs, states = torch.empty_like(inputs), []
-        for index, (part, result) in enumerate(zip(inputs.split(self.sizes), outputs.split(self.sizes), strict=True)):
-            if self._states:
-                random.set_rng_state(self._states[index])
-            else:
-                seed_generators(self.seeds[index], inputs.device)
-            result.copy_(module(part))
-            states.append(random.get_rng_state())
-        self._states = states
+        outputs, masks, one = torch.empty_like(inputs), {}, inputs.new_ones(())
+        for seed, part, result in zip(self.seeds, inputs.split(self.sizes), outputs.split(self.sizes), strict=True):
+            step = seed, len(part)
+            if step not in masks:  # heads of one seed draw the same, whatever their images are
+                if step in self._states:
+                    random.set_rng_state(self._states[step])
+                else:
+                    seed_generators(seed, inputs.device)
+                masks[step] = nn.functional.dropout(one.expand_as(part), module.p, module.training)
+                self._states[step] = random.get_rng_state()
+            torch.mul(part, masks[step], out=result)
         return outputs
 
 
@@ -281,14 +291,23 @@ class HeadTrainer:
         """
         one = 4 * 4 * self.stem.head.weight.numel()
         size = max(1, MEMORY_BYTES // one)
-        alone = self.stem.model.hparams["optimizer"] == "lbfgs"
-        groups: dict[Any, list[Head]] = {}
-        for head in heads:
-            rows = [None if own is None else own.tobytes() for own in (head.rows, head.valid_rows)]
-            groups.setdefault((*rows, head.seed, id(head) if alone else None), []).append(head)
-        for group in groups.values():
+        for group in self._stacks(heads, batch_size):
             for start in range(0, len(group), size):
                 self._train_stack(group[start : start + size], batch_size, epochs, should_stop, on_epoch)
+
+    def _stacks(self, heads: Sequence[Head], batch_size: int) -> list[list[Head]]:
+        """Return the stacks: heads with the same images and seed; of the others, of one seed with as many steps."""
+        if self.stem.model.hparams["optimizer"] == "lbfgs":
+            return [[head] for head in heads]
+        alike: dict[Any, list[Head]] = {}
+        for head in heads:
+            alike.setdefault(head.inputs, []).append(head)
+        alone: dict[Any, list[Head]] = {}
+        for own in alike.values():
+            if len(own) == 1:
+                rows = self.data.samples["train"] if own[0].rows is None else own[0].rows
+                alone.setdefault((own[0].seed, math.ceil(len(rows) / batch_size)), []).extend(own)
+        return [own for own in alike.values() if len(own) > 1] + list(alone.values())
 
     def _train_stack(
         self,
@@ -298,42 +317,59 @@ class HeadTrainer:
         should_stop: ShouldStop | None,
         on_epoch: Callable[[int], None] | None,
     ) -> None:
-        """Train heads that have the same images and the same seed."""
-        steps = self._steps_of(heads[0], batch_size)
-        valid, hparams = self._valid_of(heads[0]), self.stem.model.hparams
-        stack = _Stack(
-            self._start(heads[0], steps.rows),
-            heads,
-            hparams["optimizer"],
-            hparams["schedule"],
-            epochs * len(steps.batches),
-        )
+        """Train heads that have the same seed, and the same images or equally many steps."""
+        steps, hparams = self._steps_of(heads, batch_size), self.stem.model.hparams
+        starts = [self._start(head, rows) for head, rows in zip(heads, steps.rows, strict=False)]
+        stack = _Stack(starts, heads, hparams["optimizer"], hparams["schedule"], epochs * steps.per_epoch)
+        self.stem.model.train()
         for epoch in range(epochs):
-            self.stem.model.train()
             sums = stack.rates.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
             for inputs, targets in steps.of_epoch(epoch):
-                sums += stack.step(inputs, targets).to(stack.wide) * len(targets)
-            _note(stack, sums / len(steps.rows), valid)
+                sums += stack.step(inputs, targets).to(stack.wide) * (targets >= 0).sum(-1)
+            self._note(stack, epoch, sums / sums.new_tensor([len(rows) for rows in steps.rows]))
             if on_epoch:
                 on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
             stop = [
-                head.epochs == epoch + 1 or not np.isfinite(list(head.history[-1].values())).all()
+                head.epochs == epoch + 1
+                or not np.isfinite([v for row in head.history[-1:] for v in row.values()]).all()
                 for head in stack.heads
             ]
             if should_stop and epoch + 1 < epochs:
                 stop = [one or other for one, other in zip(stop, should_stop(epoch + 1, stack.heads), strict=True)]
             if any(stop):
                 stack.drop(stop)
+                steps.drop(stop)
             if not stack.heads:
                 return
 
-    def _steps_of(self, head: Head, batch_size: int) -> "_Steps":
-        """Return the steps of a head; those that the next trials of a search take too are kept."""
-        if head.rows is not None or head.seed is not None:
-            return _Steps(self.stem, self.data, head, batch_size)
+    def _note(self, stack: "_Stack", epoch: int, train_losses: Tensor) -> None:
+        """Evaluate the heads and keep the values of those that have become better, or end at this epoch.
+
+        Where all heads end at an epoch, only then.
+        """
+        heads = stack.heads
+        if all(head.epochs is not None and head.epochs > epoch + 1 for head in heads):
+            return
+        if all(head.valid_rows is heads[0].valid_rows for head in heads):
+            evaluated = stack.evaluate(*self._valid_of(heads[0]))
+        else:
+            each = [stack.evaluate(*self._valid_of(head))[:, index] for index, head in enumerate(heads)]
+            evaluated = torch.stack(each, 1)
+        figures = torch.cat([train_losses[:, None], evaluated.T], 1).tolist()  # one wait for a GPU
+        for index, (head, numbers) in enumerate(zip(heads, figures, strict=True)):
+            row = dict(zip(("train_loss", "val_loss", "val_acc"), numbers, strict=True))
+            if head.epochs is not None or not head.history or row["val_loss"] < head.best["val_loss"]:
+                head.weight, head.bias = stack.values(index)
+            head.history.append(row)
+
+    def _steps_of(self, heads: Sequence[Head], batch_size: int) -> "_Steps":
+        """Return the steps of a stack; those that the next trials of a search take too are kept."""
+        own = list({head.inputs: head for head in heads}.values())
+        if len(own) > 1 or own[0].inputs != (None, None):
+            return _Steps(self.stem, self.data, own, batch_size)
         if batch_size not in self._steps:
-            self._steps[batch_size] = _Steps(self.stem, self.data, head, batch_size, self._room)
+            self._steps[batch_size] = _Steps(self.stem, self.data, own, batch_size, self._room)
         return self._steps[batch_size]
 
     def _start(self, head: Head, rows: Indices) -> nn.Linear:
@@ -350,16 +386,6 @@ class HeadTrainer:
         return start
 
 
-def _note(stack: "_Stack", train_losses: Tensor, valid: tuple[Tensor, Tensor]) -> None:
-    """Evaluate every head and keep the values of those that have become better, or end at an epoch."""
-    figures = torch.stack([train_losses, *stack.evaluate(*valid)], 1).tolist()  # one wait for a GPU
-    for index, (head, numbers) in enumerate(zip(stack.heads, figures, strict=True)):
-        row = dict(zip(("train_loss", "val_loss", "val_acc"), numbers, strict=True))
-        if head.epochs is not None or not head.history or row["val_loss"] < head.best["val_loss"]:
-            head.weight, head.bias = stack.values(index)
-        head.history.append(row)
-
-
 class _Room:
     """Memory for what is kept from one training to the next: a quarter of what is free on the device at first."""
 
@@ -373,7 +399,9 @@ class _Room:
         return enough
 
 
-Step = tuple[Tensor, Tensor]  # the last layer's input [N, inputs], and the labels [N]
+# The last layer's input [N, inputs] and the labels [N]. Of heads with images of their own [heads, N, inputs] and
+# [heads, N], where the label -1 fills up the shorter ones.
+Step = tuple[Tensor, Tensor]
 
 
 class _Steps:
@@ -382,43 +410,58 @@ class _Steps:
     Args:
         stem: Of the model.
         data: Delivers features for train.
-        head: Whose images and seed are used.
+        heads: Whose images and seed are used: one for all of a stack, or several of one seed and equally many steps.
         batch_size: Images per step.
         room: For epochs that are kept as they were first computed; None keeps none.
     """
 
-    def __init__(self, stem: Stem, data: DogImages, head: Head, batch_size: int, room: _Room | None = None) -> None:
-        files = data.samples["train"]
-        self.rows = np.arange(len(files)) if head.rows is None else head.rows
-        own = head.seed
+    def __init__(
+        self, stem: Stem, data: DogImages, heads: Sequence[Head], batch_size: int, room: _Room | None = None
+    ) -> None:
+        files, own = data.samples["train"], heads[0].seed
+        self.rows = [np.arange(len(files)) if head.rows is None else head.rows for head in heads]
         self._seed: int = stem.model.hparams["seed"] if own is None else own
-        self.batches = TrainBatches(files.take(self.rows), batch_size, data.seed if own is None else own)
+        self._order_seed = data.seed if own is None else own
+        self.per_epoch = math.ceil(len(self.rows[0]) / batch_size)
+        self._batch_size, self._views = batch_size, len(files.views)
         self._stem, self._reader, self._labels = stem, data.reader("train"), torch.from_numpy(files.labels)
         self._room = room
         self._kept: dict[int, list[Step]] = {}
 
+    def drop(self, stop: Sequence[bool]) -> None:
+        """Leave out heads that have ended, where each has its own images."""
+        if len(self.rows) > 1:
+            self.rows = [rows for rows, stopped in zip(self.rows, stop, strict=True) if not stopped]
+
     def of_epoch(self, epoch: int) -> Iterable[Step]:
         if epoch not in self._kept:
-            size = 4 * self._stem.head.in_features * len(self.rows)
+            size = 4 * self._stem.head.in_features * len(self.rows[0])
             if self._room is None or not self._room.take(size):
                 return self._computed(epoch)
             self._kept[epoch] = list(self._computed(epoch))
         return self._kept[epoch]
 
     def _computed(self, epoch: int) -> Iterator[Step]:
-        self.batches.set_epoch(epoch)
-        device = self._stem.model.device
-        steps = [np.asarray(positions, dtype=np.int64).T for positions in self.batches]
-        images, views = self.rows[np.concatenate([step[0] for step in steps])], np.concatenate([s[1] for s in steps])
-        sizes = [step.shape[1] for step in steps]
-        labels = iter(to_device(self._labels[torch.from_numpy(images)], device).split(sizes))
-        together = max(1, JOINED // self.batches.batch_size)
-        for first in range(0, len(steps), together):
-            group = sizes[first : first + together]
-            rows = slice(first * self.batches.batch_size, first * self.batches.batch_size + sum(group))
-            features = to_device(self._reader(images[rows], views[rows]), device).split(group)
-            seeds = [step_seed(self._seed, epoch, first + index, 0) for index in range(len(group))]
-            yield from zip(self._stem.steps(features, seeds), labels, strict=False)  # the next of the epoch's
+        size, device, heads = self._batch_size, self._stem.model.device, len(self.rows)
+        orders = [order_of_epoch(self._order_seed, epoch, self._views, len(rows)) for rows in self.rows]
+        images = [rows[order] for rows, (order, _) in zip(self.rows, orders, strict=True)]
+        together = max(1, JOINED // (size * heads))
+        for first in range(0, self.per_epoch, together):
+            numbers = range(first, min(first + together, self.per_epoch))
+            parts = [(head, slice(size * number, size * (number + 1))) for number in numbers for head in range(heads)]
+            chosen = [images[head][part] for head, part in parts]
+            sizes, rows = [len(own) for own in chosen], np.concatenate(chosen)
+            views = np.concatenate([orders[head][1][part] for head, part in parts])
+            features = to_device(self._reader(rows, views), device).split(sizes)
+            labels = to_device(self._labels[torch.from_numpy(rows)], device).split(sizes)
+            seeds = [step_seed(self._seed, epoch, number, 0) for number in numbers for _ in range(heads)]
+            inputs = self._stem.steps(features, seeds)
+            if heads == 1:
+                yield from zip(inputs, labels, strict=True)
+                continue
+            for start in range(0, len(parts), heads):
+                step = slice(start, start + heads)
+                yield pad_sequence(inputs[step], True), pad_sequence(labels[step], True, -1)
 
 
 class _Stack:
@@ -429,8 +472,11 @@ class _Stack:
     schedule makes of 1.
     """
 
-    def __init__(self, start: nn.Linear, heads: Sequence[Head], optimizer: str, schedule: str, steps: int) -> None:
+    def __init__(
+        self, starts: Sequence[nn.Linear], heads: Sequence[Head], optimizer: str, schedule: str, steps: int
+    ) -> None:
         self.heads = list(heads)
+        start = starts[0]
         self.wide = torch.float32 if start.weight.device.type == "mps" else torch.float64  # MPS has no float64
         # A rate that changes no float32 may stand for a smaller one; lbfgs takes no steps.
         rates = [1.0 if optimizer == "lbfgs" else max(head.lr, 1e-30) for head in heads]
@@ -439,8 +485,11 @@ class _Stack:
         self.smoothing = start.weight.new_tensor([head.label_smoothing for head in heads])[:, None]
         self._notice()
         self._decoupled = optimizer == "adamw"
-        bias = start.bias.detach() if start.bias is not None else start.weight.new_zeros(start.out_features)
-        self._weight = nn.Parameter(start.weight.detach() / self.rates[..., None])
+        weight = torch.stack([own.weight.detach() for own in starts])
+        bias = weight.new_zeros(1, start.out_features)
+        if start.bias is not None:
+            bias = torch.stack([own.bias.detach() for own in starts])
+        self._weight = nn.Parameter(weight / self.rates[..., None])
         self._bias = nn.Parameter(bias / self.rates)
         group = {"params": [self._weight, self._bias], "lr": 1.0, "weight_decay": 0.0}
         self.optimizer = make_optimizer(optimizer, [group])
@@ -458,29 +507,42 @@ class _Stack:
         return self._weight.detach()[index] * rate, self._bias.detach()[index] * rate
 
     def logits(self, inputs: Tensor) -> Tensor:
-        """Return the logits of every head, [N, heads, classes]."""
+        """Return the logits of every head, [N, heads, classes], for inputs [N, D] or its own of [heads, N, D]."""
         heads, classes, width = self._weight.shape
+        if inputs.ndim == 3:
+            own = torch.baddbmm(self._bias.detach()[:, None], inputs, self._weight.detach().mT)
+            return own.transpose(0, 1).mul_(self.rates)
         weight, bias = self._weight.detach().view(-1, width), self._bias.detach().view(-1)
         return torch.addmm(bias, inputs, weight.T).view(-1, heads, classes).mul_(self.rates)
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        """Take one step of every head; return the losses [heads] before it."""
-        count = len(inputs)
+        """Take one step of every head; return the losses [heads] before it. See `Step`."""
         heads, classes, width = self._weight.shape
+        targets, count, there = labels[:, None], labels.new_tensor(len(labels)), None
+        if labels.ndim == 2:
+            there = (labels >= 0).T[..., None]  # what fills up has no part in anything
+            targets, count = labels.T.clamp(min=0), there.sum(0)
         logp = self.logits(inputs).log_softmax(2)
-        own = labels[:, None, None].expand(count, heads, 1)
-        losses = -logp.gather(2, own).mean(0).squeeze(1)
+        if there is not None:
+            logp.mul_(there)
+        own = targets[..., None].expand(-1, heads, 1)
+        losses = (-logp.gather(2, own).sum(0) / count).squeeze(1)
         if self._smooths:
             smoothing = self.smoothing.squeeze(1)
-            losses = (1 - smoothing) * losses - smoothing * logp.mean((0, 2))
+            losses = (1 - smoothing) * losses - smoothing * (logp.mean(2).sum(0) / count.view(-1))
         # Slope of the mean loss by the logits: (softmax - target) / N, with (1 - s) on the label and s spread evenly.
         slope = logp.exp_()
         if self._smooths:
             slope.sub_(self.smoothing / classes)
-        slope.scatter_add_(2, own, self._on_label.expand(count, heads, 1))
-        flat = slope.div_(count).view(count, -1)
-        torch.mm(flat.T, inputs, out=self._gradient.view(-1, width))
-        self._weight.grad, self._bias.grad = self._gradient, flat.sum(0).view(heads, classes)
+        slope.scatter_add_(2, own, self._on_label.expand(len(slope), heads, 1))
+        slope.div_(count)
+        if there is not None:
+            slope.mul_(there)
+        if inputs.ndim == 3:
+            torch.bmm(slope.permute(1, 2, 0), inputs, out=self._gradient)
+        else:
+            torch.mm(slope.view(len(slope), -1).T, inputs, out=self._gradient.view(-1, width))
+        self._weight.grad, self._bias.grad = self._gradient, slope.sum(0)
         self._decay()
         self.optimizer.step()
         if self.scheduler is not None:
@@ -501,8 +563,8 @@ class _Stack:
                 assert values.grad is not None
                 values.grad.addcmul_(values, rates * decays)
 
-    def evaluate(self, inputs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean loss in nats and accuracy of every head [heads]."""
+    def evaluate(self, inputs: Tensor, labels: Tensor) -> Tensor:
+        """Return mean loss in nats and accuracy of every head, [2, heads]."""
         rows = max(1, EVALUATED // self._bias.numel())
         sums = [
             torch.stack(
@@ -514,8 +576,7 @@ class _Stack:
             for part, of in zip(inputs.split(rows), labels.split(rows), strict=True)
             for logits, own in [(self.logits(part), of[:, None, None].expand(-1, len(self.heads), 1))]
         ]
-        loss, accuracy = torch.stack(sums).sum(0) / len(inputs)
-        return loss, accuracy
+        return torch.stack(sums).sum(0) / len(inputs)
 
     def drop(self, stop: Sequence[bool]) -> None:
         """Take heads out of the stack; what they have reached stays with them."""

@@ -213,21 +213,25 @@ class _Heads:
         self._best, self._last = int(metrics["best_epoch"]), int(metrics["epochs"])
         self._temperature = metrics.get("temperature", 1.0)
 
-    def _train(self, trainer: HeadTrainer, rows: Sequence[Indices], seed: int, longer: float) -> list[Head]:
-        """Return heads trained on these images, so many times longer than was best in the run."""
-        settings, best = self._config.model, math.ceil(self._best * longer)
+    def _logits(self, trainer: HeadTrainer, parts: Sequence[tuple[Indices, Indices, int]]) -> list[Tensor]:
+        """Return the logits of heads, each trained on the images of the first positions, for those of the second.
+
+        Args:
+            trainer: Of the heads.
+            parts: Positions, and the seed.
+        """
+        settings, images = self._config.model, sum(len(rows) for rows, _, _ in parts) / len(parts)
+        longer = self._longer(images)
+        best = math.ceil(self._best * longer)
         plain = (settings.lr, settings.weight_decay, settings.label_smoothing)
-        heads = [Head(*plain, rows=own, valid_rows=own[:1], seed=seed, epochs=best) for own in rows]
+        heads = [Head(*plain, rows=rows, valid_rows=held, seed=seed, epochs=best) for rows, held, seed in parts]
         last = max(best, math.ceil(self._last * longer))  # over which the learning rate's schedule is spread
         trainer.train(heads, batch_size=self._config.data.batch_size, epochs=last)
-        return heads
-
-    def _logits(self, trainer: HeadTrainer, head: Head, rows: Indices) -> Tensor:
-        assert head.rows is not None
-        logits = trainer.valid_logits(replace(head, valid_rows=rows)).cpu()
-        if self._config.model.prior == "uniform":
-            trained = torch.from_numpy(trainer.data.samples["train"].labels[head.rows])
-            logits = logits - log_prior(trained.bincount(minlength=logits.shape[1]))
+        logits = [trainer.valid_logits(head).cpu() for head in heads]
+        if settings.prior == "uniform":
+            labels = torch.from_numpy(trainer.data.samples["train"].labels)
+            numbers = [labels[head.rows].bincount(minlength=logits[0].shape[1]) for head in heads]
+            logits = [own - log_prior(number) for own, number in zip(logits, numbers, strict=True)]
         return logits
 
     def _longer(self, images: float) -> float:
@@ -249,15 +253,15 @@ class _Heads:
         folds, others = ([np.intersect1d(rows, among) for rows in all_] for all_ in (self._folds, self._others))
         correct = np.zeros((len(self._seeds), count), dtype=np.bool_)
         total = torch.zeros(count, self.trainer.stem.head.out_features, dtype=torch.float64)
-        images = 0.0
-        for number, seed in enumerate(self._seeds):
-            drawn = [rows[draw_images(self.files.labels[rows], share, seed)] for rows in others]
-            images = sum(map(len, drawn)) / len(drawn)
-            heads = self._train(self.trainer, drawn, seed, self._longer(images))
-            for head, rows in zip(heads, folds, strict=True):
-                logits = self._logits(self.trainer, head, rows).double() / self._temperature
-                total[torch.from_numpy(rows)] += logits.softmax(1)
-                correct[number, rows] = logits.argmax(1).numpy() == self.files.labels[rows]
+        parts = [
+            (rows[draw_images(self.files.labels[rows], share, seed)], held, seed)
+            for seed in self._seeds
+            for rows, held in zip(others, folds, strict=True)
+        ]
+        for logits, (_, held, seed) in zip(self._logits(self.trainer, parts), parts, strict=True):
+            total[torch.from_numpy(held)] += (logits.double() / self._temperature).softmax(1)
+            correct[seed - self.seed, held] = logits.argmax(1).numpy() == self.files.labels[held]
+        images = sum(len(rows) for rows, _, _ in parts) / len(parts)
         return _Answers(round(images), correct, total / len(self._seeds))
 
     def point(self, answers: _Answers) -> Point:
@@ -298,11 +302,8 @@ class _Heads:
 
     def _right(self, held: Indices, rows: Indices, trainer: HeadTrainer) -> NDArray[np.bool_]:
         """Return whether heads trained on these images classify those held out as they are labelled, [seeds, held]."""
-        right = []
-        for seed in self._seeds:
-            (head,) = self._train(trainer, [rows], seed, self._longer(len(rows)))
-            right.append(self._logits(trainer, head, held).argmax(1).numpy() == self.files.labels[held])
-        return np.stack(right)
+        logits = self._logits(trainer, [(rows, held, seed) for seed in self._seeds])
+        return torch.stack(logits).argmax(2).numpy() == self.files.labels[held]
 
 
 def draw_images(labels: Indices, share: float, seed: int) -> Indices:

@@ -13,7 +13,7 @@ from support import runs
 
 from dogbreed.metrics.paired import sign_flips
 from dogbreed.search.finalists import Difference, Finalist, Verdict
-from dogbreed.search.run import tune
+from dogbreed.search.run import caution, tune
 from dogbreed.training.run import train
 
 pytest.importorskip("optuna", reason="the search needs Optuna: pip install 'dogbreed[search]'")
@@ -30,6 +30,11 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         *("trainer.max_epochs=2", "data.batch_size=8", "progress=none", f"data.root={data}"),
         *(runs.headless_weights(folder), f"cache.dir={folder / 'cache'}"),
     ]
+
+
+def test_a_search_by_a_handful_of_validation_images_says_so() -> None:
+    assert caution(4) == ["It chose by 4 validation images, 25 points of val_acc each: mostly by luck."]
+    assert caution(30) == []
 
 
 def searched(folder: Path, settings: list[str], *more: str) -> dict[str, Any]:

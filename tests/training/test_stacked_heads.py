@@ -161,7 +161,7 @@ def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() ->
 def test_gradients_are_those_of_torch(settings: list[str]) -> None:
     start = nn.Linear(6, 4)
     trials = [Head(lr=0.1, label_smoothing=0.0), Head(lr=0.2, label_smoothing=0.3)]
-    stack = stacked_heads._Stack(start, trials, "sgd", "constant", steps=1)
+    stack = stacked_heads._Stack([start], trials, "sgd", "constant", steps=1)
     inputs, labels = torch.randn(5, 6), torch.tensor([0, 3, 1, 1, 2])
     losses = stack.step(inputs, labels)
     for place, trial in enumerate(trials):

@@ -146,6 +146,16 @@ def test_no_error_is_claimed_where_every_image_is_right(tmp_path: Path) -> None:
     assert unsure.startswith("90.0 ± 4.8 % (standard error) of 40 images")
 
 
+def test_figures_that_are_far_apart_are_named(tmp_path: Path) -> None:
+    labels, curve = [Label("one", "a", "train", "a", 0.9, 0.9)], [Point(8, [[0.7]], [0.7], 0.7, error=0.01)]
+    far, near = (
+        Study(tmp_path, tmp_path, labels, curve, tested=(tested, tested - 0.05, tested + 0.05)).judgement()
+        for tested in (0.76, 0.75)
+    )
+    assert "They are 6.0 points apart, of which chance explains 5.4: the images of test are unlike the others" in far
+    assert "apart" not in near
+
+
 def test_gains_are_those_of_an_analysis_of_variance() -> None:
     random = np.random.default_rng(0)
     labels = random.integers(0, 12, 600)
