@@ -49,7 +49,7 @@ class Steps(Callback):
 def stack(heads: int, inputs: int, classes: int, images: int) -> tuple[float, float]:
     """Return launches, and waits and pageable copies together, of a step of several heads."""
     rates = [Head(lr=0.001 * (index + 1)) for index in range(heads)]
-    on_device = _Stack(nn.Linear(inputs, classes).cuda(), rates, "adam", "cosine", 100)
+    on_device = _Stack([nn.Linear(inputs, classes).cuda()], rates, "adam", "cosine", 100)
     batch = torch.zeros(images, inputs, device="cuda"), torch.zeros(images, dtype=torch.long, device="cuda")
     on_device.step(*batch)
     counters.reset()

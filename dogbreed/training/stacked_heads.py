@@ -518,7 +518,8 @@ class _Stack:
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Take one step of every head; return the losses [heads] before it. See `Step`."""
         heads, classes, width = self._weight.shape
-        targets, count, there = labels[:, None], labels.new_tensor(len(labels)), None
+        count: Any = len(labels)  # no tensor: a GPU would wait for it
+        targets, there = labels[:, None], None
         if labels.ndim == 2:
             there = (labels >= 0).T[..., None]  # what fills up has no part in anything
             targets, count = labels.T.clamp(min=0), there.sum(0)
@@ -529,7 +530,7 @@ class _Stack:
         losses = (-logp.gather(2, own).sum(0) / count).squeeze(1)
         if self._smooths:
             smoothing = self.smoothing.squeeze(1)
-            losses = (1 - smoothing) * losses - smoothing * (logp.mean(2).sum(0) / count.view(-1))
+            losses = (1 - smoothing) * losses - smoothing * (logp.mean(2, keepdim=True).sum(0) / count).squeeze(1)
         # Slope of the mean loss by the logits: (softmax - target) / N, with (1 - s) on the label and s spread evenly.
         slope = logp.exp_()
         if self._smooths:
