@@ -78,6 +78,20 @@ def test_kept(model, data, capsys):
     assert "runtime" not in json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.parametrize(("least", "share"), [(0.0, 0), (1.01, 0.25)], ids=["all agree", "too few agree"])
+def test_the_first_layers_stay_in_float32_where_too_few_agree(least, share, model, data, monkeypatch, capsys):
+    onnx = pytest.importorskip("onnx")
+    monkeypatch.setattr(quantize, "LEAST_SAME", least)
+    assert export([str(model), str(data), "--runtime", "int8", "--max-loss", "100"]) == 0
+    graph = onnx.load(str(model / "model.int8.onnx")).graph
+    exact = {tensor.name for tensor in graph.initializer if tensor.data_type == onnx.TensorProto.FLOAT}
+    layers = [node for node in graph.node if node.op_type in ("Conv", "Gemm", "MatMul")]
+    kept = [index for index, node in enumerate(layers) if node.input[1] in exact]
+    assert kept == list(range(int(share * len(layers))))
+    assert json.loads((model / "model.json").read_text())["runtimes"]["int8"]["float32_layers"] == len(kept)
+    assert (f"with the first {len(kept)} layers in float32" in capsys.readouterr().out) == bool(kept)
+
+
 def test_images_that_gave_ranges_are_not_measured_on(model, data, monkeypatch, capsys):
     monkeypatch.setattr(quantize, "CALIBRATION_IMAGES", 3)
     assert export([str(model), str(data), "--runtime", "int8", "--max-loss", "100"]) == 0
