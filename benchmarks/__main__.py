@@ -62,12 +62,20 @@ TARGETS = (  # what, at least or at most, the figure's name
     ("processor seconds of a warm run beside its epochs", "10 s", "fixed_cpu_seconds"),
     ("a run with system metrics, compared with one without", "1.02", "profiling_system_ratio"),
     ("what HTTP adds to an answer, one client that keeps its connection", "1 ms", "serving_http_milliseconds"),
+    ("over the stub: host time of a warm step of 512", "1.5 ms", "stub_warm_step_host_ms"),
+    ("over the stub: waits and pageable copies of a warm step", "0", "stub_warm_step_waits_and_copies"),
+    ("over the stub: launches of a step of 50 heads over those of one", "1", "stub_launches_ratio"),
+    ("over the stub: processor's time to feed a view", "0.1 ms", "stub_extraction_feed_ms_per_view"),
 )
 
 
 def targets_and_measured(measured: dict[str, float]) -> list[tuple[str, str, float]]:
     """Return each target beside what was measured, where it was: (what, target, measured)."""
     figures = dict(measured)
+    if "stub_warm_step_waits" in measured:
+        waits = measured["stub_warm_step_waits"] + measured["stub_warm_step_pageable_copies"]
+        figures["stub_warm_step_waits_and_copies"] = waits
+        figures["stub_launches_ratio"] = measured["stub_stack_of_50_launches"] / measured["stub_stack_of_1_launches"]
     for task, seconds in tasks(measured).items():
         figures |= {f"{task} {way}": seconds["published"] / taken for way, taken in seconds.items()}
     return [(what, target, figures[name]) for what, target, name in TARGETS if name in figures]
