@@ -17,9 +17,8 @@ def answers(*names: str, **card: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def h100() -> dict[str, Any]:
-    return answers(
-        "on_the_cpu", "arithmetic", "mixed_and_clipped"
-    )  # in this order: the first must not touch the device
+    # In this order: the first must not touch the device, and the last sets what others look at.
+    return answers("on_the_cpu", "arithmetic", "mixed_and_clipped", "predictor")
 
 
 @pytest.mark.slow
@@ -33,6 +32,25 @@ def test_float32_is_float32_cached_or_not_and_tf32_where_asked_for(h100) -> None
     assert "bfloat16 False" in used["require bfloat16"]
     assert "float16 False" in used["require float16"]
     assert h100["out"].count("cache.precision=tf32 is faster") == 1
+
+
+@pytest.mark.slow
+def test_a_predictor_answers_and_explains_in_float32_itself(h100) -> None:
+    answer = h100["predictor"]
+    assert answer["device"] == "cuda"
+    assert answer["used"] == {"logits": ["float32 False", "highest"], "explain": ["float32 False", "highest"]}
+    assert answer["restored"]
+
+
+@pytest.mark.slow
+def test_a_search_is_where_the_trainer_would_be() -> None:
+    places = answers("devices", STUB_DEVICES="2")["devices"]
+    assert [places[name] for name in ("accelerator=gpu", "devices=[1]", "accelerator=cpu")] == [
+        "cuda:0",
+        "cuda:1",
+        "cpu",
+    ]
+    assert "refuses these settings (trainer.accelerator=mps)" in places["accelerator=mps"]
 
 
 @pytest.mark.slow

@@ -191,7 +191,6 @@ def test_a_head_in_the_stack_is_the_head_trained_alone(tmp_path: Path, cache_dir
 
 
 @real
-@pytest.mark.xfail(reason="the next features come from pageable memory")
 def test_a_warm_step_does_not_wait(tmp_path: Path) -> None:
     """But for the look at the loss on every 16th, a step on features asks the GPU for nothing to wait for."""
     data = DogImages(runs.photographs(3, 12, 3, 3), batch_size=4, num_workers=0, quiet=True)

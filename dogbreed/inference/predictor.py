@@ -95,7 +95,7 @@ class Predictor:
 
     Args:
         model: An exported model (a run's `model/`), or the folder of its run.
-        device: `cpu`, `cuda`, ...; None takes a GPU where there is one.
+        device: `cpu`, `cuda`, `mps`, ...; None takes a GPU where there is one, as `trainer.accelerator=auto` does.
         max_pixels: Larger images are refused before they are decoded.
         precision: `float32`, or `bfloat16` where the processor has units for it: faster, and close.
         runtime: `torch`; `onnx` or `int8`, for which `python -m dogbreed.export --runtime` writes a file into the
@@ -255,7 +255,8 @@ class Predictor:
 
         Both are from torch in float32, whatever the runtime: a map needs gradients.
         """
-        logits, maps = gradcam.explain_top_k(self.model.network, self.model.backbone, inputs, top_k)
+        with float32_as("float32", self.device):
+            logits, maps = gradcam.explain_top_k(self.model.network, self.model.backbone, inputs, top_k)
         return self._outputs(logits, self._features())[0], maps
 
     def _outputs(self, logits: Tensor, features: Tensor | None) -> list[Output]:
@@ -353,8 +354,15 @@ class Predictor:
 def _device(device: str | torch.device | None, runtime: str) -> torch.device:
     """Return the device that was asked for, else that which the runtime is for."""
     if device is None:
-        device = "cuda" if runtime in ("auto", "torch") and torch.cuda.is_available() else "cpu"
+        device = _best_device() if runtime in ("auto", "torch") else "cpu"
     return torch.device(device)
+
+
+def _best_device() -> str:
+    """Return what `trainer.accelerator=auto` takes."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def find_device(name: str | None) -> torch.device | None:

@@ -170,6 +170,17 @@ def test_the_key_changes_with_the_kind_of_device(monkeypatch):
 
 
 @pytest.mark.slow
+def test_the_key_changes_with_cudnn_on_cuda_alone(monkeypatch):
+    monkeypatch.setattr(extract, "plan", lambda prefix, device: extract.Plan(4, "direct"))
+    keys = {}
+    for version in (91002, 91100):
+        monkeypatch.setattr(torch.backends.cudnn, "version", lambda version=version: version)
+        for device in ("cuda", "cpu"):
+            keys.setdefault(device, set()).add(store_key(device))
+    assert {device: len(known) for device, known in keys.items()} == {"cuda": 2, "cpu": 1}
+
+
+@pytest.mark.slow
 def test_the_key_changes_with_precision_and_preprocessing():
     """`tf32` is kept as float32 is, so that the key alone tells them apart."""
     precisions = {store_key(precision=precision) for precision in extract.PRECISIONS}

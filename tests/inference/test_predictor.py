@@ -11,7 +11,7 @@ from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.data.images import BadImage, Preprocessing
-from dogbreed.inference.predictor import Predictor
+from dogbreed.inference.predictor import Predictor, _device
 from dogbreed.inference.schema import ClassScore, Options, Request
 from dogbreed.models import backbones, model_folder
 
@@ -60,6 +60,23 @@ def test_answers_are_those_of_a_computation_by_hand(predictor, photos):
         assert NAMES[answer.index] == answer.label
         assert sum(guess.probability for guess in answer.top) == pytest.approx(1)
     assert len({answer.probability for answer in answers}) == 12
+
+
+@pytest.mark.parametrize(
+    ("cuda", "mps", "runtime", "device"),
+    [
+        (True, False, "auto", "cuda"),
+        (True, True, "torch", "cuda"),
+        (False, True, "auto", "mps"),
+        (False, True, "onnx", "cpu"),
+        (False, False, "auto", "cpu"),
+    ],
+)
+def test_the_best_device_is_the_default(monkeypatch, tmp_path, cuda, mps, runtime, device):
+    """It is the first thing that is looked at, so that no such device is needed here."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    assert _device(None, runtime) == torch.device(device)
 
 
 def test_logits_are_before_the_temperature(predictor):

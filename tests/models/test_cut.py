@@ -152,6 +152,23 @@ def test_nothing_is_touched():
     assert not network.training
 
 
+MPS = torch.Generator()  # in the place of that of a Mac's GPU
+
+
+class MpsNoise(nn.Module):
+    def forward(self, x):
+        return x + torch.rand(4, 1, 1, generator=MPS)
+
+
+def test_the_generator_of_mps_is_watched_and_put_back(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.mps, "get_rng_state", MPS.get_state)
+    monkeypatch.setattr(torch.mps, "set_rng_state", MPS.set_state)
+    before = MPS.get_state()
+    assert cut(Net(opaque(MpsNoise)), 8).last_node == "first"
+    assert torch.equal(MPS.get_state(), before)
+
+
 # What must never be computed once
 
 

@@ -9,13 +9,17 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.plugins import MixedPrecision
 from support import runs
 from support.places import SHARED_DATA
 from support.reports import read_page
 from torch import nn
 
 from dogbreed.config.compose import compose
+from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch, ImageDataset
+from dogbreed.data.images import Preprocessing
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.monitor.callback import RULES, LiveRules, epoch_findings, machine_findings
 from dogbreed.monitor.history import History
@@ -255,6 +259,32 @@ def test_recorded_activity_and_gradients_are_those_of_the_network(small):
     assert float(variances["relu (1)"]) == pytest.approx(first.var().item(), rel=1e-5)
     gradient = small.network.conv.weight.grad.flatten()
     assert float(ranges[0]) == pytest.approx((gradient.quantile(0.95) - gradient.quantile(0.05)).item(), rel=1e-4)
+
+
+class Watched(LiveRules):
+    """Keeps the gradients of the first step, as the rules see them."""
+
+    def on_train_batch_end(self, *arguments):
+        super().on_train_batch_end(*arguments)
+        self.seen = self._recorder._gradients[0][1]
+
+
+@pytest.mark.slow
+def test_gradients_are_looked_at_without_the_scale_of_mixed_precision(tmp_path):
+    """A CPU can scale a loss too; Lightning asks for a GPU only where it makes the scaler itself."""
+    seen = []
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**14)
+    for precision in ({}, {"plugins": [MixedPrecision("16-mixed", "cpu", scaler)]}):
+        live = Watched(compose([])["rules"], History(tmp_path, {}))
+        quiet = {"logger": False, "enable_progress_bar": False, "default_root_dir": tmp_path}
+        trainer = Trainer(accelerator="cpu", max_steps=1, limit_val_batches=0, callbacks=[live], **quiet, **precision)
+        preprocessing = Preprocessing(size=64)
+        data = DogImages(runs.photographs(), num_workers=0, batch_size=4, quiet=True, preprocessing=preprocessing)
+        model = DogBreedClassifier(3, backbone="squeezenet1_1", weights="none", preprocessing=preprocessing.to_dict())
+        trainer.fit(model, datamodule=data)
+        seen.append(live.seen)
+    assert live._recorder.scaled
+    torch.testing.assert_close(seen[1], seen[0], rtol=0.2, atol=0)
 
 
 def test_nothing_listens_between_recorded_steps(small):

@@ -11,13 +11,19 @@ from lightning.pytorch import Callback, Trainer
 from support import runs
 
 from benchmarks.over_stub import PAGEABLE, WAITS, Steps, stack
+from dogbreed import Predictor
 from dogbreed.cache.callback import FeatureCache
 from dogbreed.cache.extract import PRECISIONS, Extraction, missing_views
 from dogbreed.cache.store import Store
+from dogbreed.config.compose import compose
+from dogbreed.config.settings import Config
+from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import Preprocessing
+from dogbreed.models import model_folder
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import cut
+from dogbreed.training.build import device_of
 from dogbreed.training.run import train
 
 FOLDER = Path(tempfile.mkdtemp())
@@ -60,6 +66,39 @@ def arithmetic(data_root: str) -> dict[str, Any]:
             used[f"{mode} {precision}"] = sorted({f"{str(one)[6:]} {tf32}" for one, tf32 in counters.convolutions})
     restored = flags == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision())
     return {"used": used, "restored": restored, "stores": len(list((FOLDER / "features").iterdir()))}
+
+
+def predictor(data_root: str) -> dict[str, Any]:
+    """What a Predictor's convolutions are computed in, where somebody allows TF32, and whether that is as before."""
+    model, data = parts(data_root)
+    folder = FOLDER / "model"
+    described = {"backbone": "squeezenet1_1", "class_names": data.classes, "preprocessing": data.preprocessing}
+    model_folder.save(folder, model_folder.Exported(network=model.network, **described))
+    torch.set_float32_matmul_precision("high")
+    flags = torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()
+    answers, used = Predictor(folder), {}
+    inputs = torch.zeros(1, 3, 64, 64)
+    for name, ask in (("logits", answers.logits), ("explain", lambda images: answers.explain(images, 1))):
+        counters.reset()
+        inside = set()
+        layer = answers.model.network.features[0]
+        hook = layer.register_forward_hook(lambda *_, inside=inside: inside.add(torch.get_float32_matmul_precision()))
+        ask(inputs)
+        hook.remove()
+        used[name] = [*sorted({f"{str(one)[6:]} {tf32}" for one, tf32 in counters.convolutions}), *inside]
+    restored = flags == (torch.backends.cudnn.allow_tf32, torch.get_float32_matmul_precision()) == (True, "high")
+    return {"device": str(answers.device), "used": used, "restored": restored}
+
+
+def devices(_: str) -> dict[str, str]:
+    """Where a search trains, and where the Trainer of the same settings has its first process."""
+    places = {}
+    for settings in ("accelerator=gpu", "devices=[1]", "accelerator=cpu", "accelerator=mps"):
+        try:
+            places[settings] = str(device_of(Config.from_dict(compose([f"trainer.{settings}", "data.root=."]))))
+        except DogbreedError as error:
+            places[settings] = str(error)
+    return places
 
 
 def on_the_cpu(data_root: str) -> dict[str, Any]:
