@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
+from typing import Any
 
 import torch
 from torch import distributed
@@ -50,7 +51,7 @@ def patient(otherwise: Callable[[bool], bool]) -> Iterator[Callable[[bool], bool
     if not (joined and distributed.is_gloo_available()):
         yield otherwise
         return
-    processes = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
+    processes: Any = distributed.new_group(backend="gloo", timeout=LONGEST_WAIT)
 
     def all_well(well: bool) -> bool:
         least = torch.tensor(int(well))

@@ -59,7 +59,7 @@ class DogImages(LightningDataModule):
         split: Shares of train, valid and test where the images are not split yet, as numbers or as text.
         class_mismatch: What becomes of classes that are not in every split: `error` or `drop`.
         batch_size: Images per step on each device.
-        num_workers: Processes that decode images; `auto` takes one per core, 8 at most.
+        num_workers: Processes that decode images; `auto` takes one per core, shared among the Trainer's devices here.
         augment: `none`, `flip` (mirrored half of the time) or `crop` (one of `views` fixed random crops).
         resize: `squash` (as published) or `crop`; only used where `preprocessing` is not given.
         on_bad_image: `skip` leaves unreadable files out and lists them, `error` stops.
@@ -119,7 +119,7 @@ class DogImages(LightningDataModule):
         self.shares = parse_shares(split)
         self.class_mismatch = class_mismatch
         self.batch_size = batch_size
-        self.num_workers = min(cpu_count(), 8) if num_workers == "auto" else num_workers
+        self._num_workers = num_workers
         self.augment = augment
         self.on_bad_image = on_bad_image
         self.download = download
@@ -355,6 +355,13 @@ class DogImages(LightningDataModule):
 
     def _evaluation_loader(self, split: str) -> DataLoader[Any]:
         return self._loader(split, EvaluationBatches(len(self.samples[split]), self.batch_size, *self._rank()))
+
+    @property
+    def num_workers(self) -> int:
+        """Processes that decode images for this one."""
+        if self._num_workers != "auto":
+            return self._num_workers
+        return max(1, cpu_count() // (self.trainer.num_devices if self.trainer else 1))
 
     @property
     def _device(self) -> torch.device:

@@ -559,6 +559,16 @@ def test_a_worker_that_is_killed_is_a_sentence():
         list(ImageLoader(_Killed(), num_workers=1, batch_bytes=1))
 
 
+def test_workers_are_the_cores_of_this_process_shared_among_devices(dog_tree, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(48)), raising=False)
+    data, own = DogImages(dog_tree, quiet=True), DogImages(dog_tree, num_workers=3, quiet=True)
+    workers = [(data.num_workers, own.num_workers)]
+    for devices in (4, 64):
+        data.trainer = own.trainer = Trainer(accelerator="cpu", devices=devices, strategy="ddp", logger=False)
+        workers.append((data.num_workers, own.num_workers))
+    assert workers == [(48, 3), (12, 3), (1, 3)]
+
+
 def test_workers_go_where_the_shared_memory_has_no_room(capsys):
     loader = ImageLoader([1, 2], num_workers=2, batch_bytes=1 << 60, persistent_workers=True)
     assert loader.num_workers == 0
