@@ -105,15 +105,16 @@ def main() -> None:
     prepare_process()
     machine_facts = environment.machine()
     print(", ".join(machine_facts.values()))
+    machine_facts["instructions"] = torch.backends.cpu.get_cpu_capability()
+    main = machine_facts["GPU" if torch.cuda.is_available() else "processor"]
+    file = result_file(f"{main} {machine_facts['instructions']}", arguments.record)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), arguments.photographs, arguments.weights)
         for name in parts:
             print(name, flush=True)
             PARTS[name](bench)
-    machine_facts["instructions"] = torch.backends.cpu.get_cpu_capability()
-    main = machine_facts["GPU" if bench.device.type == "cuda" else "processor"]
-    file = result_file(f"{main} {machine_facts['instructions']}", arguments.record)
-    show(write(file, machine_facts, bench.measured))
+            measured = write(file, machine_facts, bench.measured)  # a later part that fails takes nothing with it
+    show(measured)
     print(f"\n{file}")
 
 

@@ -59,7 +59,7 @@ def decoding(bench: Bench) -> None:
 def extraction(bench: Bench) -> None:
     """Measure the frozen part alone, without decoding: torchvision's network called plainly, and this project's way."""
     plain = torchvision.models.vgg16(weights=None).to(bench.device).eval()
-    count = 32
+    count = 32 if bench.device.type == "cpu" else 128  # a GPU's pass
     inputs = torch.rand(count, 3, 224, 224, device=bench.device)
     backbones.set_mode(bench.network, training=False)
     parts = cut(bench.network, 224)

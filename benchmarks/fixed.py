@@ -48,7 +48,7 @@ def first_loss(bench: Bench) -> None:
     started = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert process.stdout
-    line = next((line for line in process.stdout if re.search(r"\bloss \d", line)), None)
+    line = next((line for line in process.stdout if re.search(r"\b(loss |train_loss=)\d", line)), None)
     seconds = time.perf_counter() - started
     process.terminate()
     process.communicate()

@@ -49,9 +49,9 @@ def serving(bench: Bench) -> None:
 
 
 def _in_this_process(bench: Bench, folder: Path, photographs: dict[str, bytes]) -> None:
-    bench.note("serving_load_seconds", bench.seconds(lambda: Predictor(folder, device="cpu")))
-    names = ("float32", "bfloat16") if has_bfloat16(torch.device("cpu")) else ("float32",)
-    predictors = {name: Predictor(folder, device="cpu", precision=name) for name in names}
+    bench.note("serving_load_seconds", bench.seconds(lambda: Predictor(folder, device=bench.device)))
+    names = ("float32", "bfloat16") if has_bfloat16(bench.device) else ("float32",)
+    predictors = {name: Predictor(folder, device=bench.device, precision=name) for name in names}
     published = Published(predictors["float32"].model.network)
     for name, data in photographs.items():
         ways = {"published": lambda data=data: published.label(data)} | {
@@ -79,10 +79,10 @@ def _in_this_process(bench: Bench, folder: Path, photographs: dict[str, bytes]) 
 def _over_http(bench: Bench, folder: Path, photograph: bytes) -> None:
     weights = (folder / model_folder.WEIGHTS).stat().st_size
     servers: dict[str, tuple[str, ...]] = {"batched": (), "alone": ("--max-batch", "1")}
-    if has_bfloat16(torch.device("cpu")):
+    if has_bfloat16(bench.device):
         servers["bfloat16"] = ("--precision", "bfloat16")
     for name, flags in servers.items():
-        with _server(folder, *flags) as (port, process, healthy):
+        with _server(folder, "--device", bench.device.type, *flags) as (port, process, healthy):
             if name == "batched":
                 bench.note("serving_start_to_healthy_seconds", healthy)
                 bench.note("serving_one_client_p50_seconds", statistics.median(_clients(port, photograph, 1)[0]))
@@ -102,8 +102,8 @@ def _beside_the_network(bench: Bench, photograph: bytes) -> None:
     folder = model_folder.save(
         bench.folder / "small", model_folder.Exported(network, "mobilenet_v2", names, Preprocessing())
     )
-    predictor = Predictor(folder, device="cpu")
-    with _server(folder) as (port, _, _):
+    predictor = Predictor(folder, device=bench.device)
+    with _server(folder, "--device", bench.device.type) as (port, _, _):
         connection = HTTPConnection("127.0.0.1", port)
         taken = bench.side_by_side(
             {"request": lambda: _ask(connection, photograph), "answer": lambda: predictor.predict([photograph])}, 60
@@ -118,6 +118,7 @@ class Published:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network.to(memory_format=torch.contiguous_format)
+        self.device = next(network.parameters()).device
         self.transform = transforms.Compose(
             [
                 transforms.Resize((224, 224)),
@@ -132,7 +133,7 @@ class Published:
 
     def logits(self, inputs: torch.Tensor) -> torch.Tensor:
         with torch.no_grad():
-            logits: torch.Tensor = self.network(inputs)
+            logits: torch.Tensor = self.network(inputs.to(self.device)).cpu()
         return logits
 
 
@@ -173,7 +174,7 @@ def _jpeg(image: Image.Image, size: tuple[int, int]) -> bytes:
 def _server(folder: Path, *flags: str) -> Any:
     """Yield a port, its process, and the seconds from nothing to the first good answer of /ping."""
     started = time.perf_counter()
-    command = [sys.executable, "-m", "dogbreed.serve", str(folder), "--port", "0", "--device", "cpu", *flags]
+    command = [sys.executable, "-m", "dogbreed.serve", str(folder), "--port", "0", *flags]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert process.stdout

@@ -93,3 +93,18 @@ def test_the_thread_that_feeds_extraction_waits_for_nothing(warm) -> None:
     again = warm["extraction"]["again"]
     assert [again[name] for name in ("STREAM_SYNC", "EVENT_SYNC", "DEVICE_SYNC", "SYNC_MEMCPY")] == [0] * 4
     assert again["H2D_PAGEABLE"] == again["D2H_PAGEABLE"] == 0
+
+
+@pytest.mark.slow
+def test_the_benchmark_starts_on_a_card_without_units_for_bfloat16() -> None:
+    code = (
+        "import json, tempfile; from pathlib import Path; from benchmarks import bench, extraction; "
+        "bench.Bench.side_by_side.__defaults__ = (1,); one = bench.Bench(Path(tempfile.mkdtemp())); "
+        "extraction.machine(one); extraction.extraction(one); print(json.dumps([one.device.type, *one.measured]))"
+    )
+    done = stub.run(code, STUB_CC="75")
+    assert done.returncode == 0, done.stderr
+    device, *names = json.loads(done.stdout.splitlines()[-1])
+    assert device == "cuda"
+    assert {"matmul_gflops_float32", "extraction_float32_ratio"} <= set(names)
+    assert not [name for name in names if "bfloat16" in name]
