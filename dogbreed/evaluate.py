@@ -8,6 +8,7 @@ from dogbreed.config.help import EVALUATE_HELP as HELP
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
+from dogbreed.core.loading import loading
 from dogbreed.core.version import __version__
 
 OWN_KEYS = (
@@ -58,8 +59,9 @@ def _evaluate(argv: list[str]) -> int:
     read_manifest(find_model(models[0]))  # a wrong path needs no torch to be named
     config = compose([word for word in overrides if word.split("=", 1)[0] not in OWN_KEYS])
     data = config["data"]
-    from dogbreed.cache.callback import FeatureCache
-    from dogbreed.training.evaluate import evaluate
+    with loading():
+        from dogbreed.cache.callback import FeatureCache
+        from dogbreed.training.evaluate import evaluate
 
     cache = config["cache"]
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dogbreed.core.cli import guard, parser, path
+from dogbreed.core.loading import loading
 
 _DESCRIPTION = "Look at the labels of a finished run's images, and at what more images would bring."
 _EPILOG = """\
@@ -51,7 +52,9 @@ def _study(arguments: argparse.Namespace) -> None:
 
     from dogbreed.core.files import new_folder, write_csv, write_json
     from dogbreed.report.study import Label
-    from dogbreed.training.study import study
+
+    with loading():
+        from dogbreed.training.study import study
 
     made = study(arguments.run, folds=arguments.folds, seeds=arguments.seeds, quiet=arguments.json)
     content = made.to_json()

@@ -8,6 +8,7 @@ from typing import Any
 
 from dogbreed.config import cli
 from dogbreed.config.help import TRAIN_HELP
+from dogbreed.core.loading import loading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,7 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dogbreed.data.locate import check_address
 
         check_address(config["data"])  # a wrong path needs no torch to be named
-        from dogbreed.training.run import train
+        with loading():
+            from dogbreed.training.run import train
 
         result = train(config)
         if result.metrics:  # in the first process alone

@@ -6,6 +6,7 @@ from typing import Any
 
 from dogbreed.config import cli
 from dogbreed.config.help import TUNE_HELP
+from dogbreed.core.loading import loading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -18,11 +19,13 @@ def _tune(config: dict[str, Any]) -> None:
 
     check_address(config["data"])  # a wrong path needs no torch to be named
     if config["search"]["backbones"] is not None:
-        from dogbreed.search.leaderboard import leaderboard
+        with loading():
+            from dogbreed.search.leaderboard import leaderboard
 
         leaderboard(config)
         return
-    from dogbreed.search.run import tune
+    with loading():
+        from dogbreed.search.run import tune
 
     tune(config)
 
