@@ -76,11 +76,19 @@ def _tensors(file: Path, names: Iterable[str], prefix: str = "") -> dict[str, Te
 def drop_frozen(run: Path) -> None:
     """Delete the frozen values beside a finished run's checkpoints where its export has the very same."""
     beside = run / "checkpoints" / FROZEN
-    with suppress(OSError, SafetensorError):
+    with suppress(OSError, SafetensorError, RuntimeError):
         with safe_open(beside, framework="pt") as content:
-            names, digest = list(content.keys()), (content.metadata() or {}).get("digest")
-        if _exported(beside, names, digest) is not None:
+            names = list(content.keys())
+        exported = _tensors(run / "model" / WEIGHTS, names, PREFIX)
+        if all(_same_bits(value, exported[name]) for name, value in _tensors(beside, names).items()):
             beside.unlink()
+
+
+def _same_bits(one: Tensor, two: Tensor) -> bool:
+    if one.dtype != two.dtype or one.is_complex():
+        return False
+    whole = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[one.element_size()]
+    return torch.equal(one.view(whole), two.view(whole))
 
 
 def _load(file: Path) -> Any:

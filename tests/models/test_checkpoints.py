@@ -12,7 +12,7 @@ from dogbreed.cache.__main__ import main
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import atomic_write
 from dogbreed.models.checkpoint_io import RunCheckpointIO
-from dogbreed.models.checkpoints import FROZEN, changed_state, network_state, read_checkpoint
+from dogbreed.models.checkpoints import FROZEN, changed_state, drop_frozen, network_state, read_checkpoint
 
 
 def checkpoint(step: int = 1) -> dict:
@@ -160,6 +160,27 @@ def test_runs_share_equal_frozen_values(tmp_path, capsys):
     assert main(["--dir", str(tmp_path / "cache"), "prune"]) == 0
     assert "of 1 network that no run has any more" in capsys.readouterr().out
     assert [*shared.iterdir()] == [kept]
+
+
+@pytest.mark.parametrize(
+    ("exported", "same"),
+    [
+        (torch.tensor([0.0, torch.nan, 1.0]), True),
+        (torch.tensor([-0.0, torch.nan, 1.0]), False),
+        (torch.tensor([0.0, torch.nan, 1.0]).double(), False),
+        (torch.tensor([[0.0, torch.nan, 1.0]]), False),
+        (None, False),
+    ],
+)
+def test_frozen_values_go_only_where_the_export_has_the_same_bits(exported, same, tmp_path):
+    for folder in ("checkpoints", "model"):
+        (tmp_path / folder).mkdir()
+    values = {"network.a": torch.tensor([0.0, torch.nan, 1.0]), "network.b": torch.tensor(True)}
+    save_file(values, tmp_path / "checkpoints" / FROZEN)
+    others = {} if exported is None else {"a": exported}
+    save_file({"b": values["network.b"], "head": torch.ones(1), **others}, tmp_path / "model" / "model.safetensors")
+    drop_frozen(tmp_path)
+    assert (tmp_path / "checkpoints" / FROZEN).exists() is not same
 
 
 def test_each_folder_gets_its_frozen_values(tmp_path):
