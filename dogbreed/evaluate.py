@@ -8,7 +8,6 @@ from dogbreed.config.help import EVALUATE_HELP as HELP
 from dogbreed.config.overrides import split_argv
 from dogbreed.core.cli import guard
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.loading import loading
 from dogbreed.core.version import __version__
 
 OWN_KEYS = (
@@ -59,9 +58,8 @@ def _evaluate(argv: list[str]) -> int:
     read_manifest(find_model(models[0]))  # a wrong path needs no torch to be named
     config = compose([word for word in overrides if word.split("=", 1)[0] not in OWN_KEYS])
     data = config["data"]
-    with loading():
-        from dogbreed.cache.callback import FeatureCache
-        from dogbreed.training.evaluate import evaluate
+    from dogbreed.cache.callback import FeatureCache
+    from dogbreed.training.evaluate import evaluate
 
     cache = config["cache"]
 

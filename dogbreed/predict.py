@@ -8,7 +8,6 @@ from pathlib import Path
 
 from dogbreed.core.cli import guard, parser, path
 from dogbreed.core.errors import DogbreedError
-from dogbreed.core.loading import loading
 
 _DESCRIPTION = "Name what is on photographs, with a model that a run has exported."
 _EPILOG = """\
@@ -60,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def predict() -> int:
         _check(arguments["model"], arguments["paths"])
-        with loading():
-            from dogbreed.inference.photographs import answer
+        from dogbreed.inference.photographs import answer
 
         return answer(as_json=arguments.pop("json"), **arguments)
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from dogbreed.core.cli import guard, parser, path
-from dogbreed.core.loading import loading
 
 _DESCRIPTION = "Look at the labels of a finished run's images, and at what more images would bring."
 _EPILOG = """\
@@ -52,9 +51,7 @@ def _study(arguments: argparse.Namespace) -> None:
 
     from dogbreed.core.files import new_folder, write_csv, write_json
     from dogbreed.report.study import Label
-
-    with loading():
-        from dogbreed.training.study import study
+    from dogbreed.training.study import study
 
     made = study(arguments.run, folds=arguments.folds, seeds=arguments.seeds, quiet=arguments.json)
     content = made.to_json()

@@ -8,7 +8,6 @@ from typing import Any
 
 from dogbreed.config import cli
 from dogbreed.config.help import TRAIN_HELP
-from dogbreed.core.loading import loading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,8 +18,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         from dogbreed.data.locate import check_address
 
         check_address(config["data"])  # a wrong path needs no torch to be named
-        with loading():
-            from dogbreed.training.run import train
+        from dogbreed.training.run import train
 
         result = train(config)
         if result.metrics:  # in the first process alone

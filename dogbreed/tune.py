@@ -6,7 +6,6 @@ from typing import Any
 
 from dogbreed.config import cli
 from dogbreed.config.help import TUNE_HELP
-from dogbreed.core.loading import loading
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,13 +18,11 @@ def _tune(config: dict[str, Any]) -> None:
 
     check_address(config["data"])  # a wrong path needs no torch to be named
     if config["search"]["backbones"] is not None:
-        with loading():
-            from dogbreed.search.leaderboard import leaderboard
+        from dogbreed.search.leaderboard import leaderboard
 
         leaderboard(config)
         return
-    with loading():
-        from dogbreed.search.run import tune
+    from dogbreed.search.run import tune
 
     tune(config)
 
