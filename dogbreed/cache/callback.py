@@ -4,8 +4,8 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from dogbreed.cache.extract import PRECISIONS, Extraction, Missing, missing_views, row_keys, store_key, used_keys
 from dogbreed.cache.folders import META, cache_folder, evict, existing, locked
-from dogbreed.cache.group import Group, patient
 from dogbreed.cache.on_demand import OnDemand
 from dogbreed.cache.remote import RemoteStore, remote_of
 from dogbreed.cache.store import KEY, Keys, Store
@@ -32,6 +31,30 @@ from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import CutNetwork, NoPrefix, cut
 
 MODES = ("auto", "off", "require")
+
+
+class Group:
+    """The processes that share the work on one folder.
+
+    Args:
+        rank: Of this process.
+        world: Number of processes.
+        all_well: Waits for the others, and says whether all is well with all of them.
+    """
+
+    def __init__(self, rank: int = 0, world: int = 1, all_well: Callable[[bool], bool] = bool) -> None:
+        self.rank, self.world, self._all_well = rank, world, all_well
+
+    @contextmanager
+    def step(self) -> Iterator[None]:
+        """Hold a step that all processes take: where one fails, none goes on, and none waits for it."""
+        problem: Exception | None = None
+        try:
+            yield
+        except Exception as error:  # whatever it is, the others must not wait for this process
+            problem = error
+        if not self._all_well(problem is None):
+            raise problem or DogbreedError("another process could not compute its part of the features")
 
 
 def _may_wait(trainer: Trainer, model: DogBreedClassifier) -> bool:
@@ -132,10 +155,9 @@ class FeatureCache(Callback):
         device = trainer.strategy.root_device
         self._arithmetic.enter_context(float32_as(self.precision, device))  # the features' and the network's
         rank, world = self._share(trainer)
+        group = Group(rank, world, trainer.strategy.reduce_boolean_decision)
         epoch = (lambda: trainer.current_epoch) if _may_wait(trainer, pl_module) else None
-        epochs = _epochs(trainer, pl_module, stage)
-        with patient(trainer.strategy.reduce_boolean_decision) as all_well:
-            self.attach(pl_module, data, device, Group(rank, world, all_well), epochs=epochs, epoch=epoch)
+        self.attach(pl_module, data, device, group, epochs=_epochs(trainer, pl_module, stage), epoch=epoch)
         if self._on_demand:
             self._on_demand.awaits_close = True
         return None
