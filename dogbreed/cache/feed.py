@@ -18,7 +18,7 @@ from dogbreed.data.datasets import ImageLoader
 from dogbreed.data.images import Preprocessing, load_levels, normalised
 
 IMAGES = 32  # that a worker sends at once
-AHEAD = 2  # passes that the device is told of before the features of one are asked for
+AHEAD = 2  # passes that are launched before the features of one are waited for
 
 
 class Levels(NamedTuple):

@@ -50,11 +50,10 @@ def fit_head(head: nn.Linear, inputs: Tensor, labels: Tensor, criterion: nn.Cros
         c: Inverse strength of the penalty.
     """
     count = len(labels) if criterion.weight is None else criterion.weight[labels].sum()
-    # Without their mean, which the bias can take, the inputs need fewer steps.
-    mean = inputs.mean(0)
+    # Without their mean, which a bias can take, the inputs need fewer steps.
+    mean = inputs.mean(0) if head.bias is not None else inputs.new_zeros(inputs.shape[1])
     centred = inputs - mean
-    with torch.no_grad():
-        head.bias.add_(head.weight @ mean)
+    _shift(head, mean)
     optimizer = torch.optim.LBFGS(
         list(head.parameters()),
         max_iter=1000,
@@ -73,8 +72,14 @@ def fit_head(head: nn.Linear, inputs: Tensor, labels: Tensor, criterion: nn.Cros
     with torch.enable_grad():
         optimizer.step(closure)
     optimizer.zero_grad()
-    with torch.no_grad():
-        head.bias.sub_(head.weight @ mean)
+    _shift(head, -mean)
+
+
+def _shift(head: nn.Linear, inputs: Tensor) -> None:
+    """Let the bias, if any, take the part of the logits that these inputs [D] have."""
+    if head.bias is not None:
+        with torch.no_grad():
+            head.bias.add_(head.weight @ inputs)
 
 
 class Solution(NamedTuple):

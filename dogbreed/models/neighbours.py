@@ -75,8 +75,11 @@ class InDomain(ABC):
         return False
 
     def matches(self, features: Tensor, most: int) -> list[list[Match]]:
-        """Return the training images that are most like each row of features [N, D], the nearest first."""
-        raise NotImplementedError
+        """Return the training images that are most like each row of features [N, D], the nearest first.
+
+        None are named where it does not know what they are called.
+        """
+        return [[] for _ in features]
 
     def calibrated(self, valid: Tensor) -> Self | None:
         """Return it with the threshold that refuses 1 % of images like these; None if they are too few to tell.
@@ -174,8 +177,9 @@ class Neighbours(InDomain):
         return nearest
 
     def matches(self, features: Tensor, most: int) -> list[list[Match]]:
+        if self.labels is None or self.names is None:
+            return super().matches(features, most)
         labels, paths = self.labels, self._paths
-        assert labels is not None
         # Four places are as many as 8 bits have; of equal cosines the first image comes first, whatever the batch was.
         places = (10_000 * self._cosines(features)).round().long()
         order = (places * MOST - torch.arange(len(paths))).topk(min(most, len(paths)), dim=1).indices

@@ -75,6 +75,12 @@ def test_of_equal_images_the_first_comes_first() -> None:
     assert [one.path for one in index.matches(row, 9)[0]] == [f"{number}.jpg" for number in range(9)]
 
 
+def test_without_names_none_is_named() -> None:
+    index = build([rows(1, 0)])
+    assert not index.names_images
+    assert index.matches(rows(2, 0), 3) == [[], []]
+
+
 def test_names_within_the_bound_of_the_index_and_none_beyond() -> None:
     features = torch.rand(120, 4096, generator=torch.Generator().manual_seed(0))
     index = build([features, *[features[:1].expand(9_880, -1)]])

@@ -19,18 +19,20 @@ linear_model = pytest.importorskip("sklearn.linear_model")
 
 
 @pytest.mark.parametrize("c", [0.01, 1.0])
-@pytest.mark.parametrize("balanced", [False, True])
-def test_scikit_learn_finds_the_same(c: float, balanced: bool) -> None:
+@pytest.mark.parametrize(("balanced", "bias"), [(False, True), (True, True), (False, False)])
+def test_scikit_learn_finds_the_same(c: float, balanced: bool, bias: bool) -> None:
     numbers = np.random.default_rng(0)
     labels = numbers.choice(3, 60, p=[0.6, 0.3, 0.1])
     inputs = numbers.normal(size=(60, 5)) + labels[:, None]
     counts = torch.from_numpy(labels).bincount(minlength=3)
-    criterion, head = nn.CrossEntropyLoss(), nn.Linear(5, 3)
+    criterion, head = nn.CrossEntropyLoss(), nn.Linear(5, 3, bias=bias)
     if balanced:
         balance_loss(criterion, counts)
     fit_head(head, torch.from_numpy(inputs).float(), torch.from_numpy(labels), criterion, c)
     weights = dict(enumerate(criterion.weight.tolist())) if balanced else None  # type: ignore[union-attr]
-    other = linear_model.LogisticRegression(C=c, class_weight=weights, tol=1e-10, max_iter=10_000).fit(inputs, labels)
+    other = linear_model.LogisticRegression(
+        C=c, class_weight=weights, tol=1e-10, max_iter=10_000, fit_intercept=bias
+    ).fit(inputs, labels)
     with torch.no_grad():
         probabilities = head(torch.from_numpy(inputs).float()).softmax(1).numpy()
     np.testing.assert_allclose(probabilities, other.predict_proba(inputs), atol=5e-4)
