@@ -35,7 +35,6 @@ class History(Checkpoint):
         rows: One dict per epoch, with the columns of `metrics.csv`.
         best: The row of the best epoch; None before the first that was validated.
         seconds_before: Of the runs that this one goes on with.
-        kept: Epochs that the last checkpoint holds; while an epoch is being saved, one less than there are rows.
     """
 
     def __init__(self, folder: Path, config: dict[str, Any]) -> None:
@@ -43,11 +42,19 @@ class History(Checkpoint):
         self.config = config
         self.rows: list[dict[str, float]] = []
         self.best: dict[str, float] | None = None
-        self.kept = 0
         self.seconds_before = 0.0
         self._began, self._clock = time.monotonic(), EpochClock()
         self._seen = 0
         self._validated = False
+        self._before: tuple[int, int] | None = None  # the last checkpoint, where an epoch is about to replace it
+
+    @property
+    def kept(self) -> int:
+        """Return how many epochs the last checkpoint holds, one less than there are rows while an epoch is saved.
+
+        The file itself is asked: a Ctrl-C can come between its writing and whatever would note it.
+        """
+        return len(self.rows) - (self._before is not None and self._before == _identity(self.last_path))
 
     @property
     def best_path(self) -> Path:
@@ -84,6 +91,7 @@ class History(Checkpoint):
             "seconds": round(seconds, 3),
             "images_per_second": round((images_seen(pl_module) - self._seen) / max(seconds, 1e-9), 1),
         }
+        self._before = _identity(self.last_path)
         self.rows.append(row)
         better = self._validated and (self.best is None or row["val_loss"] < self.best["val_loss"])
         if better:
@@ -94,7 +102,6 @@ class History(Checkpoint):
         if better:
             trainer.save_checkpoint(self.best_path)
         trainer.save_checkpoint(self.last_path)
-        self.kept = len(self.rows)
         if trainer.is_global_zero:
             write_csv(self.folder / "metrics.csv", HISTORY, ([row[name] for name in HISTORY] for row in self.rows))
 
@@ -122,7 +129,6 @@ class History(Checkpoint):
         self.best = state_dict["best"] and {**older, **state_dict["best"]}
         # Older checkpoints know the seconds of their epochs alone.
         self.seconds_before = state_dict.get("seconds", sum(row["seconds"] for row in self.rows))
-        self.kept = len(self.rows)
 
     @property
     def state_key(self) -> str:
@@ -154,6 +160,15 @@ class EarlyStopping(callbacks.EarlyStopping):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({**state_dict, "patience": self.patience})  # a resumed run may have another one
+
+
+def _identity(file: Path) -> tuple[int, int]:
+    """Return what differs between a file and the one that replaces it; zeros where there is none."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return 0, 0
+    return stat.st_ino, stat.st_mtime_ns
 
 
 def images_seen(module: LightningModule) -> int:

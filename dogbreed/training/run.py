@@ -246,7 +246,7 @@ def _interrupted(run: Run, checkpoint: Path | None, folder: Path) -> Interrupted
     history = run.history
     if history.kept:
         resume = shlex.quote(f"resume={folder}")
-        return Interrupted(f"Stopped after {history.kept} epochs; go on with {resume} and the same settings.")
+        return Interrupted(f"Stopped after {count(history.kept, 'epoch')}; go on with {resume} and the same settings.")
     if checkpoint is not None:
         return Interrupted(f"Stopped before training went on; {checkpoint} is as it was.")
     return run.cache.interrupted() or Interrupted(

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from support import runs
 
 from dogbreed import DogBreedClassifier
@@ -62,6 +63,30 @@ def test_gone_on_with_elsewhere_but_never_better(tmp_path: Path) -> None:
     assert ran.code == 2
     assert f"best.ckpt beside it, which has the weights of epoch {best}" in ran.err
     assert not (tmp_path / "other").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "sentence"), [(True, "Stopped after 1 epoch"), (False, "Stopped after 2 epochs")])
+def test_stopped_while_an_epoch_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: bool, sentence: str
+) -> None:
+    """What is said is what the last checkpoint holds, just before it is replaced and just after."""
+    save = Trainer.save_checkpoint
+
+    def interrupted(trainer: Trainer, path: Path) -> None:
+        stops = Path(path).name == "last.ckpt" and trainer.current_epoch == 1
+        if not (stops and before):
+            save(trainer, path)
+        if stops:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Trainer, "save_checkpoint", interrupted)
+        ran = runs.run(*runs.overrides(tmp_path, "trainer.max_epochs=3", "test=false"))
+    assert ran.code == 130
+    assert f"{sentence}; go on with resume={tmp_path}" in ran.err
+    ran = runs.train_in(tmp_path, f"resume={tmp_path}")
+    assert ("epoch=2 " in ran.out) is before
 
 
 @pytest.mark.slow
