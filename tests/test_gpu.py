@@ -28,7 +28,8 @@ from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.cut import cut
 from dogbreed.training.build import build_cache, build_data, build_model
 from dogbreed.training.run import train
-from dogbreed.training.stacked_heads import Head, HeadTrainer, Stem
+from dogbreed.training.stacked_heads import Head, HeadTrainer
+from dogbreed.training.stem import Stem
 
 ON = os.environ.get("DOGBREED_GPU_TESTS_ON", "cuda")
 DEVICE = torch.device(ON)

@@ -44,7 +44,8 @@ from dogbreed.training.build import (
     say,
 )
 from dogbreed.training.preflight import check_settings
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
+from dogbreed.training.stacked_heads import Head, HeadTrainer, why_not_stacked
+from dogbreed.training.stem import NotStackable
 
 RATES = (1 / 3, 1.0, 3.0)  # times model.lr
 TIMED = 10  # images that pass one by one

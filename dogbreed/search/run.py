@@ -33,7 +33,8 @@ from dogbreed.training.build import (
     say,
 )
 from dogbreed.training.run import train
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
+from dogbreed.training.stacked_heads import Head, HeadTrainer, why_not_stacked
+from dogbreed.training.stem import NotStackable
 
 FEW_VALID = 30  # images, of which one is more than 3 points of accuracy
 TrainRound = Callable[[Sequence[Any]], None]

@@ -17,7 +17,8 @@ from dogbreed.models.arithmetic import float32_as
 from dogbreed.models.classifier import DogBreedClassifier
 from dogbreed.models.imbalance import log_prior
 from dogbreed.training.build import build_cache
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, Stem, why_not_stacked
+from dogbreed.training.stacked_heads import Head, HeadTrainer, why_not_stacked
+from dogbreed.training.stem import NotStackable, Stem
 
 
 def check_folds(config: Config) -> None:

@@ -42,7 +42,8 @@ from dogbreed.report.study import (
 )
 from dogbreed.training.build import build_cache, build_data, build_model, device_of, prepare_process, read_config
 from dogbreed.training.image_map import image_map
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable, why_not_stacked
+from dogbreed.training.stacked_heads import Head, HeadTrainer, why_not_stacked
+from dogbreed.training.stem import NotStackable
 
 SHARES = (0.1, 0.2, 0.4, 0.7, 1.0)  # of the images of the other folds
 ALIKE = 3  # nearest images whose labels are shown

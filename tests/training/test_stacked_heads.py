@@ -19,7 +19,8 @@ from dogbreed.models.cut import cut
 from dogbreed.training import stacked_heads
 from dogbreed.training.build import build_cache, build_data, build_model
 from dogbreed.training.run import train
-from dogbreed.training.stacked_heads import Head, HeadTrainer, NotStackable
+from dogbreed.training.stacked_heads import Head, HeadTrainer
+from dogbreed.training.stem import NotStackable, Stem
 
 SMALL = (*runs.STACKABLE, "progress=none")
 
@@ -41,7 +42,7 @@ def on_features(overrides: list[str]) -> tuple[DogBreedClassifier, DogImages, Co
 
 
 def test_logits(model: DogBreedClassifier, data: DogImages, weight: Tensor, bias: Tensor) -> Tensor:
-    stem = stacked_heads.Stem(model)
+    stem = Stem(model)
     model.eval()
     indices = np.arange(len(data.samples["test"]))
     inputs = stem(data.reader("test")(indices, np.zeros_like(indices)))
@@ -147,7 +148,7 @@ def test_a_head_ends_at_its_epoch_with_the_values_it_has_then(settings: list[str
 def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() -> None:
     model = DogBreedClassifier(4, backbone="alexnet", weights="none")
     model.use_features(cut(model.network, 64))
-    stem = stacked_heads.Stem(model)
+    stem = Stem(model)
     assert stem.row_wise  # two dropouts, two linear layers
     model.train()
     alone = model.network.classifier[:6]
@@ -195,13 +196,13 @@ def test_the_next_trials_take_the_inputs_of_the_first(settings: list[str], monke
     forgetful, trainer = HeadTrainer(model, data), HeadTrainer(model, data)
     forgetful._room.free = 0
     passes: list[int] = []
-    steps = stacked_heads.Stem.steps
+    steps = Stem.steps
 
-    def counted(stem: stacked_heads.Stem, features: Any, seeds: Any) -> list[Tensor]:
+    def counted(stem: Stem, features: Any, seeds: Any) -> list[Tensor]:
         passes.append(len(seeds))
         return steps(stem, features, seeds)
 
-    monkeypatch.setattr(stacked_heads.Stem, "steps", counted)
+    monkeypatch.setattr(Stem, "steps", counted)
     rounds = [(forgetful, 24), (trainer, 24), (trainer, 24), (trainer, 5), (trainer, 24)]
     numbers, results = [], []
     for one, batch_size in rounds:
@@ -257,4 +258,4 @@ def test_what_cannot_be_stacked_says_why(settings: list[str]) -> None:
         HeadTrainer(model, data)
     fresh = DogBreedClassifier(3, backbone="mobilenet_v3_small", weights="none")
     with pytest.raises(NotStackable, match="not there"):
-        stacked_heads.Stem(fresh)
+        Stem(fresh)
