@@ -95,3 +95,13 @@ def combinations(space: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]
             )
     choices = (bounds["choices"] for bounds in space.values())
     return [dict(zip(space, values, strict=True)) for values in product(*choices)]
+
+
+def distribution(optuna: Any, bounds: Mapping[str, Any]) -> Any:
+    """Return Optuna's distribution over a range or over choices."""
+    if "choices" in bounds:
+        return optuna.distributions.CategoricalDistribution(bounds["choices"])
+    low, high, log = bounds["low"], bounds["high"], bool(bounds.get("log"))
+    if isinstance(low, int) and isinstance(high, int):
+        return optuna.distributions.IntDistribution(low, high, log=log)
+    return optuna.distributions.FloatDistribution(low, high, log=log)

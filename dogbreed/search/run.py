@@ -19,6 +19,7 @@ from dogbreed.core.errors import Interrupted
 from dogbreed.core.files import discarded_if_empty, write_json
 from dogbreed.core.text import count
 from dogbreed.models.classifier import NonFiniteLoss
+from dogbreed.search import results
 from dogbreed.search.finalists import confirm
 from dogbreed.search.space import BATCH_SIZE, STACKED, Space, head_of, shown, with_values
 from dogbreed.search.study import Search
@@ -80,7 +81,7 @@ def _search(search: Search) -> None:
         while len(search.finished()) < trials:
             if asked := search.ask():
                 train_round(asked)
-                search.write()
+                results.write(search)
                 _say(config, _progress(search))
             elif len(search.finished()) < trials:
                 search.wait()
@@ -92,7 +93,7 @@ def _search(search: Search) -> None:
     finally:
         search.close()
     said = _confirm(search, stacked)
-    search.write()
+    results.write(search)
     _say(config, _summary(search, said))
 
 
@@ -161,10 +162,10 @@ def _side_by_side(search: Search, trainer: HeadTrainer) -> TrainRound:
         groups: dict[int, list[Any]] = {}
         for trial in trials:
             groups.setdefault(trial.params.get(BATCH_SIZE, trainer.data.batch_size), []).append(trial)
-        results: dict[int, dict[str, Any]] = {}
+        rows: dict[int, dict[str, Any]] = {}
         for batch_size, members in sorted(groups.items(), reverse=True):
-            results |= _train_group(search, trainer, batch_size, members)
-        search.tell_round([(trial, results[trial.number]) for trial in trials])
+            rows |= _train_group(search, trainer, batch_size, members)
+        search.tell_round([(trial, rows[trial.number]) for trial in trials])
 
     return train_round
 
@@ -239,9 +240,9 @@ def _summary(search: Search, verdict: Sequence[str]) -> str:
     lines = ["", f"{len(search.finished())} trials in {time.monotonic() - search.started:.0f} s."]
     if best is None:
         return "\n".join([*lines, "No trial finished with a finite loss; try smaller learning rates."])
-    results = best.user_attrs
+    figures = best.user_attrs
     lines += [
-        f"Best: val_loss={results['val_loss']:.6f} val_acc={results['val_acc']:.4f} with {shown(best.params)}",
+        f"Best: val_loss={figures['val_loss']:.6f} val_acc={figures['val_acc']:.4f} with {shown(best.params)}",
         *_importances(search),
         *verdict,
         "",
@@ -252,11 +253,11 @@ def _summary(search: Search, verdict: Sequence[str]) -> str:
     ]
     lines += ["  winner.json  the winner against your settings"] if (folder / "winner.json").exists() else []
     lines += [] if search.storage else ["  study.db     the study, for Optuna's own tools"]
-    return "\n".join([*lines, "", f"Train with it: {search.command()}"])
+    return "\n".join([*lines, "", f"Train with it: {results.command(search)}"])
 
 
 def _importances(search: Search) -> list[str]:
-    shares = search.importances()
+    shares = results.importances(search)
     shown_shares = ", ".join(f"{key} {100 * share:.0f} %" for key, share in shares.items())
     return [f"What decided whether a trial was among the best quarter: {shown_shares}."] if shares else []
 

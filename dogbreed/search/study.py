@@ -1,23 +1,20 @@
-"""The study of a search: Optuna proposes and records, poor trials stop early, and the results go into files."""
+"""The study of a search: Optuna proposes and records, and poor trials stop early."""
 
 import math
-import shlex
 import statistics
 import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dogbreed.config.compose import changed, overrides_of, to_yaml
-from dogbreed.config.overrides import literal
+from dogbreed.config.compose import changed, to_yaml
 from dogbreed.config.search_space import ranges
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.extras import install
-from dogbreed.core.files import atomic_write, write_csv
-from dogbreed.search.plot import Point, plot_trials
-from dogbreed.search.proposals import combinations, pruner, sampler
-from dogbreed.search.space import check_search, current_values, set_dotted
+from dogbreed.core.files import atomic_write
+from dogbreed.search.proposals import combinations, distribution, pruner, sampler
+from dogbreed.search.space import check_search, current_values
 from dogbreed.search.storage import Workers, open_storage
 from dogbreed.training.build import run_folder
 from dogbreed.training.preflight import check_settings
@@ -25,7 +22,6 @@ from dogbreed.training.stacked_heads import Head
 
 MIN_EPOCHS_BEFORE_PRUNING = 2
 MIN_TRIALS_TO_COMPARE = 5
-MIN_TRIALS_FOR_IMPORTANCE = 8
 # What may differ where a search is continued.
 _MAY_DIFFER = (
     "sagemaker.",
@@ -43,7 +39,6 @@ _MAY_DIFFER = (
     "cache.max_gb",
 )
 _ROUND = "round"  # the attribute of the study with the results of the last round
-_COLUMNS = ("val_loss", "val_acc", "best_epoch", "epochs", "seconds")
 
 
 class Search:
@@ -165,7 +160,7 @@ class Search:
             round_seed = (round_seed + int(self.workers.own, 16)) % 2**32
         proposes = sampler(optuna, self.settings.sampler, self.config.seed, round_seed)
         self.study.sampler = proposes or optuna.samplers.RandomSampler(round_seed)  # of a grid, all are enqueued
-        distributions = {key: _distribution(optuna, bounds) for key, bounds in self.space.items()}
+        distributions = {key: distribution(optuna, bounds) for key, bounds in self.space.items()}
         trials = [self.study.ask(distributions) for _ in range(count)]
         return self._mine(trials) if self.workers else trials
 
@@ -258,19 +253,6 @@ class Search:
         except ValueError:
             return None
 
-    def importances(self) -> dict[str, float]:
-        """Return how much each parameter decides whether a trial is among the best quarter; shares, largest first.
-
-        By PED-ANOVA (Watanabe et al., 2023, arXiv:2304.10255). Empty for one parameter, and for few trials.
-        """
-        complete = [trial for trial in self.finished() if trial.state.name == "COMPLETE"]
-        if len(self.space) < 2 or len(complete) < MIN_TRIALS_FOR_IMPORTANCE:
-            return {}
-        importance = self.optuna.importance
-        evaluator = importance.PedAnovaImportanceEvaluator(target_quantile=0.25)
-        shares = importance.get_param_importances(self.study, evaluator=evaluator)
-        return {key: float(share) for key, share in shares.items()} if all(map(math.isfinite, shares.values())) else {}
-
     def should_prune(self, epoch: int, heads: Sequence[Head], trials: Sequence[Any]) -> list[bool]:
         """Say which trials are stopped: by Optuna's pruner, or by the median rule.
 
@@ -294,55 +276,6 @@ class Search:
             return [False] * len(heads)
         median = statistics.median(everyone)
         return [value > median for value in ours]
-
-    def write(self) -> None:
-        """Write `trials.csv`, `best.yaml` and `search.png`."""
-        self._write_trials()
-        best = self.best()
-        if best is None:
-            return
-        objective = self.settings.objective
-        overrides: dict[str, Any] = {}
-        for key, value in best.params.items():
-            set_dotted(overrides, key, value)
-        with atomic_write(self.folder / "best.yaml") as file:
-            file.write_text(
-                f"# {objective} {best.value:.6f}, trial {best.number}\n# {self.command()}\n{to_yaml(overrides)}"
-            )
-        points = [
-            Point(trial.params, trial.user_attrs[objective], trial.state.name == "COMPLETE")
-            for trial in self.finished()
-            if objective in trial.user_attrs
-        ]
-        plot_trials(points, self.space, objective, self.importances(), self.folder / "search.png")
-
-    def command(self) -> str:
-        """Return the line that trains with the winner."""
-        best = self.best()
-        values = best.params if best else {}
-        kept = [part for part in overrides_of(self.config.to_dict()) if part.split("=")[0] not in values]
-        kept = [part for part in kept if not part.startswith("search.")]
-        winner = [f"{key}={literal(value)}" for key, value in values.items()]
-        return shlex.join(["python", "-m", "dogbreed.train", *kept, *winner])
-
-    def _write_trials(self) -> None:
-        keys = list(self.space)
-        rows = []
-        for number, trial in enumerate(self.finished()):
-            results = trial.user_attrs
-            state = "diverged" if results.get("diverged") else trial.state.name.lower()
-            columns = (results.get(name, "") for name in _COLUMNS)
-            rows.append([number, state, *(trial.params[key] for key in keys), *columns])
-        write_csv(self.folder / "trials.csv", ["number", "state", *keys, *_COLUMNS], rows)
-
-
-def _distribution(optuna: Any, bounds: Mapping[str, Any]) -> Any:
-    if "choices" in bounds:
-        return optuna.distributions.CategoricalDistribution(bounds["choices"])
-    low, high, log = bounds["low"], bounds["high"], bool(bounds.get("log"))
-    if isinstance(low, int) and isinstance(high, int):
-        return optuna.distributions.IntDistribution(low, high, log=log)
-    return optuna.distributions.FloatDistribution(low, high, log=log)
 
 
 def _optuna() -> Any:

@@ -11,6 +11,7 @@ from support import runs
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.core.errors import DogbreedError
+from dogbreed.search import results
 from dogbreed.search.study import Search
 from dogbreed.training.stacked_heads import Head
 
@@ -124,12 +125,12 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path, override: str, 
 
 def test_the_parameter_that_decides_is_named_as_such(tmp_path: Path) -> None:
     search = opened(tmp_path, "search.sampler=random", "search.trials=40", "search.parallel=40")
-    assert search.importances() == {}  # of no trial, nothing is known
+    assert results.importances(search) == {}  # of no trial, nothing is known
     run_all(search)
-    shares = search.importances()
+    shares = results.importances(search)
     assert next(iter(shares)) == "model.lr"  # the made-up loss is the learning rate
     assert shares["model.lr"] > 0.8
     assert sum(shares.values()) == pytest.approx(1)
-    search.write()
+    results.write(search)
     rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
     assert len(rows) == 40

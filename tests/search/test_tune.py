@@ -17,6 +17,7 @@ from support.forks import Forked, command
 
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
+from dogbreed.search import results
 from dogbreed.search.run import tune
 from dogbreed.search.study import Search
 from dogbreed.training.run import train
@@ -91,7 +92,7 @@ def test_the_printed_winner_trains_to_what_the_search_found(settings: list[str],
     search = tune(overrides=[*settings, "search.trials=6", f"output_dir={tmp_path / 'search'}", "progress=none"])
     best = search.best()
     assert best is not None
-    given = search.command().split()[3:]
+    given = results.command(search).split()[3:]
     result = train(overrides=[*given, f"output_dir={tmp_path / 'run'}", "progress=none"])
     assert result.metrics["val_loss"] == pytest.approx(best.value, abs=1e-4)
 
