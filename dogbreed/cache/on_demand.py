@@ -20,7 +20,7 @@ from dogbreed.core.errors import DogbreedError
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Indices
 from dogbreed.data.samplers import turns
-from dogbreed.models.cut import fingerprint
+from dogbreed.models.cut import checksum
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks")  # of a module
 
@@ -62,7 +62,7 @@ class OnDemand:
         self.device, self.precision, self.quiet = device, precision, quiet
         self.awaits_close = False
         self._epoch, self._lock, self._note = epoch, lock, note
-        self._fingerprint = fingerprint(prefix)
+        self._checksum = checksum(prefix)
         self._keys = {split: row_keys(files) for split, files in data.samples.items()}
         self._extractions: dict[str, Extraction] = {}
         self._tables: dict[str, Table] = {}
@@ -129,7 +129,7 @@ class OnDemand:
 
     def _begin(self, split: str) -> Extraction:
         """Start with what is missing of a split: of the training images first with what one epoch needs."""
-        if fingerprint(self.prefix) != self._fingerprint:
+        if checksum(self.prefix) != self._checksum:
             raise DogbreedError(
                 "The frozen part of the network has changed while its features were computed; cache.mode=off trains "
                 "without them."

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dogbreed.core.files import atomic_write
-from dogbreed.models.checkpoints import FROZEN, PREFIX, digest_in, digest_of, read_checkpoint
+from dogbreed.models.checkpoints import FROZEN, PREFIX, digest_in, digest_of, has_values, read_checkpoint
 
 
 class RunCheckpointIO(CheckpointIO):
@@ -34,7 +34,7 @@ class RunCheckpointIO(CheckpointIO):
         beside = file.with_name(FROZEN)
         if frozen and beside not in self._written:  # a callback may save into another folder
             values = {name: value.cpu().contiguous() for name, value in frozen.items()}
-            self._frozen_digest = digest_of(values)
+            self._frozen_digest = self._linked(values, beside) or digest_of(values)
             # A resumed run has the very values that lie there; another run in the same folder has others.
             if digest_in(beside) != self._frozen_digest:
                 self._write_frozen(values, beside, self._frozen_digest)
@@ -45,6 +45,13 @@ class RunCheckpointIO(CheckpointIO):
                 {**checkpoint, "state_dict": kept, "frozen": sorted(frozen), "frozen_digest": self._frozen_digest},
                 temporary,
             )
+
+    def _linked(self, values: dict[str, Tensor], beside: Path) -> str | None:
+        """Take the shared file that has these very values, if there is one, without hashing them; return its digest."""
+        for one in self.shared.glob("*.safetensors") if self.shared else ():
+            if digest_in(one) == one.stem and has_values(one, values) and link(one, beside):
+                return one.stem
+        return None
 
     def _write_frozen(self, values: dict[str, Tensor], beside: Path, digest: str) -> None:
         one = self.shared and self.shared / f"{digest}.safetensors"

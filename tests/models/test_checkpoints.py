@@ -1,5 +1,6 @@
 """Checkpoints: nothing half-written, what is frozen written once and put back on reading, and every refusal."""
 
+import hashlib
 import json
 import pickle
 import shutil
@@ -140,18 +141,21 @@ def test_what_is_frozen_is_written_once(tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"best.ckpt", "last.ckpt", "resumed.ckpt", FROZEN}
 
 
-def test_runs_share_equal_frozen_values(tmp_path, capsys):
-    """As hard links, which any run may be deleted of, and the last one by `prune`."""
-    shared = tmp_path / "cache" / "frozen"
+def test_runs_share_equal_frozen_values(tmp_path, capsys, monkeypatch):
+    """As hard links, which any run may be deleted of, and the last one by `prune`; they are hashed once."""
+    shared, hashes, blake2b = tmp_path / "cache" / "frozen", [], hashlib.blake2b
+    monkeypatch.setattr(hashlib, "blake2b", lambda **keywords: hashes.append(1) or blake2b(**keywords))
     for run in ("one", "two"):
         RunCheckpointIO({"head.weight"}, shared).save_checkpoint(checkpoint(), tmp_path / run / "a.ckpt")
     (kept,) = shared.iterdir()
+    assert len(hashes) == 1
     assert (tmp_path / "one" / FROZEN).samefile(kept)
     assert (tmp_path / "two" / FROZEN).samefile(kept)
     assert kept.stat().st_mode == (tmp_path / "one" / "a.ckpt").stat().st_mode, "who may read one may read both"
     other = checkpoint()
     other["state_dict"]["network.body.weight"] = other["state_dict"]["network.body.weight"] + 1
     RunCheckpointIO({"head.weight"}, shared).save_checkpoint(other, tmp_path / "two" / "a.ckpt")
+    assert len(hashes) == 2
     assert same(read_checkpoint(tmp_path / "one" / "a.ckpt")["state_dict"], checkpoint()["state_dict"])
     assert same(read_checkpoint(tmp_path / "two" / "a.ckpt")["state_dict"], other["state_dict"])
     shutil.rmtree(tmp_path / "two")
