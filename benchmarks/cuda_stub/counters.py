@@ -79,3 +79,18 @@ def _equal_shapes(one: Tensor, other: Tensor) -> bool:
 
 
 torch.equal = _equal_shapes  # type: ignore[assignment]
+
+_cat = torch.cat
+
+
+def _cat_copying(tensors: Any, *arguments: Any, **settings: Any) -> Tensor:
+    """Join by copies, which are carried out: labels and positions index something later."""
+    if not all(type(one) is Tensor and one.is_cuda and one.dtype == torch.int64 and one.ndim == 1 for one in tensors):
+        return _cat(tensors, *arguments, **settings)
+    joined = tensors[0].new_empty(sum(map(len, tensors)))
+    for part, one in zip(joined.split([len(one) for one in tensors]), tensors, strict=True):
+        part.copy_(one)
+    return joined
+
+
+torch.cat = _cat_copying  # type: ignore[assignment]

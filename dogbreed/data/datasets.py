@@ -38,6 +38,41 @@ class FeatureBatch(NamedTuple):
     indices: Tensor
 
 
+class Part(Sequence[tuple[int, int]]):
+    """(position, view) of the images of a batch: a part of an order that is one array, and so can be moved as one.
+
+    Args:
+        order: Positions and views, [2, N].
+        start: Of the part.
+        stop: Of the part.
+    """
+
+    def __init__(self, order: Indices, start: int, stop: int) -> None:
+        self.order, self.start, self.stop = order, start, stop
+
+    @classmethod
+    def of(cls, keys: Sequence[tuple[int, int]]) -> "Part":
+        """Return any (position, view) as a part; those of an order stay what they are."""
+        return keys if isinstance(keys, Part) else cls(np.array(keys, dtype=np.int64).reshape(-1, 2).T, 0, len(keys))
+
+    @property
+    def columns(self) -> Indices:
+        """Return positions and views, [2, images of the batch]."""
+        return self.order[:, self.start : self.stop]
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return zip(*self.columns.tolist(), strict=True)
+
+    def __getitem__(self, at: Any) -> Any:
+        return list(self)[at]
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return list, (list(self),)  # to a worker goes a batch, not the whole order
+
+
 @dataclass(frozen=True)
 class SplitFiles:
     """The usable images of one split, in a fixed order.

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dogbreed.data.datasets import FeatureBatch, FeatureReader, Indices, SplitFiles
+from dogbreed.data.datasets import FeatureBatch, FeatureReader, Indices, Part, SplitFiles
 from dogbreed.data.transfer import to_device
 
 
@@ -23,51 +23,68 @@ class FeatureDataset(Dataset[FeatureBatch]):
     """
 
     def __init__(self, files: SplitFiles, reader: FeatureReader, used: NDArray[np.bool_], device: torch.device) -> None:
-        self.labels = torch.from_numpy(files.labels)
-        self.reader, self.used, self.device = reader, used, device
-        self._rows = _RowsOnDevice(reader, used, device) if device.type == "cuda" else None
+        self.labels, self.reader = torch.from_numpy(files.labels), reader
+        self._on_device = _RowsOnDevice(reader, used, self.labels, device) if device.type == "cuda" else None
 
     def __getitems__(self, keys: Sequence[tuple[int, int]]) -> list[FeatureBatch]:
-        indices, views = np.asarray(keys, dtype=np.int64).T
+        part = Part.of(keys)
+        if self._on_device:
+            return [self._on_device(part)]
+        indices, views = part.columns
         positions = torch.from_numpy(indices.copy())
-        features = self._rows(indices, views) if self._rows else None
-        if features is None:
-            features = self.reader(indices, views)
-        batch = FeatureBatch(features, self.labels[positions], positions)
-        if self._rows is None:
-            return [batch]
-        return [FeatureBatch(*(part if part.is_cuda else to_device(part, self.device) for part in batch))]
+        return [FeatureBatch(self.reader(indices, views), self.labels[positions], positions)]
 
 
 class _RowsOnDevice:
-    """Rows that are read once, if all take less than half of the memory that is free on the device at first."""
+    """Rows that are read once, if all take less than half of the memory that is free on the device at first.
 
-    def __init__(self, reader: FeatureReader, used: NDArray[np.bool_], device: torch.device) -> None:
-        self.reader, self.device = reader, device
+    What a batch needs besides is moved once per order, and each batch is a part of it.
+    """
+
+    def __init__(self, reader: FeatureReader, used: NDArray[np.bool_], labels: Tensor, device: torch.device) -> None:
+        self.reader, self.labels, self.device = reader, labels, device
         self.slots = np.full(used.shape, -1)
         self.slots[used] = np.arange(used.sum())
         self.there = np.zeros(int(used.sum()), np.bool_)
         self.table: Tensor | None = None
         self.fits: bool | None = None
+        self._order: Indices | None = None
 
-    def __call__(self, indices: Indices, views: Indices) -> Tensor | None:
-        """Return features [N, ...] on the device; None where they do not lie there."""
+    def __call__(self, part: Part) -> FeatureBatch:
+        """Return a batch on the device."""
+        if part.order is not self._order:
+            self._take(part.order)
+        rows = slice(part.start, part.stop)
+        if self._all_there or self._read(*part.columns):
+            assert self.table is not None
+            features = self.table.index_select(0, self._slots[rows])
+        else:
+            features = to_device(self.reader(*part.columns), self.device)
+        return FeatureBatch(features, self._labels[rows], self._positions[rows])
+
+    def _take(self, order: Indices) -> None:
+        """Move what is the same for all batches of an order."""
+        indices, views = order
+        slots, positions = self.slots[views, indices], torch.from_numpy(indices.copy())
+        columns = torch.stack([torch.from_numpy(slots), self.labels[positions], positions])
+        self._slots, self._labels, self._positions = to_device(columns, self.device)
+        self._order, self._all_there = order, bool((slots >= 0).all() and self.there[slots].all())
+
+    def _read(self, indices: Indices, views: Indices) -> bool:
+        """Read the rows that are not in the table; return whether all are there now."""
         slots = self.slots[views, indices]
         if self.fits is False or (slots < 0).any():  # others are the reader's to have, or to refuse
-            return None
+            return False
         new = ~self.there[slots]
         if new.any():
             rows = self.reader(indices[new], views[new])
             if self.table is None and not self._allocate(rows):
-                return None
+                return False
             assert self.table is not None
-            self.table.index_copy_(0, self._moved(slots[new]), to_device(rows, self.device))
+            where = torch.from_numpy(slots[new])
+            self.table.index_copy_(0, to_device(where, self.device), to_device(rows, self.device))
             self.there[slots[new]] = True
-        assert self.table is not None
-        return self.table.index_select(0, self._moved(slots))
-
-    def _moved(self, slots: Indices) -> Tensor:
-        return to_device(torch.from_numpy(slots), self.device)
+        return True
 
     def _allocate(self, rows: Tensor) -> bool:
         size = len(self.there) * rows[0].nbytes

@@ -7,14 +7,14 @@ delivered.
 
 import math
 from collections.abc import Iterator
-from itertools import islice
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 from torch.utils.data import Sampler
 
 from dogbreed.core.errors import DogbreedError
-from dogbreed.data.datasets import Indices, SplitFiles
+from dogbreed.data.datasets import Indices, Part, SplitFiles
 
 
 class EpochOrder(Sampler[tuple[int, int]]):
@@ -36,12 +36,16 @@ class EpochOrder(Sampler[tuple[int, int]]):
     def __len__(self) -> int:
         return math.ceil(self.count / self.world)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def drawn(self) -> Part:
+        """Return all of this device's part of the epoch."""
         order, views = order_of_epoch(self.seed, self.epoch, self.views, self.count)
         if self.anew:
             views = views + self.views * self.epoch
-        mine = (np.resize(drawn, len(self) * self.world)[self.rank :: self.world].tolist() for drawn in (order, views))
-        yield from zip(*mine, strict=True)
+        mine = [np.resize(drawn, len(self) * self.world)[self.rank :: self.world] for drawn in (order, views)]
+        return Part(np.stack(mine), 0, len(self))
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter(self.drawn())
 
 
 def order_of_epoch(seed: int, epoch: int, views: int, count: int) -> tuple[Indices, Indices]:
@@ -76,7 +80,7 @@ def turns(seed: int, epoch: int, views: int, count: int, batch_size: int) -> Ind
     return np.where(other & (place < batch_size), place + count, place)
 
 
-class TrainBatches(Sampler[list[tuple[int, int]]]):
+class TrainBatches(Sampler[Part]):
     """Batches of (position, view) in the epoch's order. Lightning calls `set_epoch` of the sampler within."""
 
     def __init__(
@@ -91,13 +95,13 @@ class TrainBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return math.ceil(len(self.sampler) / self.batch_size)
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = iter(self.sampler)
-        while batch := list(islice(order, self.batch_size)):
-            yield batch
+    def __iter__(self) -> Iterator[Part]:
+        whole = self.sampler.drawn()
+        for start in range(0, len(whole), self.batch_size):
+            yield Part(whole.order, start, min(start + self.batch_size, len(whole)))
 
 
-class EvaluationBatches(Sampler[list[tuple[int, int]]]):
+class EvaluationBatches(Sampler[Part]):
     """Every image exactly once over all devices, in the same number of batches on each.
 
     Equal numbers matter: a device that runs out early would leave the others waiting for it.
@@ -115,13 +119,15 @@ class EvaluationBatches(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self.batches
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+    def __iter__(self) -> Iterator[Part]:
+        order = np.stack([self.mine, np.zeros_like(self.mine)])
+        count = len(self.mine)
         if self.world == 1:
-            parts = [self.mine[start : start + self.batch_size] for start in range(0, len(self.mine), self.batch_size)]
+            starts = [*range(0, count, self.batch_size)]
         else:
-            parts = np.array_split(self.mine, self.batches)
-        for part in parts:
-            yield [(index, 0) for index in part.tolist()]
+            starts = [int(part[0]) for part in np.array_split(np.arange(count), self.batches)]
+        for start, stop in pairwise([*starts, count]):
+            yield Part(order, start, stop)
 
 
 def keyed(seed: int, purpose: str, number: int) -> np.random.Generator:

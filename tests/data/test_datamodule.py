@@ -299,7 +299,8 @@ def test_too_few_images_for_the_devices():
     with pytest.raises(DogbreedError) as error:
         EvaluationBatches(2, 4, 0, 3)
     assert str(error.value) == "2 images cannot be evaluated on 3 devices; use trainer.devices=2."
-    assert [list(EvaluationBatches(3, 4, rank, 3)) for rank in range(3)] == [[[(0, 0)]], [[(1, 0)]], [[(2, 0)]]]
+    batches = [[[*batch] for batch in EvaluationBatches(3, 4, rank, 3)] for rank in range(3)]
+    assert batches == [[[(0, 0)]], [[(1, 0)]], [[(2, 0)]]]
 
 
 # Folders that are not in order
