@@ -147,9 +147,10 @@ def test_steps_that_share_a_pass_draw_their_own_masks() -> None:
     assert stem.row_wise
     model.train()
     alone = model.network.classifier[:6]
-    sizes, seeds = (32, 32, 7), (5, 2**60, 7)
+    sizes, seeds = [32, 32, 7], (5, 2**60, 7)
     features = [torch.rand(size, 9216, device=DEVICE) + 0.1 for size in sizes]
-    for own, seed, joined in zip(features, seeds, stem.steps(features, seeds), strict=True):
+    steps = stem.steps(torch.cat(features), sizes, seeds)
+    for own, seed, joined in zip(features, seeds, steps.split(sizes), strict=True):
         torch.manual_seed(seed)
         expected = alone(own)
         assert torch.equal(joined == 0, expected == 0), "other masks"

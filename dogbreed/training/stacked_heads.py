@@ -10,8 +10,12 @@ dropout masks.
 """
 
 import math
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from itertools import groupby
 from typing import Any
 
 import numpy as np
@@ -132,6 +136,8 @@ class HeadTrainer:
         self._valid = self.inputs("valid")
         self._steps: dict[int, _Steps] = {}  # of heads without images and a seed of their own, by batch size
         self._room = _Room(model.device)
+        self._drawing = threading.RLock()
+        self._stopped = False  # whether threads that train side by side are to end
 
     def inputs(self, split: str, images: Indices | None = None, views: Indices | None = None) -> tuple[Tensor, Tensor]:
         """Return the last layer's input [N, inputs] in evaluation, which is without dropout, and the labels [N].
@@ -182,10 +188,44 @@ class HeadTrainer:
             on_epoch: Called after each epoch with the number of heads that took part.
         """
         one = 4 * 4 * self.stem.head.weight.numel()
-        size = max(1, MEMORY_BYTES // one)
-        for group in self._stacks(heads, batch_size):
-            for start in range(0, len(group), size):
-                self._train_stack(group[start : start + size], batch_size, epochs, should_stop, on_epoch)
+        threads = 1 if should_stop or on_epoch else self._threads(heads)
+        size = max(1, MEMORY_BYTES // (one * threads))
+
+        def train(stacks: Iterable[Sequence[Head]]) -> None:
+            for stack in stacks:
+                for start in range(0, len(stack), size):
+                    self._train_stack(stack[start : start + size], batch_size, epochs, should_stop, on_epoch)
+
+        self._stopped, stacks = False, self._stacks(heads, batch_size)
+        if threads == 1:
+            train(stacks)
+        else:
+            self._side_by_side(train, _shares(stacks, threads))
+
+    def _threads(self, heads: Sequence[Head]) -> int:
+        """Return on how many threads to train: the steps of heads with images or seeds of their own are small.
+
+        They leave a CPU's other cores idle. What is solved rather than stepped is one large product at a time.
+        """
+        alike = len({head.inputs for head in heads}) == 1
+        if alike or self.stem.model.device.type != "cpu" or self.stem.model.hparams["optimizer"] == "lbfgs":
+            return 1
+        return min(torch.get_num_threads(), len(heads))
+
+    def _side_by_side(
+        self, train: Callable[[Iterable[Sequence[Head]]], None], shares: Sequence[Iterable[Sequence[Head]]]
+    ) -> None:
+        """Train each share of the heads in a thread of its own, whose operations use no others."""
+        before = torch.get_num_threads()
+        with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            try:
+                for future in as_completed([pool.submit(train, share) for share in shares]):
+                    future.result()
+            except BaseException:
+                self._stopped = True
+                raise
+            finally:
+                torch.set_num_threads(before)  # of threads that are started later
 
     def _stacks(self, heads: Sequence[Head], batch_size: int) -> list[list[Head]]:
         """Return the stacks: heads with the same images and seed; of the others, of one seed with as many steps."""
@@ -217,6 +257,8 @@ class HeadTrainer:
         for epoch in range(epochs):
             sums = stack.rates.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
             for inputs, targets in steps.of_epoch(epoch):
+                if self._stopped:
+                    return
                 sums += stack.step(inputs, targets).to(stack.wide) * (targets >= 0).sum(-1)
             self._note(stack, epoch, sums / sums.new_tensor([len(rows) for rows in steps.rows]))
             if on_epoch:
@@ -259,9 +301,9 @@ class HeadTrainer:
         """Return the steps of a stack; those that the next trials of a search take too are kept."""
         own = list({head.inputs: head for head in heads}.values())
         if len(own) > 1 or own[0].inputs != (None, None):
-            return _Steps(self.stem, self.data, own, batch_size)
+            return _Steps(self.stem, self.data, own, batch_size, self._drawing)
         if batch_size not in self._steps:
-            self._steps[batch_size] = _Steps(self.stem, self.data, own, batch_size, self._room)
+            self._steps[batch_size] = _Steps(self.stem, self.data, own, batch_size, self._drawing, self._room)
         return self._steps[batch_size]
 
     def _start(self, head: Head, rows: Indices) -> nn.Linear:
@@ -269,13 +311,25 @@ class HeadTrainer:
         model, start = self.stem.model, self.stem.head
         solved = model.hparams["optimizer"] == "lbfgs"
         if solved or head.seed is not None:
-            start = backbones.fresh_head(start, head.seed or 0).to(model.device)
+            with self._drawing:
+                start = backbones.fresh_head(start, head.seed or 0).to(model.device)
         if solved:
             count = len(self.data.samples["train"].views)
             train = self.inputs("train", rows.repeat(count), np.tile(np.arange(count), len(rows)))
             criterion = nn.CrossEntropyLoss(label_smoothing=head.label_smoothing)
             lbfgs.solve(start, train, self._valid_of(head), criterion, model.eval_criterion, model.solution)
         return start
+
+
+def _shares(stacks: Sequence[Sequence[Head]], count: int) -> list[list[list[Head]]]:
+    """Return the stacks in shares of equally many heads, but for one; a stack that lies across two shares is cut."""
+    shares: list[list[list[Head]]] = [[] for _ in range(count)]
+    total, place = sum(map(len, stacks)), 0
+    for stack in stacks:
+        for share, part in groupby(enumerate(stack, place), lambda numbered: numbered[0] * count // total):
+            shares[share].append([head for _, head in part])
+        place += len(stack)
+    return shares
 
 
 class _Room:
@@ -304,11 +358,18 @@ class _Steps:
         data: Delivers features for train.
         heads: Whose images and seed are used: one for all of a stack, or several of one seed and equally many steps.
         batch_size: Images per step.
+        drawing: Held while random numbers are drawn and features are read, of which a process has one source each.
         room: For epochs that are kept as they were first computed; None keeps none.
     """
 
     def __init__(
-        self, stem: Stem, data: DogImages, heads: Sequence[Head], batch_size: int, room: _Room | None = None
+        self,
+        stem: Stem,
+        data: DogImages,
+        heads: Sequence[Head],
+        batch_size: int,
+        drawing: AbstractContextManager[Any],
+        room: _Room | None = None,
     ) -> None:
         files, own = data.samples["train"], heads[0].seed
         self.rows = [np.arange(len(files)) if head.rows is None else head.rows for head in heads]
@@ -317,7 +378,7 @@ class _Steps:
         self.per_epoch = math.ceil(len(self.rows[0]) / batch_size)
         self._batch_size, self._views = batch_size, len(files.views)
         self._stem, self._reader, self._labels = stem, data.reader("train"), torch.from_numpy(files.labels)
-        self._room = room
+        self._drawing, self._room = drawing, room
         self._kept: dict[int, list[Step]] = {}
 
     def drop(self, stop: Sequence[bool]) -> None:
@@ -326,12 +387,13 @@ class _Steps:
             self.rows = [rows for rows, stopped in zip(self.rows, stop, strict=True) if not stopped]
 
     def of_epoch(self, epoch: int) -> Iterable[Step]:
-        if epoch not in self._kept:
-            size = 4 * self._stem.head.in_features * len(self.rows[0])
-            if self._room is None or not self._room.take(size):
-                return self._computed(epoch)
-            self._kept[epoch] = list(self._computed(epoch))
-        return self._kept[epoch]
+        with self._drawing:
+            if epoch not in self._kept:
+                size = 4 * self._stem.head.in_features * len(self.rows[0])
+                if self._room is None or not self._room.take(size):
+                    return self._computed(epoch)
+                self._kept[epoch] = list(self._computed(epoch))
+            return self._kept[epoch]
 
     def _computed(self, epoch: int) -> Iterator[Step]:
         size, device, heads = self._batch_size, self._stem.model.device, len(self.rows)
@@ -344,16 +406,24 @@ class _Steps:
             chosen = [images[head][part] for head, part in parts]
             sizes, rows = [len(own) for own in chosen], np.concatenate(chosen)
             views = np.concatenate([orders[head][1][part] for head, part in parts])
-            features = to_device(self._reader(rows, views), device).split(sizes)
-            labels = to_device(self._labels[torch.from_numpy(rows)], device).split(sizes)
+            labels = to_device(self._labels[torch.from_numpy(rows)], device)
             seeds = [step_seed(self._seed, epoch, number, 0) for number in numbers for _ in range(heads)]
-            inputs = self._stem.steps(features, seeds)
+            with self._drawing:
+                inputs = self._stem.steps(to_device(self._reader(rows, views), device), sizes, seeds)
             if heads == 1:
-                yield from zip(inputs, labels, strict=True)
+                yield from zip(inputs.split(sizes), labels.split(sizes), strict=True)
                 continue
-            for start in range(0, len(parts), heads):
-                step = slice(start, start + heads)
-                yield pad_sequence(inputs[step], True), pad_sequence(labels[step], True, -1)
+            each = [sizes[start : start + heads] for start in range(0, len(sizes), heads)]
+            steps = [sum(own) for own in each]
+            for own, of, step in zip(inputs.split(steps), labels.split(steps), each, strict=True):
+                yield _beside(own, step, 0), _beside(of, step, -1)
+
+
+def _beside(rows: Tensor, sizes: list[int], fill: int) -> Tensor:
+    """Return rows of several heads, which follow each other, as [heads, largest size, ...]; the rest is filled up."""
+    if min(sizes) == max(sizes):
+        return rows.unflatten(0, (len(sizes), -1))
+    return pad_sequence(rows.split(sizes), True, fill)
 
 
 class _Stack:

@@ -49,19 +49,24 @@ class Stem:
             result: Tensor = self._graphs[False](features)
         return result
 
-    def steps(self, features: Sequence[Tensor], seeds: Sequence[int]) -> list[Tensor]:
-        """Return the last layer's input [N, inputs] of several training steps, from each one's features and seed."""
+    def steps(self, features: Tensor, sizes: list[int], seeds: Sequence[int]) -> Tensor:
+        """Return the last layer's input [N, inputs] of several training steps, which follow each other.
+
+        Args:
+            features: Of all steps, [N, ...].
+            sizes: Images of each step.
+            seeds: Of each step.
+        """
         graph = self._graphs[True]
         with torch.no_grad():
             if self.row_wise:
-                sizes = [len(own) for own in features]
-                joined: Tensor = _Joined(graph, sizes, seeds).run(torch.cat(list(features)))
-                return list(joined.split(sizes))
+                joined: Tensor = _Joined(graph, sizes, seeds).run(features)
+                return joined
             results = []
-            for own, seed in zip(features, seeds, strict=True):
+            for own, seed in zip(features.split(sizes), seeds, strict=True):
                 seed_generators(seed, own.device)
                 results.append(graph(own))
-            return results
+            return torch.cat(results)
 
 
 def _without_head(tail: fx.GraphModule, name: str) -> fx.GraphModule:

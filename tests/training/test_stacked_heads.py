@@ -1,6 +1,7 @@
 """Heads trained side by side end where each would have ended alone."""
 
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -152,11 +153,60 @@ def test_steps_that_share_a_pass_draw_the_masks_they_would_have_drawn_alone() ->
     assert stem.row_wise  # two dropouts, two linear layers
     model.train()
     alone = model.network.classifier[:6]
-    sizes, seeds = (3, 3, 1), (5, 2**60, 7)
+    sizes, seeds = [3, 3, 1], (5, 2**60, 7)
     features = [torch.rand(size, 9216) for size in sizes]
-    for own, seed, joined in zip(features, seeds, stem.steps(features, seeds), strict=True):
+    steps = stem.steps(torch.cat(features), sizes, seeds)
+    for own, seed, joined in zip(features, seeds, steps.split(sizes), strict=True):
         torch.manual_seed(seed)
         torch.testing.assert_close(joined, alone(own), atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [2, 3, 16])
+def test_heads_on_threads_are_those_on_one(settings: list[str], threads: int) -> None:
+    """Also where a stack is cut between two threads, and where there are more threads than heads."""
+    model, data, _ = on_features(settings)
+    trainer, count = HeadTrainer(model, data), len(data.samples["train"])
+    before, results = torch.get_num_threads(), []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            heads = [Head(lr=0.01, seed=seed, rows=np.arange(first, count)) for seed in (1, 2) for first in (0, 0, 1)]
+            trainer.train([*heads, Head(lr=0.02), Head(lr=0.03)], batch_size=8, epochs=2)
+            assert torch.get_num_threads() == number
+            results.append([row["val_loss"] for head in heads for row in head.history])
+    finally:
+        torch.set_num_threads(before)
+    assert results[0] == pytest.approx(results[1], abs=1e-5)
+    assert len(set(results[0])) == 8
+
+
+@pytest.mark.slow
+def test_an_error_on_one_thread_ends_all(settings: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is raised where the training was asked for; the next training is not held up."""
+    model, data, _ = on_features(settings)
+    trainer, before = HeadTrainer(model, data), torch.get_num_threads()
+    heads, taken = [Head(lr=0.01, seed=seed) for seed in (1, 2)], []
+
+    def fails(stack: stacked_heads._Stack, inputs: Tensor, labels: Tensor) -> Tensor:
+        taken.append(stack)
+        if len(taken) == 5:
+            raise ValueError("no")
+        return step(stack, inputs, labels)
+
+    step = stacked_heads._Stack.step
+    torch.set_num_threads(2)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(stacked_heads._Stack, "step", fails)
+            with pytest.raises(ValueError, match="no"):
+                trainer.train(heads, batch_size=8, epochs=100_000)
+        assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
+        plain = Head(lr=0.01)
+        trainer.train([plain], batch_size=8, epochs=1)
+        assert len(plain.history) == 1
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_are_those_of_torch(settings: list[str]) -> None:
@@ -198,9 +248,9 @@ def test_the_next_trials_take_the_inputs_of_the_first(settings: list[str], monke
     passes: list[int] = []
     steps = Stem.steps
 
-    def counted(stem: Stem, features: Any, seeds: Any) -> list[Tensor]:
+    def counted(stem: Stem, features: Any, sizes: Any, seeds: Any) -> Tensor:
         passes.append(len(seeds))
-        return steps(stem, features, seeds)
+        return steps(stem, features, sizes, seeds)
 
     monkeypatch.setattr(Stem, "steps", counted)
     rounds = [(forgetful, 24), (trainer, 24), (trainer, 24), (trainer, 5), (trainer, 24)]
