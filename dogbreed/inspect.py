@@ -48,12 +48,12 @@ def _inspect(arguments: argparse.Namespace) -> None:
     from dogbreed.data.locate import check_address
 
     check_address({"root": arguments.data, "source": "", "download": False})  # needs no torch
-    from dogbreed.cache.folders import cache_folder
+    from dogbreed.cache.folders import scan_memory
     from dogbreed.core.files import new_folder, write_json
     from dogbreed.data.inspection import inspect, summary
     from dogbreed.report import inspection_page
 
-    inspection = inspect(arguments.data, arguments.labels, memory=cache_folder(None) / "scan.sqlite")
+    inspection = inspect(arguments.data, arguments.labels, memory=scan_memory())
     content = inspection.to_json()
     if arguments.json:
         print(json.dumps(content, indent=2))

@@ -15,10 +15,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     folders: list[Path] = []
 
     def train(config: dict[str, Any]) -> float | None:
+        from dogbreed.cache.folders import scan_memory
         from dogbreed.data.locate import check_address
+        from dogbreed.data.scan_ahead import scanning_ahead
 
         check_address(config["data"])  # a wrong path needs no torch to be named
-        from dogbreed.training.run import train
+        with scanning_ahead(config["data"], scan_memory(config["cache"]["dir"])):
+            from dogbreed.training.run import train
 
         result = train(config)
         if result.metrics:  # in the first process alone

@@ -24,6 +24,11 @@ def cache_folder(folder: str | Path | None = None) -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "dogbreed"
 
 
+def scan_memory(folder: str | Path | None = None) -> Path:
+    """Return the file that remembers what scans of images have found; `folder` is as for `cache_folder`."""
+    return cache_folder(folder) / "scan.sqlite"
+
+
 def evict(folder: Path, max_gb: float, keep: Path, coming: int = 0) -> list[Path]:
     """Delete the longest unused stores until all together are within the limit; never `keep`, never one in use.
 

@@ -2,9 +2,8 @@
 
 import os
 import sys
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from threading import Barrier, Event, Thread, local
 from typing import Any, TypeVar
@@ -45,24 +44,6 @@ def in_threads(work: Callable[[Any], T], parts: Sequence[Any]) -> list[T]:
             return work(part)
 
     return list(_workers(count).map(run, parts))
-
-
-def in_order(
-    work: Callable[[T], R], items: Iterable[T], workers: int, name: str = "dogbreed"
-) -> Generator[R, None, None]:
-    """Yield the work of all items in their order, done by threads; few wait at a time, however many there are."""
-    waiting: deque[Future[R]] = deque()
-    with ThreadPoolExecutor(workers, thread_name_prefix=name) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(work, item))
-                if len(waiting) > 8 * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:  # also after Ctrl-C: do not go through the rest
-            for future in waiting:
-                future.cancel()
 
 
 @cache

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms.v2 import functional as F
 
+from dogbreed.core.background import in_order
 from dogbreed.core.progress import track
-from dogbreed.core.threads import in_order
 from dogbreed.data.columns import Digests, comparable
 from dogbreed.data.datasets import Indices, SplitFiles
 from dogbreed.data.images import BadImage, decode

@@ -11,11 +11,11 @@ import torch
 from numpy.typing import NDArray
 from torchvision.transforms.v2 import functional as F
 
+from dogbreed.core.background import in_order
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import cpu_count
 from dogbreed.core.progress import track
 from dogbreed.core.text import count
-from dogbreed.core.threads import in_order
 from dogbreed.data import images
 from dogbreed.data.columns import Entries, Entry, Paths
 from dogbreed.data.datasets import Indices

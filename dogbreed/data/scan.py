@@ -17,13 +17,13 @@ import numpy as np
 import PIL
 from numpy.typing import NDArray
 
+from dogbreed.core.background import in_order
 from dogbreed.core.machine import cpu_count
 from dogbreed.core.progress import track
-from dogbreed.core.threads import in_order
-from dogbreed.data import images
+from dogbreed.data import decoding
 from dogbreed.data.columns import Digests, Paths
 
-# To be raised when images.check comes to refuse or to accept other files; a new Pillow may do so as well.
+# To be raised when decoding.check comes to refuse or to accept other files; a new Pillow may do so as well.
 CHECK_VERSION = f"3, Pillow {PIL.__version__}"
 SHOW_PROGRESS_ABOVE = 200
 _ROWS = 4096  # of the memory, written at once
@@ -86,7 +86,7 @@ def scan(
     files: Iterable[Path],
     *,
     memory: Path | None,
-    max_pixels: int = images.MAX_PIXELS,
+    max_pixels: int = decoding.MAX_PIXELS,
     workers: int | None = None,
     quiet: bool = False,
 ) -> Scanned:
@@ -148,8 +148,8 @@ def _look(path: Path, max_pixels: int) -> tuple[ScannedFile, "_Stamp | None"]:
         reason = "empty file"
     else:
         try:
-            images.check(data, max_pixels=max_pixels)
-        except images.BadImage as bad:
+            decoding.check(data, max_pixels=max_pixels)
+        except decoding.BadImage as bad:
             reason = bad.reason
     return ScannedFile(path, hashlib.blake2b(data, digest_size=16).hexdigest(), reason), stamp
 

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 from dogbreed.cache.callback import FeatureCache
-from dogbreed.cache.folders import cache_folder
+from dogbreed.cache.folders import cache_folder, scan_memory
 from dogbreed.config.compose import completed, compose, default_config, fitting_batch_size, outweighed
 from dogbreed.config.resumed import run_of
 from dogbreed.config.settings import Config
@@ -126,7 +126,7 @@ def build_data(config: Config, quiet: bool) -> DogImages:
         **{**arguments, "transforms": build_transforms(config.data.transforms)},
         preprocessing=preprocessing_of(config),
         views=config.cache.views,
-        scan_memory=cache_folder(config.cache.dir) / "scan.sqlite",
+        scan_memory=scan_memory(config.cache.dir),
         seed=config.seed,
         quiet=quiet,
     )

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from dogbreed.cache.callback import FeatureCache
+from dogbreed.cache.folders import scan_memory
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.files import new_folder, write_csv, write_json
 from dogbreed.core.metric_lines import accuracy_line
@@ -184,7 +185,7 @@ def _usable(
         DogbreedError: None can be used.
     """
     paths = [path for path, _ in files]
-    memory = cache.folder.parent / "scan.sqlite"  # as in a run
+    memory = scan_memory(cache.folder.parent)  # as in a run
     scanned = scan(paths, memory=memory, max_pixels=max_pixels, workers=workers or None, quiet=quiet)
     skipped = [Skipped(file.path, file.reason) for file in scanned if file.reason]
     if skipped and on_bad_image == "error":

@@ -28,6 +28,7 @@ from torch import Tensor
 from torchvision.models import VGG16_Weights
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data.decoding import _quiet_pillow
 from dogbreed.data.images import (
     IMAGE_SUFFIXES,
     REVISION,
@@ -35,7 +36,6 @@ from dogbreed.data.images import (
     BadImage,
     Preprocessing,
     View,
-    _quiet_pillow,
     check,
     decode,
     dimensions,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dogbreed.core.progress import track
-from dogbreed.data import images, scan
+from dogbreed.data import decoding, scan
 from dogbreed.data.layout import list_images
 from dogbreed.data.scan import ScannedFile
 
@@ -205,7 +205,7 @@ def test_what_was_seen_before_an_interruption_is_kept(folder, tmp_path, monkeypa
             raise KeyboardInterrupt
 
     memory = tmp_path / "memory.sqlite"
-    monkeypatch.setattr(images, "check", interrupted)
+    monkeypatch.setattr(decoding, "check", interrupted)
     # One worker goes through the files in their order.
     with pytest.raises(KeyboardInterrupt):
         scan.scan(list_images(folder), memory=memory, workers=1)
