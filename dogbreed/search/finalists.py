@@ -223,7 +223,10 @@ def _finalists(search: Search, trainer: HeadTrainer) -> list[Finalist]:
     yours = {key: flatten(config.to_dict())[key] for key in search.space} | (
         {BATCH_SIZE: batch_size} if BATCH_SIZE in search.space else {}
     )
-    return [*(Finalist(f"trial {trial.number}", trial.params, trial) for trial in best), Finalist(YOURS, yours)]
+    return [
+        *(Finalist(f"trial {search.number_of(trial)}", trial.params, trial) for trial in best),
+        Finalist(YOURS, yours),
+    ]
 
 
 def _train(search: Search, trainer: HeadTrainer, finalists: Sequence[Finalist], seeds: Sequence[int]) -> None:

@@ -26,9 +26,8 @@ def write(search: Search) -> None:
     for key, value in best.params.items():
         set_dotted(overrides, key, value)
     with atomic_write(search.folder / "best.yaml") as file:
-        file.write_text(
-            f"# {objective} {best.value:.6f}, trial {best.number}\n# {command(search)}\n{to_yaml(overrides)}"
-        )
+        head = f"# {objective} {best.value:.6f}, trial {search.number_of(best)}\n# {command(search)}\n"
+        file.write_text(head + to_yaml(overrides))
     points = [
         Point(trial.params, trial.user_attrs[objective], trial.state.name == "COMPLETE")
         for trial in search.finished()

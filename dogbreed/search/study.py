@@ -141,6 +141,10 @@ class Search:
         states = self.optuna.trial.TrialState
         return self.study.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
 
+    def number_of(self, trial: Any) -> int:
+        """Return a finished trial's number in `trials.csv`, which counts none that was interrupted, as Optuna does."""
+        return [finished.number for finished in self.finished()].index(trial.number)
+
     def ask(self) -> list[Any]:
         """Propose the trials of a round; none where other processes work at all that are left.
 

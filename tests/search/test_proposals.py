@@ -123,6 +123,18 @@ def test_what_cannot_be_is_refused_in_a_sentence(tmp_path: Path, override: str, 
     assert not (tmp_path / "search").exists()
 
 
+def test_an_interrupted_trial_has_no_number(tmp_path: Path) -> None:
+    opened(tmp_path, "search.sampler=random", "search.trials=4").ask()  # and it is killed
+    search = opened(tmp_path, "search.sampler=random", "search.trials=4")
+    run_all(search)
+    results.write(search)
+    rows = list(csv.DictReader((tmp_path / "trials.csv").read_text().splitlines()))
+    best = min(rows, key=lambda row: float(row["val_loss"]))
+    first = (tmp_path / "best.yaml").read_text().splitlines()[0]
+    assert first == f"# val_loss {float(best['val_loss']):.6f}, trial {best['number']}"
+    assert search.best().number != search.number_of(search.best())
+
+
 def test_the_parameter_that_decides_is_named_as_such(tmp_path: Path) -> None:
     search = opened(tmp_path, "search.sampler=random", "search.trials=40", "search.parallel=40")
     assert results.importances(search) == {}  # of no trial, nothing is known
