@@ -286,7 +286,9 @@ def similar_field(answer: NamesSimilar, most: int) -> dict[str, Any]:
 def no_names() -> RequestError:
     """Return the error of a model that cannot name similar images."""
     return RequestError(
-        400, "The model does not know what its training images are called; one trained with export.similar=true does."
+        400,
+        "The model does not know what its training images are called; one trained with export.similar=true and at "
+        "least 99 validation images does.",
     )
 
 

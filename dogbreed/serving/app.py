@@ -23,7 +23,7 @@ from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from dogbreed.data.vocabulary import noun_of
-from dogbreed.inference.schema import RequestError
+from dogbreed.inference.schema import JSON, RequestError
 from dogbreed.serving.batcher import Closed
 from dogbreed.serving.service import Service
 
@@ -98,7 +98,8 @@ class _Routes:
             return _model_error(error)
 
     async def explain(self, request: Request) -> Response:
-        return JSONResponse(await self.service.explain(request))
+        answer = json.dumps(await self.service.explain(request), separators=(",", ":"))
+        return Response(answer, media_type=JSON)  # ASCII: a training image's name need not be UTF-8
 
     async def model(self, request: Request) -> Response:
         served = self.service.predictor.model

@@ -21,7 +21,11 @@ from dogbreed.predict import main
 from dogbreed.serving.client import Endpoint
 from launch import sagemaker_invoke
 
-SENTENCE = "The model does not know what its training images are called; one trained with export.similar=true does."
+SENTENCE = (
+    "The model does not know what its training images are called; one trained with export.similar=true and at least 99 "
+    "validation images does."
+)
+NOT_UTF8 = "test/\udcff.jpg"
 RANGE = "it must be a whole number from 0 to 50."
 BYTES = "application/octet-stream"
 
@@ -38,11 +42,11 @@ def plain(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def model(plain: Path, dog_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model that knows the test images as its training images, the first one in each class' name."""
+    """A model that knows the test images as its training images; the name of the last one is not UTF-8."""
     predictor, files = Predictor(plain), list_images(dog_tree / "test")
     with torch.no_grad():
         maps = predictor.model.network.features(torch.stack([predictor.read(file) for file in files]))
-    paths = [file.relative_to(dog_tree).as_posix() for file in files]
+    paths = [*(file.relative_to(dog_tree).as_posix() for file in files[:-1]), NOT_UTF8]
     index = build([maps.mean((2, 3))]).with_names(paths, torch.arange(len(files)) % len(NAMES))
     return export_tiny(tmp_path_factory.mktemp("named") / "model", neighbours=index)
 
@@ -116,6 +120,8 @@ def test_server_and_clients(model: Path, photos: list[Path], expected: Any, caps
         assert client.predict(photos[0]).similar is None
         for path in ("/invocations?similar=3", "/explain?similar=3"):
             assert running.post(photos[0].read_bytes(), path=path).json()["similar"] == expected[0]
+            everything = running.post(photos[0].read_bytes(), path=path.replace("3", "50")).json()["similar"]
+            assert NOT_UTF8 in [one["path"] for one in everything]
         assert sagemaker_invoke.main([running.address, str(photos[0]), "--json", "--similar", "3"]) == 0
         assert json.loads(capsys.readouterr().out)["similar"] == expected[0]
         refused = running.post(photos[0].read_bytes(), path="/invocations?similar=51")
@@ -130,7 +136,7 @@ def test_a_model_without_names_says_so(plain: Path, photos: list[Path], capsys: 
     assert main([str(plain), str(photos[0]), "--similar", "-1"]) == 2
     assert f"similar is -1; {RANGE}" in capsys.readouterr().err
     asked = handler.predict_fn(handler.input_fn(photos[0].read_bytes(), BYTES), Predictor(plain))
-    with pytest.raises(handler.RequestError, match=r"export\.similar=true does"):
+    with pytest.raises(handler.RequestError, match="at least 99 validation images does"):
         handler.output_fn(asked, "application/json; similar=1")
     assert "similar" not in json.loads(handler.output_fn(asked, "application/json")[0])
     with serving(plain) as running:
