@@ -24,10 +24,10 @@ from dogbreed.core.text import size
 from dogbreed.data.images import BadImage
 from dogbreed.data.images import load as read_image
 from dogbreed.inference.formats import add_onnx, digest, quiet
-from dogbreed.inference.onnx_runtime import choose, session
+from dogbreed.inference.onnx_runtime import session
 from dogbreed.metrics.calibration import wilson_interval
 from dogbreed.models import model_folder
-from dogbreed.models.manifest import RUNTIME_FILES, list_runtime
+from dogbreed.models.manifest import RUNTIME_FILES, list_runtime, read_manifest
 
 CALIBRATION_IMAGES = 64
 MOST_IMAGES = 1000  # on which the accuracy is measured: 600 MB at 224 pixels
@@ -42,7 +42,7 @@ def add_int8(folder: Path, files: Sequence[tuple[Path, int]], max_loss: float) -
     """Write the file into a model's folder, list it in the manifest, and print what it costs and what it brings.
 
     Args:
-        folder: The exported model; `model.onnx` is written first where it is missing.
+        folder: The exported model; `model.onnx` is written first where it is missing or another than it lists.
         files: Images of the validation split with their labels: some for the ranges, the others for the accuracy; all
             for both where they are few.
         max_loss: By how many percentage points the accuracy may fall.
@@ -52,9 +52,10 @@ def add_int8(folder: Path, files: Sequence[tuple[Path, int]], max_loss: float) -
     """
     model = model_folder.load(folder)
     images, labels = _read(files[:: -(-len(files) // MOST_IMAGES)], model.preprocessing)
-    if choose("auto", folder, torch.device("cpu"), "float32") == "torch":
-        add_onnx(folder, model, torch.from_numpy(images[:16]))
     file, exact = folder / RUNTIME_FILES["int8"], folder / RUNTIME_FILES["onnx"]
+    listed = read_manifest(folder).get("runtimes", {}).get("onnx", {}).get("sha256")
+    if not exact.is_file() or digest(exact) != listed:
+        add_onnx(folder, model, torch.from_numpy(images[:16]))
     list_runtime(folder, "int8", None)
     with suppress(FileNotFoundError):
         file.unlink()

@@ -15,6 +15,7 @@ from dogbreed.data.images import Preprocessing, load
 from dogbreed.export import main as export
 from dogbreed.inference import quantize
 from dogbreed.models import backbones, model_folder
+from dogbreed.models.manifest import list_runtime
 from dogbreed.predict import main as predict
 
 pytestmark = pytest.mark.slow
@@ -118,6 +119,14 @@ def test_not_kept_where_the_accuracy_falls(network, data, tmp_path, capsys):
     assert said.endswith("; allowed are 1 points less (--max-loss).\n")
     assert [file.name for file in folder.glob("*int8*")] + [file.name for file in folder.glob(".*")] == []
     assert "int8" not in json.loads((folder / "model.json").read_text()).get("runtimes", {})
+
+
+def test_another_float32_file_than_the_listed_one_is_written_again(network, data, tmp_path):
+    folder = save(network, tmp_path / "model")
+    list_runtime(folder, "onnx", {"sha256": "0" * 64})
+    (folder / "model.onnx").write_bytes(b"damaged")
+    assert export([str(folder), str(data), "--runtime", "int8", "--max-loss", "100"]) == 0
+    assert {Predictor(folder, runtime=name).runtime for name in ("int8", "onnx")} == {"int8", "onnx"}
 
 
 def test_bad_use(model, data, tmp_path, capsys):
