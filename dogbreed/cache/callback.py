@@ -17,6 +17,7 @@ from lightning.pytorch.plugins import MixedPrecision, Precision
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from dogbreed.cache.extract import PRECISIONS, Extraction, Missing, missing_views, row_keys, store_key, used_keys
+from dogbreed.cache.findings import KeyedCut, keyed_cut
 from dogbreed.cache.folders import META, cache_folder, evict, existing, locked
 from dogbreed.cache.on_demand import OnDemand
 from dogbreed.cache.remote import RemoteStore, remote_of
@@ -26,9 +27,10 @@ from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import write_json
 from dogbreed.core.threads import stop_spinning
 from dogbreed.data.datamodule import DogImages
+from dogbreed.data.images import Preprocessing
 from dogbreed.models.arithmetic import effective, float32_as
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.cut import CutNetwork, NoPrefix, cut
+from dogbreed.models.cut import CutNetwork, NoPrefix
 
 MODES = ("auto", "off", "require")
 
@@ -260,8 +262,8 @@ class FeatureCache(Callback):
         if data.transforms:
             raise DogbreedError("data.transforms change the training images anew in each epoch")
         with group.step(), float32_as(precision, device):
-            parts = cut(model.to(device).eval().network, data.preprocessing.size)
-        key = store_key(parts.prefix, data.preprocessing, precision, device)
+            found = self._cut(model.to(device).eval(), data.preprocessing, precision, device)
+        parts, key = found.parts, found.key
         store = Store(self.folder / key, parts.shape, PRECISIONS[precision])
         remote = remote_of(key, quiet=self.quiet) if group.rank == 0 else None
         epoch = None if remote else epoch  # what is kept there has to be whole
@@ -294,18 +296,29 @@ class FeatureCache(Callback):
         if remote:
             remote.add(store, used_keys(data.samples, used))
         self.state = "built" if missing else "hit"
-        self._serve(store, parts, model, data)
+        self._serve(store, found, model, data)
 
-    def _serve(self, store: Store, parts: CutNetwork, model: DogBreedClassifier, data: DogImages) -> None:
+    def _cut(
+        self, model: DogBreedClassifier, preprocessing: Preprocessing, precision: str, device: torch.device
+    ) -> KeyedCut:
+        return keyed_cut(
+            self.folder,
+            model.network,
+            preprocessing.size,
+            lambda parts: store_key(parts.prefix, preprocessing, precision, device),
+        )
+
+    def _serve(self, store: Store, found: KeyedCut, model: DogBreedClassifier, data: DogImages) -> None:
         """Let data deliver features and the model take them."""
         self.store = store.folder
         with suppress(OSError):  # a cache that may only be read serves as well
             os.utime(store.folder / META)  # its age says when it was last used
+        found.keep(store.folder)
         if self._on_demand:
             data.use_features(self._on_demand.readers())
         else:
             data.use_features({name: store.table(row_keys(files)) for name, files in data.samples.items()})
-        model.use_features(parts)
+        model.use_features(found.parts)
 
     def _extract(
         self, store: Store, parts: CutNetwork, missing: Missing, data: DogImages, group: Group, how: dict[str, Any]

@@ -7,6 +7,7 @@ classifier: 15.5 of 15.52 GMAC.
 Which operations are deterministic is found out by running them, not by a list of names: the network is traced with
 torch.fx and executed node by node, twice, and a node counts as fixed only if it left the random state and its buffers
 alone and gave the same image the same numbers both times, although its neighbour in the batch was another.
+`structure` says for which networks of the same values that holds without being run again.
 """
 
 import hashlib
@@ -28,6 +29,8 @@ from dogbreed.models.timm_networks import untraced
 
 # While torch.fx traces, it has its own hands in nn.Module.__call__; two at once would leave them there.
 _TRACING = threading.Lock()
+_LIBRARIES = ("torch", "torchvision", "timm", "_operator", "builtins")  # whose versions are in the keys of stores
+PROBE = 1  # changes with what the probe looks for
 BATCH = 2  # images in the probe: one that is compared, beside another
 
 
@@ -74,6 +77,27 @@ class CutNetwork(NamedTuple):
     total: int
 
 
+class Finding(NamedTuple):
+    """What the probe finds of a traced network.
+
+    Attributes:
+        position: Of the prefix's last node in the graph.
+        shape: Of one image's features.
+        order: Of the dimensions of a batch of features in memory.
+    """
+
+    position: int
+    shape: tuple[int, ...]
+    order: tuple[int, ...]
+
+
+class Traced(NamedTuple):
+    """The graphs of a network in training and in evaluation."""
+
+    training: fx.GraphModule
+    evaluation: fx.GraphModule
+
+
 def cut(network: nn.Module, size: int) -> CutNetwork:
     """Find the cut and build both parts.
 
@@ -87,21 +111,72 @@ def cut(network: nn.Module, size: int) -> CutNetwork:
         NoPrefix: The network cannot be traced, or nothing before its first trainable or random operation can be
             passed on as one tensor.
     """
+    traced = trace(network)
+    return divide(traced, probe(network, traced, size))
+
+
+def trace(network: nn.Module) -> Traced:
+    """Trace a network in both modes; arguments and errors as for `cut`."""
     with _restored(network):
         set_mode(network, training=False)
         evaluation = _trace(network)
         set_mode(network, training=True)
-        training = _trace(network)
-        fixed, seen = _probe(training, size)
-        last = _deepest_cut(training, fixed, seen.shapes)
+        return Traced(_trace(network), evaluation)
+
+
+def probe(network: nn.Module, traced: Traced, size: int) -> Finding:
+    """Find the cut by running what was traced; arguments and errors as for `cut`."""
+    with _restored(network):
+        set_mode(network, training=True)
+        fixed, seen = _probe(traced.training, size)
+        last = _deepest_cut(traced.training, fixed, seen.shapes)
         set_mode(network, training=False)
-        _check_evaluation(evaluation, training.graph, last, seen.first_rows[last], size)
-    nodes = list(training.graph.nodes)
-    index = nodes.index(last)
-    prefix, training_tail = _parts(training, index, seen.orders[last])
-    _, evaluation_tail = _parts(evaluation, index, seen.orders[last])
-    shape = tuple(seen.shapes[last][1:])
-    return CutNetwork(prefix, Tail(training_tail, evaluation_tail), _name(last), shape, index, len(nodes) - 1)
+        _check_evaluation(traced.evaluation, traced.training.graph, last, seen.first_rows[last], size)
+    index = list(traced.training.graph.nodes).index(last)
+    return Finding(index, tuple(seen.shapes[last][1:]), seen.orders[last])
+
+
+def divide(traced: Traced, finding: Finding) -> CutNetwork:
+    """Build both parts."""
+    nodes = list(traced.training.graph.nodes)
+    prefix, training_tail = _parts(traced.training, finding.position, finding.order)
+    _, evaluation_tail = _parts(traced.evaluation, finding.position, finding.order)
+    tail, last_node = Tail(training_tail, evaluation_tail), _name(nodes[finding.position])
+    return CutNetwork(prefix, tail, last_node, finding.shape, finding.position, len(nodes) - 1)
+
+
+def structure(traced: Traced, size: int) -> str | None:
+    """Return a digest of all but the values that a finding depends on; None where more than values may change.
+
+    That is where code of somebody's own is called, which may be another tomorrow, where hooks do what they like, and
+    on a GPU, whose kernels are chosen anew in each process.
+    """
+    digest = hashlib.blake2b(f"{PROBE} {size}".encode(), digest_size=16)
+    for graph_module in traced:
+        if any(parameter.device.type != "cpu" for parameter in graph_module.parameters()):
+            return None
+        digest.update(graph_module.code.encode())
+        for node in graph_module.graph.nodes:
+            if not _is_of_a_library(graph_module, node):
+                return None
+            if node.op == "call_module":
+                digest.update(_described(graph_module, node).encode())
+        digest.update(repr([(name, p.requires_grad) for name, p in graph_module.named_parameters()]).encode())
+    return digest.hexdigest()
+
+
+def _is_of_a_library(traced: fx.GraphModule, node: fx.Node) -> bool:
+    """Return whether a node does what its name says, and what its library's version did before."""
+    if node.op == "call_function":
+        homes = [getattr(node.target, "__module__", None) or "torch"]  # built-in functions of torch have none
+    elif node.op == "call_module":
+        modules = list(traced.get_submodule(str(node.target)).modules())
+        if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
+            return False
+        homes = [type(module).__module__ for module in modules]
+    else:
+        return True
+    return all(home.partition(".")[0] in _LIBRARIES for home in homes)
 
 
 def fingerprint(prefix: fx.GraphModule) -> str:
@@ -124,12 +199,16 @@ def _content(prefix: fx.GraphModule) -> Iterator[bytes | memoryview]:
     yield prefix.code.encode()
     for node in prefix.graph.nodes:
         if node.op == "call_module":
-            module = prefix.get_submodule(node.target)
-            # MultiheadAttention is one whose repr leaves settings out.
-            yield f"{node.target}: {module!r} {[_settings(part) for part in module.modules()]}".encode()
+            yield _described(prefix, node).encode()
     for name, value in sorted([*prefix.named_parameters(), *prefix.named_buffers()]):
         yield f"{name} {value.dtype} {tuple(value.shape)}".encode()
         yield value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data
+
+
+def _described(traced: fx.GraphModule, node: fx.Node) -> str:
+    module = traced.get_submodule(str(node.target))
+    # MultiheadAttention is one whose repr leaves settings out.
+    return f"{node.target}: {module!r} {[_settings(part) for part in module.modules()]}"
 
 
 def _settings(module: nn.Module) -> list[tuple[str, Any]]:

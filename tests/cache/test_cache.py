@@ -40,7 +40,7 @@ from dogbreed.data.datasets import Batch, FeatureBatch
 from dogbreed.data.images import WHOLE, Preprocessing, View, load
 from dogbreed.models.arithmetic import effective
 from dogbreed.models.classifier import DogBreedClassifier
-from dogbreed.models.cut import cut
+from dogbreed.models.cut import cut, probe
 
 SMALL = Preprocessing(size=64, resize_size=72)
 CPU = torch.device("cpu")
@@ -228,9 +228,9 @@ def test_a_pass_is_halved_where_memory_is_too_small(dog_tree, tmp_path):
 @pytest.mark.parametrize("images", [0, 1])
 def test_memory_that_holds_no_pass_is_a_sentence(images, dog_tree, tmp_path, capsys, monkeypatch):
     """In the probe, which takes two images, and in a pass; with cache.mode=auto too, since training would need more."""
-    model, probe = classifier(), cut
+    model = classifier()
     if images:
-        monkeypatch.setattr("dogbreed.cache.callback.cut", lambda *arguments: (probe(*arguments), limit(model, 0))[0])
+        monkeypatch.setattr("dogbreed.cache.findings.probe", lambda *arguments: (probe(*arguments), limit(model, 0))[0])
     else:
         limit(model, 0)
     assert guard(lambda: attached(dog_tree, tmp_path, model=model, mode="auto") and None) == 2
