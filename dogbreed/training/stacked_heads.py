@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any
 
 import numpy as np
@@ -32,6 +32,7 @@ from dogbreed.data.transfer import to_device
 from dogbreed.models import backbones, lbfgs
 from dogbreed.models.classifier import DogBreedClassifier, step_seed
 from dogbreed.models.optim import make_optimizer, make_scheduler
+from dogbreed.training import adam_steps
 from dogbreed.training.stem import Stem
 
 MEMORY_BYTES = 2 << 30  # what one stack's weights, gradients and two moments may take
@@ -256,10 +257,10 @@ class HeadTrainer:
         self.stem.model.train()
         for epoch in range(epochs):
             sums = stack.rates.new_zeros(len(stack.heads), dtype=stack.wide)  # there: nobody waits for a step's
-            for inputs, targets in steps.of_epoch(epoch):
+            for some in steps.together(epoch):
                 if self._stopped:
                     return
-                sums += stack.step(inputs, targets).to(stack.wide) * (targets >= 0).sum(-1)
+                sums += stack.take_steps(some)
             self._note(stack, epoch, sums / sums.new_tensor([len(rows) for rows in steps.rows]))
             if on_epoch:
                 on_epoch(len(stack.heads))
@@ -381,10 +382,21 @@ class _Steps:
         self._drawing, self._room = drawing, room
         self._kept: dict[int, list[Step]] = {}
 
+    @property
+    def _joined(self) -> int:
+        """Return how many steps have `JOINED` images."""
+        return max(1, JOINED // (self._batch_size * len(self.rows)))
+
     def drop(self, stop: Sequence[bool]) -> None:
         """Leave out heads that have ended, where each has its own images."""
         if len(self.rows) > 1:
             self.rows = [rows for rows, stopped in zip(self.rows, stop, strict=True) if not stopped]
+
+    def together(self, epoch: int) -> Iterator[list[Step]]:
+        """Return the steps of an epoch, as many at once as have `JOINED` images."""
+        steps = iter(self.of_epoch(epoch))
+        while some := list(islice(steps, self._joined)):
+            yield some
 
     def of_epoch(self, epoch: int) -> Iterable[Step]:
         with self._drawing:
@@ -399,9 +411,8 @@ class _Steps:
         size, device, heads = self._batch_size, self._stem.model.device, len(self.rows)
         orders = [order_of_epoch(self._order_seed, epoch, self._views, len(rows)) for rows in self.rows]
         images = [rows[order] for rows, (order, _) in zip(self.rows, orders, strict=True)]
-        together = max(1, JOINED // (size * heads))
-        for first in range(0, self.per_epoch, together):
-            numbers = range(first, min(first + together, self.per_epoch))
+        for first in range(0, self.per_epoch, self._joined):
+            numbers = range(first, min(first + self._joined, self.per_epoch))
             parts = [(head, slice(size * number, size * (number + 1))) for number in numbers for head in range(heads)]
             chosen = [images[head][part] for head, part in parts]
             sizes, rows = [len(own) for own in chosen], np.concatenate(chosen)
@@ -476,6 +487,17 @@ class _Stack:
             return own.transpose(0, 1).mul_(self.rates)
         weight, bias = self._weight.detach().view(-1, width), self._bias.detach().view(-1)
         return torch.addmm(bias, inputs, weight.T).view(-1, heads, classes).mul_(self.rates)
+
+    def take_steps(self, steps: Sequence[Step]) -> Tensor:
+        """Take some steps of every head; return the sums [heads] of the losses before each over its images."""
+        sums = self.rates.new_zeros(len(self.heads), dtype=self.wide)
+        for index, (inputs, labels) in enumerate(steps):
+            if adam_steps.available(self._weight, self.optimizer, steps[index:]):
+                settings = torch.cat([self.rates, self.smoothing, self.rates * self.decays], 1).tolist()
+                values = self._weight, self._bias
+                return sums + adam_steps.take_steps(values, settings, steps[index:], self.optimizer, self.scheduler)
+            sums += self.step(inputs, labels).to(self.wide) * (labels >= 0).sum(-1)
+        return sums
 
     def step(self, inputs: Tensor, labels: Tensor) -> Tensor:
         """Take one step of every head; return the losses [heads] before it. See `Step`."""
