@@ -1,5 +1,7 @@
 """The usable images of a split, and datasets that deliver them as pixels or as remembered features."""
 
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -11,9 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+from torch.utils.data._utils import signal_handling
 
 from dogbreed.core.errors import DogbreedError
 from dogbreed.core.machine import workers_with_room
+from dogbreed.core.text import count
 from dogbreed.data.images import BadImage, Preprocessing, View, load
 
 SECONDS_TO_ANSWER = 600  # a worker that has brought nothing for so long hangs
@@ -185,18 +189,37 @@ class ImageLoader(DataLoader[Any]):
 
     def __iter__(self) -> Iterator[Any]:  # type: ignore[override]
         try:
-            for batch in super().__iter__():
+            batches = super().__iter__()
+            if self.num_workers:
+                _watch_workers()
+            for batch in batches:
                 if isinstance(batch, BadImage):
                     raise batch
                 yield batch
         except RuntimeError as error:
             if "DataLoader" not in str(error):
                 raise
+            patience = count(SECONDS_TO_ANSWER // 60, "minute")
             raise DogbreedError(
-                "A worker that reads images was killed, or did not answer for "
-                f"{SECONDS_TO_ANSWER // 60} minutes; is the disk there, and is there memory? data.num_workers=0 reads "
-                "them without workers."
+                f"A worker that reads images was killed, or did not answer for {patience}; is the disk there, and is "
+                "there memory? data.num_workers=0 reads them without workers."
             ) from error
+
+
+def _watch_workers() -> None:
+    """Let torch notice at once that a worker has died: it would not do so in a second run of a process.
+
+    It sets a handler of the signal once in a process, and Lightning takes that away at the end of a run.
+
+    Raises:
+        RuntimeError: One has died already.
+    """
+    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
+        return
+    if getattr(signal.getsignal(signal.SIGCHLD), "__module__", None) != signal_handling.__name__:
+        signal_handling._SIGCHLD_handler_set = False
+        signal_handling._set_SIGCHLD_handler()
+    signal_handling._error_if_any_worker_fails()
 
 
 def stack_images(rows: Sequence[tuple[Tensor, int, int] | BadImage]) -> Batch | BadImage:

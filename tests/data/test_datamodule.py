@@ -2,7 +2,9 @@
 
 import math
 import os
+import queue
 import shutil
+import signal
 import unicodedata
 
 import numpy as np
@@ -14,6 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from PIL import Image
 
 from dogbreed.core.errors import DogbreedError
+from dogbreed.data import datasets
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.datasets import Batch, FeatureBatch, ImageLoader, SplitFiles
 from dogbreed.data.images import WHOLE, BadImage, Preprocessing, View, load
@@ -555,9 +558,22 @@ class _Killed(torch.utils.data.Dataset):
         os._exit(1)  # as the kernel ends one where memory is short
 
 
-def test_a_worker_that_is_killed_is_a_sentence():
-    with pytest.raises(DogbreedError, match=r"was killed, or did not answer for 10 minutes.*data\.num_workers=0"):
-        list(ImageLoader(_Killed(), num_workers=1, batch_bytes=1))
+@pytest.mark.parametrize("handler", [None, signal.SIG_DFL], ids=["first run", "after a run of Lightning's"])
+def test_a_worker_that_is_killed_is_a_sentence(handler, monkeypatch):
+    """At once, not when the others have been waited for; Lightning puts back handlers of before its run."""
+    monkeypatch.setattr(datasets, "SECONDS_TO_ANSWER", 60)
+    list(ImageLoader([1, 2], num_workers=1, batch_bytes=1))
+    before = signal.getsignal(signal.SIGCHLD)
+    if handler is not None:
+        signal.signal(signal.SIGCHLD, handler)
+    try:
+        with pytest.raises(DogbreedError, match=r"was killed, or did not answer for 1 minute.*num_workers=0") as raised:
+            list(ImageLoader(_Killed(), num_workers=1, batch_bytes=1))
+    finally:
+        signal.signal(signal.SIGCHLD, before)
+    error = raised.value.__cause__
+    assert error is not None
+    assert not isinstance(error.__cause__, queue.Empty), "torch has waited for its whole patience"
 
 
 def test_workers_are_the_cores_of_this_process_shared_among_devices(dog_tree, monkeypatch):
