@@ -27,6 +27,7 @@ from dogbreed.models import backbones, lbfgs, mixing, own_networks
 from dogbreed.models.averaging import AveragedWeights
 from dogbreed.models.checkpoints import digest_of, network_state, read_checkpoint
 from dogbreed.models.cut import CutNetwork
+from dogbreed.models.epoch_sums import EpochSums
 from dogbreed.models.model_folder import Exported, save
 from dogbreed.models.neighbours import InDomain
 from dogbreed.models.optim import check_training, make_optimizer, make_scheduler, parameter_groups
@@ -150,9 +151,7 @@ class DogBreedClassifier(LightningModule):
         self.eval_criterion = nn.CrossEntropyLoss()
         self.images_seen = 0
         self._collected: list[tuple[Tensor, Tensor, Tensor]] = []
-        # Of loss and hits over the images of the epoch so far, and their number, [3].
-        self._train_sums: Tensor | None = None
-        self._eval_sums: Tensor | None = None
+        self._train_sums, self._eval_sums = EpochSums(), EpochSums()
         self._watched = LaggingValues()
 
     @classmethod
@@ -268,17 +267,17 @@ class DogBreedClassifier(LightningModule):
         inputs, targets = (batch.inputs, batch.labels) if self.mixing is None else self.mixing(*batch[:2])
         logits = self.logits(batch._replace(inputs=inputs))
         loss: Tensor = self.criterion(logits, targets)
-        self._train_sums = _added(self._train_sums, loss.detach(), logits.detach(), batch.labels)
+        self._train_sums.add(loss, logits, batch.labels)
         # Waiting for the loss would stall a GPU at each step; there an earlier sum is looked at, on every 16th.
         if loss.device.type == "cpu" or batch_idx % 16 == 0:
-            sums = self._watched.read(self._train_sums)
+            sums = self._watched.read(self._train_sums.total())
             if sums is not None and not math.isfinite(sums[0]):
                 raise self._diverged("train_loss", batch_idx)
         self.images_seen += len(batch.labels) * self.trainer.world_size
         return loss
 
     def on_train_epoch_start(self) -> None:
-        self._train_sums = None
+        self._train_sums = EpochSums()
         self._watched = LaggingValues()  # no epoch ends before its sums are looked at
 
     def on_train_epoch_end(self) -> None:
@@ -287,15 +286,14 @@ class DogBreedClassifier(LightningModule):
             raise self._diverged("train_loss", int(self.trainer.num_training_batches) - 1)
         self.log_dict({"train_loss": loss, "train_acc": accuracy})
 
-    def _means(self, sums: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _means(self, epoch: EpochSums) -> tuple[Tensor, Tensor]:
         """Return mean loss and accuracy over the images of all devices, on the CPU; a GPU is waited for once."""
-        assert sums is not None, "an epoch has at least one step"
-        sums = self.trainer.strategy.reduce(sums, reduce_op="sum")
+        sums = self.trainer.strategy.reduce(epoch.total(), reduce_op="sum")
         loss, accuracy = (sums[:2] / sums[2]).cpu()
         return loss, accuracy
 
     def on_validation_epoch_start(self) -> None:
-        self._eval_sums = None
+        self._eval_sums = EpochSums()
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(self._whole(batch))
@@ -308,7 +306,7 @@ class DogBreedClassifier(LightningModule):
             raise self._diverged("val_loss", int(self.trainer.num_training_batches) - 1)
 
     def on_test_epoch_start(self) -> None:
-        self._eval_sums = None
+        self._eval_sums = EpochSums()
 
     def test_step(self, batch: Any, batch_idx: int) -> None:
         self._evaluate(self._whole(batch))
@@ -331,7 +329,7 @@ class DogBreedClassifier(LightningModule):
         """Keep what is predicted for a batch where it is: a GPU is not waited for before the split's end."""
         logits = self.logits(batch).float()
         self._collected.append((logits, batch.labels, batch.indices))
-        self._eval_sums = _added(self._eval_sums, self.eval_criterion(logits, batch.labels), logits, batch.labels)
+        self._eval_sums.add(self.eval_criterion(logits, batch.labels), logits, batch.labels)
 
     def _gather(self) -> Outputs:
         """Bring the predictions of all devices together, in the order of the split."""
@@ -463,21 +461,6 @@ class DogBreedClassifier(LightningModule):
             metrics=metrics or {},
         )
         return save(Path(folder), exported)
-
-
-def _added(sums: Tensor | None, loss: Tensor, logits: Tensor, labels: Tensor) -> Tensor:
-    """Add a step to an epoch's sums on the device; torchmetrics' MeanMetric waits for a GPU, and takes 0.5 ms.
-
-    Args:
-        sums: Of the loss and the hits over the images, and their number, [3]; None before the first step.
-        loss: Mean over the step's images.
-        logits: [N, classes].
-        labels: [N].
-    """
-    count = len(labels)
-    hits = (logits.argmax(1) == labels).sum()
-    step = torch.stack([loss.float() * count, hits.float(), torch.full_like(loss, count, dtype=torch.float32)])
-    return step if sums is None else sums + step
 
 
 def seed_generators(seed: int, device: torch.device) -> None:
