@@ -107,6 +107,7 @@ def _backbones(config: Config) -> list[tuple[str, str]]:
         chosen += list(pair.items())
     if not chosen:
         raise DogbreedError("search.backbones is empty; name a backbone, such as [resnet18].")
+    chosen = list(dict.fromkeys(chosen))  # twice the same would be an ensemble of one
     for name, _ in chosen:
         if not timm_networks.is_timm(name):  # which may not be installed
             backbones.check_name(name)

@@ -19,7 +19,7 @@ from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
 from dogbreed.data.images import load
 from dogbreed.models import backbones
-from dogbreed.search.leaderboard import RATE, multiply_adds
+from dogbreed.search.leaderboard import RATE, _backbones, multiply_adds
 from dogbreed.training.build import build_data, build_model
 from dogbreed.training.run import train
 from dogbreed.tune import main
@@ -178,6 +178,11 @@ def test_what_cannot_be_is_a_sentence(
     assert main([*kept, setting, f"output_dir={tmp_path / 'none'}"]) == 2
     assert sentence in capsys.readouterr().err
     assert not (tmp_path / "none").exists()
+
+
+def test_a_backbone_that_is_named_twice_takes_part_once() -> None:
+    names = "search.backbones=[resnet18,{resnet18: my.pth},resnet18,{resnet18: imagenet}]"
+    assert _backbones(Config.from_dict(compose([names]))) == [("resnet18", "imagenet"), ("resnet18", "my.pth")]
 
 
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", pytest.param("vit_b_16", marks=pytest.mark.slow)])
