@@ -18,9 +18,7 @@ from dogbreed.core import compiled
 SOURCE = Path(__file__).with_name("adam_steps.c")
 FLAGS = ("-O3", "-mavx2", "-mfma", "-fopenmp")  # with torch's own threads: the library of that name is loaded
 PANEL = 16  # of the C file: the inputs are whole ones
-IMAGES = (
-    256  # most that a step may have: of more, the products of torch are as fast, and they are nearly all of the time
-)
+IMAGES = 256  # most of a step: of more, the products of torch are as fast, and they are nearly all of the time
 
 _pointer, _number, _float = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 
