@@ -188,19 +188,19 @@ def test_an_error_on_one_thread_ends_all(settings: list[str], monkeypatch: pytes
     trainer, before = HeadTrainer(model, data), torch.get_num_threads()
     heads, taken = [Head(lr=0.01, seed=seed) for seed in (1, 2)], []
 
-    def fails(stack: stacked_heads._Stack, inputs: Tensor, labels: Tensor) -> Tensor:
+    def fails(stack: stacked_heads._Stack, steps: Any) -> Tensor:
         taken.append(stack)
         if len(taken) == 5:
             raise ValueError("no")
-        return step(stack, inputs, labels)
+        return take_steps(stack, steps)
 
-    step = stacked_heads._Stack.step
+    take_steps = stacked_heads._Stack.take_steps
     torch.set_num_threads(2)
     try:
         with monkeypatch.context() as patched:
-            patched.setattr(stacked_heads._Stack, "step", fails)
+            patched.setattr(stacked_heads._Stack, "take_steps", fails)
             with pytest.raises(ValueError, match="no"):
-                trainer.train(heads, batch_size=8, epochs=100_000)
+                trainer.train(heads, batch_size=8, epochs=1000)
         assert not [thread for thread in threading.enumerate() if "ThreadPool" in thread.name]
         plain = Head(lr=0.01)
         trainer.train([plain], batch_size=8, epochs=1)
