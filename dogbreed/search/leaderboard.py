@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from dogbreed.cache.callback import Built
 from dogbreed.config.settings import Config
-from dogbreed.core.errors import DogbreedError
+from dogbreed.core.errors import DogbreedError, Interrupted
 from dogbreed.core.files import discarded_if_empty, write_json
 from dogbreed.data.datamodule import DogImages
 from dogbreed.data.images import load
@@ -126,6 +126,8 @@ def _compare(config: Config, chosen: Sequence[tuple[str, str]], started: float) 
             data.setup()
             with float32_as(config.cache.precision, device):
                 entries.append(_entry(own, data, device))
+        except Interrupted:  # the person stops all of them
+            raise
         except (DogbreedError, NotStackable) as error:
             failed[backbone] = str(error)
             _say(config, f"{backbone} cannot take part: {error}")

@@ -17,6 +17,7 @@ from torchvision.models import get_model
 
 from dogbreed.config.compose import compose
 from dogbreed.config.settings import Config
+from dogbreed.core.errors import Interrupted
 from dogbreed.data.images import load
 from dogbreed.models import backbones
 from dogbreed.search.leaderboard import RATE, _backbones, multiply_adds
@@ -203,3 +204,17 @@ def test_the_experiment_names_ten_networks_that_are_known() -> None:
 def _ten() -> list[Any]:
     chosen: list[Any] = compose(["experiment=leaderboard"])["search"]["backbones"]
     return chosen
+
+
+def test_a_ctrl_c_stops_all_backbones(dog_tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is no reason to leave one of them out."""
+    started: list[str] = []
+
+    def stopped(config: Config, *_: Any) -> None:
+        started.append(config.model.backbone)
+        raise Interrupted("Stopped while features were computed.")
+
+    monkeypatch.setattr("dogbreed.search.leaderboard._entry", stopped)
+    backbones = "search.backbones=[squeezenet1_1,resnet18]"
+    assert main([*runs.TINY, f"data.root={dog_tree}", f"output_dir={tmp_path / 'run'}", backbones]) == 130
+    assert started == ["squeezenet1_1"]
