@@ -84,6 +84,8 @@ def _stopped_once() -> Iterator[list[int]]:
         if time.monotonic() - last > CLEARING_UP:
             last = time.monotonic()
             numbers.append(number)
+            if hasattr(signal, "SIGCHLD"):  # workers that were stopped too are no error, as torch's handler has it
+                signal.signal(signal.SIGCHLD, lambda *_: None)
             raise KeyboardInterrupt
 
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:

@@ -176,7 +176,6 @@ class HeadTrainer:
         batch_size: int,
         epochs: int,
         should_stop: ShouldStop | None = None,
-        on_epoch: Callable[[int], None] | None = None,
     ) -> None:
         """Train all heads side by side, in as many stacks as memory asks for, and fill in their results.
 
@@ -186,16 +185,15 @@ class HeadTrainer:
             epochs: Number of epochs.
             should_stop: Called after each epoch but the last, with the epoch (from 1) and the heads that still train;
                 says for each whether to stop it.
-            on_epoch: Called after each epoch with the number of heads that took part.
         """
         one = 4 * 4 * self.stem.head.weight.numel()
-        threads = 1 if should_stop or on_epoch else self._threads(heads)
+        threads = 1 if should_stop else self._threads(heads)
         size = max(1, MEMORY_BYTES // (one * threads))
 
         def train(stacks: Iterable[Sequence[Head]]) -> None:
             for stack in stacks:
                 for start in range(0, len(stack), size):
-                    self._train_stack(stack[start : start + size], batch_size, epochs, should_stop, on_epoch)
+                    self._train_stack(stack[start : start + size], batch_size, epochs, should_stop)
 
         self._stopped, stacks = False, self._stacks(heads, batch_size)
         if threads == 1:
@@ -248,7 +246,6 @@ class HeadTrainer:
         batch_size: int,
         epochs: int,
         should_stop: ShouldStop | None,
-        on_epoch: Callable[[int], None] | None,
     ) -> None:
         """Train heads that have the same seed, and the same images or equally many steps."""
         steps, hparams = self._steps_of(heads, batch_size), self.stem.model.hparams
@@ -262,8 +259,6 @@ class HeadTrainer:
                     return
                 sums += stack.take_steps(some)
             self._note(stack, epoch, sums / sums.new_tensor([len(rows) for rows in steps.rows]))
-            if on_epoch:
-                on_epoch(len(stack.heads))
             # A head that has diverged stays diverged.
             stop = [
                 head.epochs == epoch + 1

@@ -22,6 +22,17 @@ def task():
             os.kill(os.getpid(), number)
         print("cleared up")
 """
+WORKER_STOPPED_TOO = """
+def task():
+    def worker_died(*_):
+        raise RuntimeError("a worker is killed by a signal")
+    signal.signal(signal.SIGCHLD, worker_died)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    finally:
+        os.kill(os.getpid(), signal.SIGCHLD)
+        print("cleared up")
+"""
 FIRST = """
 def task():
     os.kill(os.getpid(), signal.SIGINT)
@@ -48,6 +59,11 @@ def test_a_second_ctrl_c_at_exit_prints_no_traceback():
 
 def test_another_ctrl_c_does_not_disturb_the_clearing_up():
     assert ended(SECOND_AT_ONCE) == (130, "cleared up\n", "stopped\n")
+
+
+def test_workers_that_are_stopped_with_a_command_do_not_disturb_the_clearing_up():
+    """As by `timeout`, or by whatever else stops a group of processes."""
+    assert ended(WORKER_STOPPED_TOO) == (143, "cleared up\n", "stopped\n")
 
 
 def test_what_does_not_hear_ctrl_c_goes_on():
